@@ -1,0 +1,36 @@
+"""data2vec in PyTorch Lightning: one module, one trunk, three modalities.
+
+The names here are public, and they are the short class paths of YAML files.
+"""
+
+from d2v_lightning.backbone import Backbone, Features
+from d2v_lightning.callbacks import EMATeacher, StepSeed
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.decoder import LinearDecoder
+from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.module import Data2Vec
+from d2v_lightning.optim import Optimization
+from d2v_lightning.position import RelativePositionBias
+from d2v_lightning.student import MaskTokenStudent
+from d2v_lightning.targets import Targets
+from d2v_lightning.transformer import Transformer
+from d2v_lightning.types import Batch
+
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Configurable",
+    "Data2Vec",
+    "EMATeacher",
+    "Features",
+    "ImageEncoder",
+    "LinearDecoder",
+    "MaskTokenStudent",
+    "Optimization",
+    "RegressionLoss",
+    "RelativePositionBias",
+    "StepSeed",
+    "Targets",
+    "Transformer",
+]

@@ -1,0 +1,38 @@
+"""StepSeed: dropout and its kin become a pure function of (seed, step, rank), so that a resumed run repeats them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class StepSeed(Callback):
+    """Re-seed torch's, Python's and NumPy's global generators before every training micro-batch.
+
+    Lightning does not restore random states on resume, and a saved state would be that of rank 0 only. Deriving them
+    needs nothing saved but one seed: that of `seed_everything`, or else the one torch started with.
+    """
+
+    def __init__(self) -> None:
+        self.seed: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seed = state_dict["seed"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.seed is None:
+            self.seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        entropy = [self.seed or 0, trainer.current_epoch, batch_idx, trainer.global_rank]
+        seeds = np.random.SeedSequence(entropy).generate_state(2)
+        torch.manual_seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))
+        random.seed(int(seeds[1]))

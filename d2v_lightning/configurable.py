@@ -1,0 +1,95 @@
+"""Constructor arguments as plain data: every module of ours records how it was built, and can be built again from that.
+
+A recorded tree is `{"class_path": "d2v_lightning.backbone.Backbone", "init_args": {...}}`, nested where an argument is a
+module of ours. It is what a checkpoint stores, what the YAML recipes hold and what LightningCLI reads, so a model made in
+Python and one made from YAML save and load alike. A class path is code: `build` makes classes of this project only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+OWN_PACKAGES = ("d2v_lightning", "datamodules")
+
+Tree = dict[str, Any]
+
+
+class Configurable:
+    """Mixin that records the constructor arguments of an instance, defaults included, in `config`."""
+
+    config: Tree
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        instance = super().__new__(cls)
+        # bind_partial: copy and pickle call __new__ without arguments and restore `config` afterwards.
+        bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}
+        instance.__dict__["config"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+        return instance
+
+
+def plain(value: Any) -> Any:
+    """A constructor argument as data: modules of ours become trees, tuples become lists.
+
+    Raises:
+        TypeError: the value is neither plain data nor a `Configurable`, so that no checkpoint could describe it.
+    """
+    if isinstance(value, Configurable):
+        return value.config
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    raise TypeError(
+        f"{type(value).__name__} cannot be stored in a checkpoint as a constructor argument: "
+        "pass plain data, or a module that inherits from d2v_lightning.Configurable"
+    )
+
+
+def build(tree: Any) -> Any:
+    """Instantiate a recorded tree, innermost first.
+
+    Raises:
+        ValueError: the tree names a class that is not this project's, or arguments which its constructor does not take.
+    """
+    if isinstance(tree, list):
+        return [build(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "class_path" not in tree:
+        return {key: build(value) for key, value in tree.items()}
+    cls = own_class(tree["class_path"])
+    arguments = tree.get("init_args") or {}
+    unknown = set(arguments) - set(inspect.signature(cls.__init__).parameters)
+    if unknown:
+        raise ValueError(f"{tree['class_path']} takes no argument named {', '.join(sorted(unknown))}")
+    return cls(**{name: build(value) for name, value in arguments.items()})
+
+
+def own_class(class_path: str) -> type:
+    """The class behind a full path, or behind a short public name such as `Backbone`; only ever one of this project."""
+    module_name, _, name = str(class_path).rpartition(".")
+    module_name = module_name or _package_of(name)
+    if module_name.partition(".")[0] in OWN_PACKAGES:
+        try:
+            cls = getattr(importlib.import_module(module_name), name, None)
+        except ModuleNotFoundError:
+            cls = None
+        if isinstance(cls, type) and issubclass(cls, Configurable):
+            return cls
+    raise ValueError(
+        f"'{class_path}' is not a class of d2v_lightning. Nothing was run: a configuration stored in a checkpoint "
+        "may only name this project's own classes"
+    )
+
+
+def _package_of(name: str) -> str:
+    for package in OWN_PACKAGES:
+        if hasattr(importlib.import_module(package), name):
+            return package
+    return ""

@@ -1,0 +1,96 @@
+"""Images to tokens: a linear map of square patches, then a class token and, where wanted, learned positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from d2v_lightning.configurable import Configurable
+
+
+class ImagePosition(nn.Module):
+    """Puts the class token in front and adds learned positions.
+
+    Args:
+        dim: width D.
+        num_patches: N.
+        learned: add a learned vector per position. data2vec 1.0 has none: its relative-position bias says where a patch is.
+    """
+
+    num_extra_tokens = 1
+
+    def __init__(self, dim: int, num_patches: int, learned: bool) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.embedding = nn.Parameter(torch.zeros(1, 1 + num_patches, dim)) if learned else None
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Patches (B, N, D), hidden ones replaced already -> the trunk's input (B, 1 + N, D)."""
+        x = torch.cat([self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return x if self.embedding is None else x + self.embedding
+
+
+class ImageEncoder(Configurable, nn.Module):
+    """Patch embedding of images of any size, patch size and number of channels.
+
+    Args:
+        image_size: pixels, (height, width) or one number for both.
+        patch_size: pixels, likewise. Both sides of the image must be multiples of it.
+        in_channels: 3 for colour, 1 for grey, any number for other sensors.
+        dim: width D.
+        learned_positions: see `ImagePosition`.
+
+    Raises:
+        ValueError: the image is not a whole number of patches.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_channels: int = 3,
+        dim: int = 768,
+        learned_positions: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.patch_size = _pair(image_size), _pair(patch_size)
+        self.in_channels, self.dim = in_channels, dim
+        self.grid = patch_grid(self.image_size, self.patch_size)
+        self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
+        nn.init.trunc_normal_(self.patch_embed.weight, std=0.02, a=-0.02, b=0.02)
+        if self.patch_embed.bias is not None:
+            nn.init.zeros_(self.patch_embed.bias)
+        self.position = ImagePosition(dim, self.grid[0] * self.grid[1], learned_positions)
+
+    def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, None]:
+        """Images (B, C, H, W) -> patches (B, N, D), row by row, each knowing nothing of the others. No padding.
+
+        Raises:
+            ValueError: the images are not of this encoder's size.
+        """
+        if padding_mask is not None:
+            raise ValueError("images have no padding: leave padding_mask out")
+        expected = (self.in_channels, *self.image_size)
+        if tuple(inputs.shape[1:]) != expected:
+            raise ValueError(f"images are {tuple(inputs.shape[1:])} (C, H, W), the encoder was built for {expected}")
+        return self.patch_embed(inputs).flatten(2).transpose(1, 2), None
+
+
+def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Number of patches (down, across).
+
+    Raises:
+        ValueError: a side of the image is not a multiple of the patch.
+    """
+    if any(side % patch or side < patch for side, patch in zip(image_size, patch_size, strict=True)):
+        raise ValueError(
+            f"image_size {image_size[0]}x{image_size[1]} is not a whole number of patches of "
+            f"{patch_size[0]}x{patch_size[1]}: make both sides multiples of patch_size"
+        )
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,0 +1,45 @@
+"""The regression loss between predictions and targets at hidden positions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2v_lightning.configurable import Configurable
+
+
+class RegressionLoss(Configurable):
+    """Smooth L1 or squared error, averaged over hidden tokens (RECIPES "loss").
+
+    Args:
+        beta: error at which smooth L1 turns from quadratic to linear; 0 for the plain squared error.
+            Images 1.0: 2, text 1.0: 4, speech and all of 2.0: 0.
+        over_width: "mean" over the D channels (1.0 images) or "sum".
+        scale: factor on the loss; "rsqrt_width" for 1 / sqrt(D) (speech, 2.0 images).
+    """
+
+    def __init__(
+        self,
+        beta: float = 2.0,
+        over_width: Literal["mean", "sum"] = "mean",
+        scale: float | Literal["rsqrt_width"] = 1.0,
+    ) -> None:
+        if beta < 0:
+            raise ValueError(f"beta is {beta}: it must be 0 (squared error) or positive (smooth L1)")
+        if over_width not in ("mean", "sum"):
+            raise ValueError(f"over_width is {over_width!r}: choose 'mean' or 'sum'")
+        self.beta, self.over_width, self.scale = beta, over_width, scale
+
+    def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Predictions and targets (P, D) -> scalar, the mean over the P tokens. Computed in float32."""
+        predictions, targets = predictions.float(), targets.float()
+        if self.beta == 0:
+            error = F.mse_loss(predictions, targets, reduction="none")
+        else:
+            error = F.smooth_l1_loss(predictions, targets, beta=self.beta, reduction="none")
+        width = predictions.shape[-1]
+        scale = width**-0.5 if self.scale == "rsqrt_width" else float(self.scale)
+        per_token = scale * (1.0 if self.over_width == "sum" else 1.0 / width)
+        return error.sum() * (per_token / max(1, predictions.shape[0]))

@@ -1,0 +1,166 @@
+"""Which tokens the student may not see, and how rows are picked by position.
+
+In every mask `True` = hidden. All randomness comes from the generator that the caller hands in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+ATTEMPTS_PER_BLOCK = 10
+
+
+def block_mask(
+    grid: tuple[int, int],
+    num_masked: int,
+    generator: torch.Generator | None = None,
+    min_block: int = 16,
+    max_block: int | None = None,
+    min_aspect: float = 0.3,
+) -> Tensor:
+    """Hides exactly `num_masked` patches in rectangular blocks (BEiT, arXiv 2106.08254, algorithm 1).
+
+    Blocks of random area and shape are laid down, overlaps allowed, for as long as one that fits turns up within ten
+    attempts. What is then still missing grows onto the edges of the blocks: BEiT's own generator stops there and hides
+    up to eight patches fewer, which makes the rows of a batch unequal.
+
+    data2vec 1.0 for images: 120 of 14 x 14 patches, blocks of 16 patches or more.
+
+    Args:
+        grid: (rows, columns) of patches; N = rows x columns.
+        num_masked: how many patches to hide, 1..N-1.
+        generator: source of all randomness; `None` is torch's global one.
+        min_block: smallest area of a block, 1..num_masked.
+        max_block: largest area of a block; by default whatever is still to be hidden.
+        min_aspect: height / width of a block lies between this and its inverse.
+
+    Returns:
+        (N,) bool in row-major order, True = hidden.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    rows, columns = grid
+    if rows < 1 or columns < 1 or rows * columns < 2:
+        raise ValueError(f"grid {rows}x{columns}: permitted are grids of at least two patches")
+    num_patches = rows * columns
+    if not 1 <= num_masked < num_patches:
+        raise ValueError(f"num_masked {num_masked}: permitted is 1..{num_patches - 1} in a {rows}x{columns} grid")
+    if not 1 <= min_block <= num_masked:
+        raise ValueError(f"min_block {min_block}: permitted is 1..num_masked = {num_masked}")
+    if max_block is not None and max_block < min_block:
+        raise ValueError(f"max_block {max_block}: permitted is min_block = {min_block} or more")
+    if not 0 < min_aspect <= 1:
+        raise ValueError(f"min_aspect {min_aspect}: permitted is 0 < min_aspect <= 1")
+
+    # The mask is one integer with a bit per patch: a block is set, and its new patches are counted, in two operations.
+    draw = _uniforms(generator)
+    hidden, missing = 0, num_masked
+    while missing:
+        block = _fitting_block(grid, hidden, missing, min_block, min(missing, max_block or missing), min_aspect, draw)
+        if not block:
+            break
+        hidden |= block
+        missing = num_masked - hidden.bit_count()
+    while missing:
+        edge = _set_bits(_edge(grid, hidden))
+        hidden |= 1 << edge[int(next(draw) * len(edge))]
+        missing -= 1
+
+    bits = bytearray(hidden.to_bytes((num_patches + 7) // 8, "little"))
+    shifts = torch.arange(8, dtype=torch.uint8)
+    return (torch.frombuffer(bits, dtype=torch.uint8)[:, None] >> shifts & 1).flatten()[:num_patches].bool()
+
+
+def hidden_positions(mask: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+    """Where the loss is taken: hidden tokens that are not padding.
+
+    Args:
+        mask: (B, M, N) bool, True = hidden.
+        padding_mask: (B, N) bool at token level, True = padding.
+
+    Returns:
+        (P,) int64 ascending flat positions in (B, M, N).
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
+    if mask.dim() != 3 or mask.dtype != torch.bool:
+        raise ValueError(f"mask {tuple(mask.shape)} {mask.dtype}: permitted is (B, M, N) bool")
+    if padding_mask is not None:
+        if padding_mask.shape != (mask.shape[0], mask.shape[2]) or padding_mask.dtype != torch.bool:
+            raise ValueError(
+                f"padding_mask {tuple(padding_mask.shape)} {padding_mask.dtype}: permitted is (B, N) = "
+                f"({mask.shape[0]}, {mask.shape[2]}) bool"
+            )
+        mask = mask & ~padding_mask[:, None, :]
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def take_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """Gathers tokens by their flat position where there is one mask per sample (M = 1).
+
+    Args:
+        x: (B, N, D).
+        positions: (P,) int64 flat positions in (B, N), which for M = 1 are those in (B, M, N).
+
+    Returns:
+        (P, D).
+    """
+    return x.flatten(0, 1).index_select(0, positions)
+
+
+def _uniforms(generator: torch.Generator | None) -> Iterator[float]:
+    """Endless numbers in [0, 1), drawn from torch in bulk because a call for each would dominate the time."""
+    while True:
+        yield from torch.rand(64, generator=generator).tolist()
+
+
+def _fitting_block(
+    grid: tuple[int, int],
+    hidden: int,
+    missing: int,
+    min_area: int,
+    max_area: int,
+    min_aspect: float,
+    draw: Iterator[float],
+) -> int:
+    """A random block, as bits, that adds between 1 and `missing` patches to `hidden`; 0 where ten attempts find none."""
+    rows, columns = grid
+    for _ in range(ATTEMPTS_PER_BLOCK):
+        area = min_area + (max_area - min_area) * next(draw)
+        aspect = min_aspect ** (1 - 2 * next(draw))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if not (0 < height < rows and 0 < width < columns):
+            continue
+        top, left = int(next(draw) * (rows - height + 1)), int(next(draw) * (columns - width + 1))
+        line = ((1 << width) - 1) << left
+        block = sum(line << row * columns for row in range(top, top + height))
+        if 0 < (block & ~hidden).bit_count() <= missing:
+            return block
+    return 0
+
+
+def _edge(grid: tuple[int, int], hidden: int) -> int:
+    """Visible patches to grow onto, as bits: in the corners and notches of `hidden`, else beside it, else any."""
+    rows, columns = grid
+    everything = (1 << rows * columns) - 1
+    first_column = sum(1 << row * columns for row in range(rows))
+    above, below = hidden << columns & everything, hidden >> columns
+    before = (hidden & ~(first_column << columns - 1)) << 1
+    after = (hidden & ~first_column) >> 1
+    beside_row, beside_column = above | below, before | after
+    twice = (beside_row & beside_column) | (above & below) | (before & after)
+    for candidates in (twice, beside_row | beside_column, everything):
+        if visible := candidates & ~hidden:
+            return visible
+    raise AssertionError("num_masked is smaller than the grid, so something is visible")
+
+
+def _set_bits(bits: int) -> list[int]:
+    """Places of the bits that are set, ascending."""
+    return [place for place in range(bits.bit_length()) if bits >> place & 1]

@@ -1,0 +1,192 @@
+"""Data2Vec: the one LightningModule for pre-training."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.masking import hidden_positions, take_tokens
+from d2v_lightning.optim import Optimization
+from d2v_lightning.student import MaskTokenStudent
+from d2v_lightning.targets import Targets
+from d2v_lightning.teacher import Scope, Teacher
+from d2v_lightning.types import Batch
+
+# Gradients are accumulated as sums over hidden tokens, counted in units of this many: near the mean of a usual
+# micro-batch, so that the loss scale of 16-bit training stays in its range.
+_TOKENS_PER_UNIT = 4096
+
+
+class Data2Vec(LoadsOwnCheckpoints, LightningModule):
+    """Pre-training: the student predicts, at hidden positions, what an EMA teacher makes of the whole input.
+
+    Owns the teacher (a frozen sub-module) and the callback that moves it, which it hands to any Trainer.
+
+    Args:
+        student: backbone, masking and decoder.
+        targets: what the teacher's layers become.
+        loss: between predictions and targets.
+        ema_teacher: how the teacher follows the student.
+        optimization: optimiser, parameter groups, schedule.
+        teacher_scope: how much of the backbone the teacher holds, see `Teacher`. Images: "backbone".
+        compile: compile encoder and blocks in place (`torch.compile`), which keeps parameter names.
+        on_nonfinite: a loss that is not finite "stop"s the run before it touches the weights on a CPU and one step later
+            on a GPU, where waiting for every loss would stall the device; "skip" leaves the micro-batch out, on all ranks
+            alike, at the price of that wait. Either way the batch is named.
+    """
+
+    def __init__(
+        self,
+        student: MaskTokenStudent,
+        targets: Targets,
+        loss: RegressionLoss,
+        ema_teacher: EMATeacher,
+        optimization: Optimization,
+        teacher_scope: Scope = "backbone",
+        compile: bool = False,
+        on_nonfinite: Literal["stop", "skip"] = "stop",
+    ) -> None:
+        super().__init__()
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite is {on_nonfinite!r}: choose 'stop' or 'skip'")
+        self.student = student
+        self.teacher = Teacher(student.backbone, teacher_scope)
+        self.make_targets, self.loss = targets, loss
+        self.ema_teacher, self.optimization = ema_teacher, optimization
+        self.compile_parts, self.on_nonfinite = compile, on_nonfinite
+        self.averaged_layers = targets.layers(student.backbone.transformer.depth)
+        self._units = 0.0  # hidden tokens of the running micro-batch and ...
+        self._units_in_window = 0.0  # ... of those accumulated since the last optimiser step
+
+    @property
+    def backbone(self) -> Backbone:
+        """The student's backbone."""
+        return self.student.backbone
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The student's encoder, whose sizes a datamodule reads."""
+        return self.student.backbone.encoder
+
+    # ---- the method ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch: the mean over its hidden tokens."""
+        loss, hidden = self._regress(batch)
+        self._units = hidden.numel() / _TOKENS_PER_UNIT
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["inputs"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The same loss on held-out data. It is no measure of quality: a collapsed model has a low one."""
+        loss, _ = self._regress(batch)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch["inputs"]), sync_dist=True)
+        return loss
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss, _ = self._regress(batch)
+        self.log("test/loss", loss, batch_size=len(batch["inputs"]), sync_dist=True)
+        return loss
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Features of the last block, averaged over the tokens of each sample (B, D)."""
+        features = self.backbone.features(batch["inputs"], batch.get("padding_mask"), layers=[-1])
+        tokens, padding = features.layers[0], features.padding_mask
+        if padding is not None:
+            tokens = tokens.masked_fill(padding[..., None], 0.0)
+        return tokens.sum(dim=1) / features.lengths[:, None]
+
+    def _regress(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and the flat positions (P,) that it was taken at."""
+        tokens, padding_mask = self.encoder.features(batch["inputs"], batch.get("padding_mask"))
+        hidden = batch["hidden"] if "hidden" in batch else hidden_positions(batch["mask"], padding_mask)
+        predictions = self.student(tokens, padding_mask, batch["mask"], hidden)
+        targets = self._targets(batch, tokens, padding_mask)
+        return self.loss(predictions, take_tokens(targets, hidden)), hidden
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Targets at every position (B, N, D), float32."""
+        return self._targets(batch, *self._student_tokens(batch))
+
+    def teacher_layer_results(self, batch: Batch) -> list[Tensor]:
+        """The K averaged layer results of the teacher, lowest block first, each (B, N, D), not normalised."""
+        return self._layer_results(batch, *self._student_tokens(batch))
+
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The student's predictions (P, D) and their flat positions (P,) in (B, M, N)."""
+        tokens, padding_mask = self._student_tokens(batch)
+        hidden = hidden_positions(batch["mask"], padding_mask)
+        return self.student(tokens, padding_mask, batch["mask"], hidden), hidden
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+        return self.make_targets(self._layer_results(batch, tokens, padding_mask))
+
+    def _layer_results(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+        results = self.teacher(self.backbone, batch["inputs"], tokens, padding_mask, keep=self.averaged_layers)
+        extra = self.backbone.num_extra_tokens
+        return [result[:, extra:] for result in self.make_targets.select(results)]
+
+    def _student_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        tokens, padding_mask = self.encoder.features(batch["inputs"], batch.get("padding_mask"))
+        return tokens, padding_mask
+
+    # ---- gradients -------------------------------------------------------------------------------------------------
+    # The published gradient is sum of losses / sum of hidden tokens over all ranks and micro-batches. Lightning averages
+    # means; so each micro-batch is weighted by its count on the way in and the whole is divided by the total on the way out.
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count the hidden tokens while the mask is still on the CPU: nothing on the device has to be waited for."""
+        if isinstance(batch, dict) and "mask" in batch and "padding_mask" not in batch:
+            return {**batch, "hidden": hidden_positions(batch["mask"])}
+        return batch
+
+    def on_train_start(self) -> None:
+        self._units_in_window = 0.0
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.on_nonfinite == "skip" and self._any_rank_nonfinite(loss):
+            rank_zero_warn(f"optimiser step {self.global_step}: loss is {loss.item()}, micro-batch skipped")
+            return
+        self._units_in_window += self._units
+        super().backward(loss * self._units, *args, **kwargs)
+
+    def _any_rank_nonfinite(self, loss: Tensor) -> bool:
+        bad = (~torch.isfinite(loss.detach())).float()
+        return bool(self.trainer.strategy.reduce(bad, reduce_op="sum") > 0)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the accumulated gradient by the hidden tokens of the whole step; clipping comes after this."""
+        if self._units_in_window == 0.0:  # every micro-batch of the step was skipped
+            return
+        # Lightning has divided by the number of micro-batches, the strategy by the number of ranks.
+        factor: float | Tensor = self.trainer.accumulate_grad_batches / self._units_in_window
+        if self.trainer.world_size > 1:
+            units = torch.tensor(self._units_in_window, device=self.device)
+            factor = self.trainer.accumulate_grad_batches / self.trainer.strategy.reduce(units, reduce_op="mean")
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        self._units_in_window = 0.0
+
+    # ---- Lightning ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.compile_parts:
+            for backbone in (self.backbone, self.teacher):
+                for block in backbone.transformer.blocks:
+                    block.compile(dynamic=False)
+
+    def configure_optimizers(self) -> Any:
+        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [self.ema_teacher, StepSeed()]

@@ -1,0 +1,134 @@
+"""AdamW with the recipes' parameter groups (no decay, layer-wise rates) and learning-rate schedule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from d2v_lightning import schedules
+from d2v_lightning.configurable import Configurable
+
+
+class Optimization(Configurable):
+    """AdamW and its schedule, as data.
+
+    The defaults are data2vec 1.0 for images, Base (RECIPES "1.0, image B").
+
+    Args:
+        lr: peak learning rate for the published batch.
+        betas, eps, weight_decay: as in `torch.optim.AdamW`. What fairseq calls Adam decays decoupled, so it is AdamW too.
+        decay_all: apply weight decay to every parameter (released 1.0 speech and text); otherwise biases, norms, other
+            1-D parameters, the class token and learned positions are spared.
+        layer_decay: each block's rate is this times the next one's, counted from the head down; None for none.
+        schedule: "cosine" (warm-up then cosine), "tri_stage", "polynomial", or "constant".
+        warmup: optimiser steps where a whole number, part of the whole run where below 1 (10 of 800 epochs is .0125).
+        final_lr: rate at the end, in the same unit as `lr`.
+        hold: for "tri_stage", part of the run at the peak.
+        inclusive_warmup: see `schedules.cosine`.
+    """
+
+    def __init__(
+        self,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.05,
+        decay_all: bool = False,
+        layer_decay: float | None = None,
+        schedule: Literal["cosine", "tri_stage", "polynomial", "constant"] = "cosine",
+        warmup: float = 0.0125,
+        final_lr: float = 1e-5,
+        hold: float = 0.9,
+        inclusive_warmup: bool = True,
+    ) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup", warmup), ("final_lr", final_lr)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}: it must not be negative")
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise ValueError(f"layer_decay is {layer_decay}: it must lie in (0, 1]")
+        if schedule not in ("cosine", "tri_stage", "polynomial", "constant"):
+            raise ValueError(f"schedule is {schedule!r}: choose 'cosine', 'tri_stage', 'polynomial' or 'constant'")
+        self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
+        self.decay_all, self.layer_decay = decay_all, layer_decay
+        self.schedule, self.warmup, self.final_lr, self.hold = schedule, warmup, final_lr, hold
+        self.inclusive_warmup = inclusive_warmup
+
+    def configure(self, module: nn.Module, total_steps: int) -> dict[str, Any]:
+        """What `configure_optimizers` returns, for a run of `total_steps` optimiser steps. Frozen parameters stay out.
+
+        Raises:
+            ValueError: the warm-up is longer than the run.
+        """
+        groups = self.parameter_groups(module)
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        optimizer = torch.optim.AdamW(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=on_gpu or None
+        )
+        scheduler = LambdaLR(optimizer, self.factor(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def factor(self, total_steps: int) -> Callable[[int], float]:
+        """step -> learning rate as a part of the peak."""
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
+        if warmup > total_steps:
+            raise ValueError(
+                f"warmup is {warmup} steps, the whole run has {total_steps}: give it as a part of the run "
+                "(optimization.warmup: 0.05) or train longer"
+            )
+        if self.lr == 0:
+            return lambda step: 0.0
+        floor = self.final_lr / self.lr
+        hold = int(self.hold * total_steps)
+        if self.schedule == "cosine":
+            return lambda step: schedules.cosine(
+                step, total_steps, 1.0, warmup, floor=floor, inclusive=self.inclusive_warmup
+            )
+        if self.schedule == "tri_stage":
+            decay = max(1, total_steps - warmup - hold)
+            return lambda step: schedules.tri_stage(step, 1.0, warmup, hold, decay, final_scale=floor)
+        if self.schedule == "polynomial":
+            return lambda step: schedules.polynomial(step, total_steps, 1.0, warmup, end=floor)
+        return lambda step: min(1.0, (step + 1) / max(1, warmup))
+
+    def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """Trainable parameters by (rate, decay), each group with `params`, `lr`, `weight_decay` and a readable `name`."""
+        depth = max((layer_id(name, 0) for name, _ in module.named_parameters() if "blocks." in name), default=0)
+        groups: dict[tuple[float, bool], dict[str, Any]] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            scale = 1.0 if self.layer_decay is None else self.layer_decay ** (depth + 1 - layer_id(name, depth))
+            decays = self.decay_all or decays_weight(name, parameter)
+            group = groups.setdefault(
+                (scale, decays),
+                {
+                    "params": [],
+                    "lr": self.lr * scale,
+                    "weight_decay": self.weight_decay if decays else 0.0,
+                    "name": f"x{scale:.3g}_{'decay' if decays else 'no_decay'}",
+                },
+            )
+            group["params"].append(parameter)
+        return list(groups.values())
+
+
+def decays_weight(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay is meant for a parameter: not for vectors, biases, the class token and learned positions."""
+    spared = parameter.ndim <= 1 or name.endswith(("bias", "class_token", "position.embedding"))
+    return not spared
+
+
+def layer_id(name: str, depth: int) -> int:
+    """Place of a parameter in layer-wise decay (BEiT): 0 for the encoder, 1 to `depth` for the blocks, `depth` + 1 above.
+
+    The shared relative-position table counts as "above", so that it keeps the full rate, as in the released fine-tuning.
+    """
+    if re.search(r"(?:^|\.)encoder\.", name):
+        return 0
+    block = re.search(r"(?:^|\.)(?:blocks|block_tables)\.(\d+)(?:\.|$)", name)
+    return int(block[1]) + 1 if block else depth + 1

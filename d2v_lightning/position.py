@@ -1,0 +1,88 @@
+"""Where a token stands: position embeddings, and biases that attention adds to its scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from d2v_lightning.configurable import Configurable
+
+
+class RelativePositionBias(Configurable, nn.Module):
+    """Learned bias for every two-dimensional offset between patches (BEiT; recipe row "1.0 image").
+
+    Three more rows stand for class token -> patch, patch -> class token and class token -> itself. The tables start at 0.
+
+    Args:
+        grid: patches (down, across).
+        num_heads: heads of the attention that adds the bias.
+        num_tables: 1 = one table shared by all blocks, which is what data2vec does; otherwise one per block.
+    """
+
+    index: Tensor
+
+    def __init__(self, grid: tuple[int, int] = (14, 14), num_heads: int = 12, num_tables: int = 1) -> None:
+        super().__init__()
+        self.grid = (grid[0], grid[1])
+        rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
+        if num_tables == 1:
+            self.shared_table = nn.Parameter(torch.zeros(rows, num_heads))
+        else:
+            self.block_tables = nn.ParameterList([torch.zeros(rows, num_heads) for _ in range(num_tables)])
+        # Not in the state dict: it is a function of the grid, and an average of integer indices is garbage.
+        self.register_buffer("index", relative_position_index(self.grid), persistent=False)
+
+    @property
+    def tables(self) -> list[nn.Parameter]:
+        """The one shared table, or one per block; each (R, H)."""
+        return list(self.parameters())
+
+    def forward(self) -> list[Tensor]:
+        """Biases, one (1, H, 1 + N, 1 + N) tensor per table."""
+        length = self.index.shape[0]
+        biases = []
+        for table in self.tables:
+            bias = table[self.index.reshape(-1)].reshape(length, length, -1)
+            biases.append(bias.permute(2, 0, 1).unsqueeze(0).contiguous())
+        return biases
+
+
+def relative_position_index(grid: tuple[int, int]) -> Tensor:
+    """Row of the bias table for each pair of tokens (1 + N, 1 + N), class token first."""
+    height, width = grid
+    down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    down, across = down.flatten(), across.flatten()
+    offset_down = down[:, None] - down[None, :] + height - 1
+    offset_across = across[:, None] - across[None, :] + width - 1
+    offsets = (2 * height - 1) * (2 * width - 1)
+    index = torch.empty(height * width + 1, height * width + 1, dtype=torch.long)
+    index[1:, 1:] = offset_down * (2 * width - 1) + offset_across
+    index[0, :] = offsets
+    index[:, 0] = offsets + 1
+    index[0, 0] = offsets + 2
+    return index
+
+
+def resize_relative_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """A bias table (R, H) for another patch grid: bicubic over the offsets, the three class-token rows kept.
+
+    The offset between neighbouring patches of the *same picture* shrinks when the grid grows, so the table is stretched
+    over the new range of offsets rather than cropped or padded.
+    """
+    if old == new:
+        return table
+    offsets, extra = table[:-3], table[-3:]
+    image = offsets.T.reshape(1, table.shape[1], 2 * old[0] - 1, 2 * old[1] - 1)
+    size = (2 * new[0] - 1, 2 * new[1] - 1)
+    image = nn.functional.interpolate(image.float(), size=size, mode="bicubic", align_corners=True)
+    return torch.cat([image.reshape(table.shape[1], -1).T.to(table.dtype), extra])
+
+
+def resize_position_embedding(embedding: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Learned positions (1, 1 + N, D) for another patch grid: bicubic over the grid, the class token's kept."""
+    if old == new:
+        return embedding
+    extra, grid = embedding[:, :1], embedding[:, 1:]
+    image = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)
+    image = nn.functional.interpolate(image.float(), size=new, mode="bicubic", align_corners=False)
+    return torch.cat([extra, image.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).to(embedding.dtype)], dim=1)

@@ -1,0 +1,93 @@
+"""Our own checkpoints: what a file says of itself, and loading it without running anything that it names."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from typing_extensions import Self
+
+from d2v_lightning.configurable import Configurable, Tree, build, own_class
+
+FORMAT_VERSION = 1
+
+
+class LoadsOwnCheckpoints(Configurable):
+    """Mixin for our LightningModules: a checkpoint carries format version and constructor tree, and rebuilds from them.
+
+    `hyper_parameters` in the file is the module's `config`: plain data, whether the module was made in Python or by the
+    CLI. `load_from_checkpoint` reads tensors and plain data only and makes classes of this project only.
+    """
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["d2v_lightning"] = {"format_version": FORMAT_VERSION}
+        checkpoint["hyper_parameters"] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_format(checkpoint, "this checkpoint")
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", strict: bool = True
+    ) -> Self:
+        """The module that was saved, weights included.
+
+        Args:
+            checkpoint_path: a `.ckpt` file of ours.
+            map_location: device for the weights.
+            strict: refuse missing and unexpected weights.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, from another project, of a newer format, of another class, or names foreign code.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        tree = checkpoint["hyper_parameters"]
+        if not issubclass(own_class(tree["class_path"]), cls):
+            raise ValueError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
+        module = build(tree)
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        return module
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint of ours as tensors and plain data.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `LoadsOwnCheckpoints.load_from_checkpoint`.
+    """
+    checkpoint = read_tensors(path, map_location)
+    check_format(checkpoint, str(path))
+    return checkpoint
+
+
+def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
+    """`torch.load` that never executes code, with one clear line for each way in which a file can be bad."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a file that exists")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} holds more than tensors and plain data and was not loaded: {reason}") from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
+
+
+def check_format(checkpoint: Any, name: str) -> None:
+    """Refuse what is no checkpoint of ours, or was written by a newer version."""
+    if not isinstance(checkpoint, dict) or "d2v_lightning" not in checkpoint:
+        raise ValueError(
+            f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with "
+            "d2v_lightning.checkpoints.load_official"
+        )
+    version = checkpoint["d2v_lightning"]["format_version"]
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning")

@@ -1,0 +1,83 @@
+"""Targets: layer results of the teacher, each normalised, averaged over the top K, normalised again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.transformer import LayerResult
+
+Norm = Literal["layer", "instance", "batch"]
+
+
+class Targets(Configurable):
+    """How the teacher's layers become the target (paper 1.0, section 3.3; RECIPES "averaged", "norm of each", "norm after").
+
+    Args:
+        average_top_k_layers: K, how many blocks from the top are averaged; or a list of the blocks, 0-based.
+        layer_results: "block" averages block outputs (1.0 images), "ffn" FFN outputs before the residual (all others).
+        norm_each: norms without parameters applied to each layer result, in this order.
+        norm_after: the same for the average. The released image command has a layer norm here, the paper does not say.
+
+    Raises:
+        ValueError: a norm or a layer result that does not exist, or no layer at all.
+    """
+
+    def __init__(
+        self,
+        average_top_k_layers: int | list[int] = 6,
+        layer_results: Literal["block", "ffn"] = "block",
+        norm_each: Sequence[Norm] = ("layer",),
+        norm_after: Sequence[Norm] = ("layer",),
+    ) -> None:
+        unknown = [norm for norm in (*norm_each, *norm_after) if norm not in get_args(Norm)]
+        if unknown:
+            raise ValueError(f"unknown norm {unknown[0]!r}: choose from {', '.join(get_args(Norm))}")
+        if layer_results not in ("block", "ffn"):
+            raise ValueError(f"layer_results is {layer_results!r}: choose 'block' or 'ffn'")
+        if not average_top_k_layers:
+            raise ValueError("average_top_k_layers is empty: average at least one block")
+        self.average_top_k_layers = average_top_k_layers
+        self.layer_results = layer_results
+        self.norm_each, self.norm_after = tuple(norm_each), tuple(norm_after)
+
+    def layers(self, depth: int) -> list[int]:
+        """The averaged blocks of a trunk with `depth` blocks, 0-based and ascending.
+
+        Raises:
+            ValueError: the trunk has fewer blocks.
+        """
+        top = self.average_top_k_layers
+        layers = list(range(depth - top, depth)) if isinstance(top, int) else sorted(top)
+        if layers[0] < 0 or layers[-1] >= depth:
+            raise ValueError(f"average_top_k_layers is {top}, but the trunk has {depth} blocks")
+        return layers
+
+    def select(self, results: Sequence[LayerResult]) -> list[Tensor]:
+        """Block or FFN outputs, whichever is averaged."""
+        return [result.block if self.layer_results == "block" else result.ffn for result in results]
+
+    def __call__(self, layer_results: Sequence[Tensor]) -> Tensor:
+        """K layer results (B, N, D) -> targets (B, N, D) in float32."""
+        total: Tensor | None = None
+        for result in layer_results:
+            result = normalize(result.float(), self.norm_each)
+            total = result if total is None else total + result
+        assert total is not None, "no layer result given"
+        return normalize(total / len(layer_results), self.norm_after)
+
+
+def normalize(x: Tensor, norms: Sequence[Norm]) -> Tensor:
+    """Norms without parameters on x (B, N, D): "layer" over D, "instance" over N, "batch" over B and N."""
+    for norm in norms:
+        if norm == "layer":
+            x = F.layer_norm(x, x.shape[-1:])
+        elif norm == "instance":
+            x = F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
+        else:
+            x = F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
+    return x

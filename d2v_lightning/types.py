@@ -1,0 +1,33 @@
+"""The batch that every datamodule produces and every model consumes, and the project-wide mask convention.
+
+In every mask of this project `True` means *not there*: hidden from the student (`mask`) or padding (`padding_mask`).
+
+Letters used in shapes: B batch, M masks per sample, N maskable tokens, V visible tokens, P predicted tokens, D width,
+H heads, L layers, S waveform samples, T text length.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """One training or evaluation batch.
+
+    inputs: the clean input, which is also what the teacher sees: images (B, C, H, W), waveforms (B, S) or token ids (B, T).
+    mask: (B, M, N) bool, True = hidden from the student. N counts maskable tokens only: no class token.
+    padding_mask: (B, S) or (B, T) bool, True = padding; absent where nothing is padded.
+    hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken. `Data2Vec` derives it from `mask`
+        before the batch goes to the device, so that nothing on the device has to be counted.
+    labels: (B,) int64 classes, where the data has them.
+    index: (B,) int64, place of each sample in its data set; it names the batch when something goes wrong.
+    """
+
+    inputs: Tensor
+    mask: Tensor
+    padding_mask: Tensor
+    hidden: Tensor
+    labels: Tensor
+    index: Tensor

@@ -1,0 +1,58 @@
+"""Golden cases: numbers from Meta's own code, and files in its own layout made from them (see tests/golden/README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+class GoldenCase:
+    """One case: `facts` from its json, tensors by group, and an official-layout file."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tensors: dict[str, Tensor] = load_file(GOLDEN / f"{name}.safetensors")
+        self.json: dict[str, Any] = json.loads((GOLDEN / f"{name}.json").read_text())
+        self.facts = self.json["facts"]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors below a prefix, the prefix cut off."""
+        return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
+
+    def write_official_file(self, folder: Path) -> Path:
+        """The 1.0 image file that the official trainer would have written."""
+        options, engine = self.json["official_options_set"], self.json["engine_options"]
+        args = argparse.Namespace(
+            layer_scale_init_value=options["init_values"],
+            target_layers=str(engine["target_layers"]),
+            layer_results=engine["layer_results"],
+            l1_beta=engine["l1_beta"],
+            l2_loss=engine["l2_loss"],
+            loss_scale=engine["loss_scale"],
+            no_target_layer_norm_last=not engine["target_layer_norm_last"],
+            target_instance_norm=engine["target_instance_norm"],
+            target_batch_norm=engine["target_batch_norm"],
+            post_target_instance_norm=engine["post_target_instance_norm"],
+            post_target_layer_norm=engine["post_target_layer_norm"],
+            ema_decay_init=engine["decay_init"],
+            ema_decay=engine["decay"],
+            ema_start_at=engine["ema_start_at"],
+            drop_path=options["drop_path_rate"],
+            attn_drop_rate=options["attn_drop_rate"],
+        )
+        path = folder / f"{self.name}.pth"
+        torch.save({"model": self.group("model."), "model_ema": self.group("teacher_init."), "args": args}, path)
+        return path
+
+    def batch(self) -> dict[str, Tensor]:
+        """The case's inputs as a batch of ours."""
+        mask = self.tensors["in.bool_masked_pos"].bool().flatten(1).unsqueeze(1)
+        return {"inputs": self.tensors["in.samples"], "mask": mask}
