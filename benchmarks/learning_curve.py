@@ -1,0 +1,199 @@
+"""Does a run learn as fast as Meta's own code? Images 1.0 on 30,000 Fashion-MNIST pictures, 4,700 steps scheduled.
+
+    python benchmarks/learning_curve.py --data image.npz --seed 0 --steps 1410 --out outputs/learning_curve
+
+`image.npz` holds `x_train`, `x_test` (uint8, 28x28) and `y_train`, `y_test`. The batches, augmentation and probes are
+those under which the official code was measured: pictures padded to 32x32 and repeated to 3 channels, patch 4, batch 256,
+random resized crop (area .6-1) and flip; features of the last block averaged over patches, 10,000 train and 5,000 test
+pictures. It prints one JSON line at each probe and goes on from the last checkpoint when started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from d2v_lightning import (
+    Backbone,
+    Data2Vec,
+    EMATeacher,
+    ImageEncoder,
+    LinearDecoder,
+    MaskTokenStudent,
+    Optimization,
+    RegressionLoss,
+    RelativePositionBias,
+    Targets,
+    Transformer,
+)
+from d2v_lightning.masking import block_mask
+from d2v_lightning.probing import few_label_indices, knn_accuracy, linear_accuracy
+
+MEAN, STD = 0.2860, 0.3530
+SCHEDULED_STEPS, WARMUP, BATCH = 4700, 470, 256
+PROBES = (0, 470, 1410, 2350, 3290, 4230)
+
+
+def network() -> Data2Vec:
+    """Trunk 192 wide, 6 blocks, 3 heads; the settings of the reference run."""
+    grid = (8, 8)
+    transformer = Transformer(
+        dim=192,
+        depth=6,
+        num_heads=3,
+        attention_dropout=0.05,
+        drop_path=0.1,
+        position_bias=RelativePositionBias(grid, num_heads=3),
+    )
+    backbone = Backbone(ImageEncoder(image_size=32, patch_size=4, dim=192), transformer)
+    return Data2Vec(
+        student=MaskTokenStudent(backbone, LinearDecoder(192)),
+        targets=Targets(average_top_k_layers=4),
+        loss=RegressionLoss(beta=2.0),
+        ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.999, anneal_steps=1410),
+        optimization=Optimization(lr=1e-3, warmup=WARMUP, inclusive_warmup=False),
+    )
+
+
+class Batches(IterableDataset[dict[str, Tensor]]):
+    """The reference's batches, from batch `start` on; masks are a pure function of (seed, step)."""
+
+    def __init__(self, images: Tensor, seed: int, start: int) -> None:
+        self.images, self.seed, self.start = images, seed, start
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(1000003 * (self.seed + 1))
+        count = len(self.images)
+        order, at = torch.randperm(count, generator=generator), 0
+        for step in range(SCHEDULED_STEPS):
+            if at + BATCH > count:
+                order, at = torch.randperm(count, generator=generator), 0
+            chosen, at = order[at : at + BATCH], at + BATCH
+            uniform = torch.rand(5, BATCH, generator=generator)
+            if step < self.start:
+                continue
+            masks = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            yield {
+                "inputs": crop_and_flip(self.images[chosen], uniform),
+                "mask": torch.stack([block_mask((8, 8), 38, masks, min_block=5) for _ in range(BATCH)])[:, None],
+                "index": chosen,
+            }
+
+
+def crop_and_flip(images: Tensor, uniform: Tensor) -> Tensor:
+    """Random resized crop and flip of uint8 pictures (B, 32, 32) from uniform numbers (5, B) -> (B, 3, 32, 32)."""
+    area = 0.6 + 0.4 * uniform[0]
+    aspect = torch.exp(math.log(3 / 4) + uniform[1] * (math.log(4 / 3) - math.log(3 / 4)))
+    width, height = (area * aspect).sqrt().clamp(max=1.0), (area / aspect).sqrt().clamp(max=1.0)
+    theta = torch.zeros(len(images), 2, 3)
+    theta[:, 0, 0] = width * torch.where(uniform[4] < 0.5, -1.0, 1.0)
+    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * uniform[2] - 1), (1 - height) * (2 * uniform[3] - 1)
+    theta[:, 1, 1] = height
+    pixels = images.float().div(255).unsqueeze(1)
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    cropped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return ((cropped - MEAN) / STD).expand(-1, 3, -1, -1).contiguous()
+
+
+class Probe(pl.Callback):
+    """Prints k-NN / linear / 10-labels-a-class accuracy of teacher and student at the reference's steps."""
+
+    def __init__(self, data: Any, out: Path, seed: int) -> None:
+        pad = [F.pad(torch.from_numpy(data[name]), (2, 2, 2, 2)) for name in ("x_train", "x_test")]
+        labels = [torch.from_numpy(data[name]).long() for name in ("y_train", "y_test")]
+        chosen = torch.randperm(len(pad[0]), generator=torch.Generator().manual_seed(12345))[:10000]
+        self.train, self.train_labels = pad[0][chosen], labels[0][chosen]
+        self.test, self.test_labels = pad[1][:5000], labels[1][:5000]
+        self.out, self.seed, self.started = out, seed, time.time()
+
+    def features(self, model: Data2Vec, images: Tensor, part: str) -> Tensor:
+        chunks = []
+        for chunk in images.split(500):
+            inputs = ((chunk.float().div(255).unsqueeze(1) - MEAN) / STD).expand(-1, 3, -1, -1).to(model.device)
+            if part == "student":
+                tokens = model.backbone.features(inputs, layers=[-1]).layers[0]
+            else:
+                local, _ = model.encoder.features(inputs)
+                tokens = model.teacher(model.backbone, inputs, local, None, keep=[5])[0].block[:, 1:]
+            chunks.append(tokens.mean(dim=1).float().cpu())
+        return torch.cat(chunks)
+
+    @torch.no_grad()
+    def probe(self, step: int, model: Data2Vec, loss: float | None) -> None:
+        row: dict[str, Any] = {"step": step, "seed": self.seed, "loss": loss, "seconds": round(time.time() - self.started)}
+        for part in ("teacher", "student"):
+            train, test = self.features(model, self.train, part), self.features(model, self.test, part)
+            few = []
+            for draw in range(3):
+                labelled = few_label_indices(self.train_labels, 10, 9000 + draw)
+                few.append(linear_accuracy(train[labelled], self.train_labels[labelled], test, self.test_labels))
+            row[part] = [
+                round(accuracy, 4)
+                for accuracy in (
+                    knn_accuracy(train, self.train_labels, test, self.test_labels),
+                    linear_accuracy(train, self.train_labels, test, self.test_labels),
+                    sum(few) / 3,
+                )
+            ]
+        print(json.dumps(row), flush=True)
+        with open(self.out / f"seed{self.seed}.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.probe(0, pl_module, None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step in PROBES:
+            self.probe(trainer.global_step, pl_module, float(outputs["loss"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=470)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--out", type=Path, default=Path("outputs/learning_curve"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    pl.seed_everything(args.seed)
+    data = np.load(args.data)
+    images = F.pad(torch.from_numpy(data["x_train"]), (2, 2, 2, 2))
+    last = args.out / f"seed{args.seed}" / "last.ckpt"
+    start = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    trainer = pl.Trainer(
+        max_steps=args.steps,
+        gradient_clip_val=3.0,
+        precision=args.precision,
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[
+            Probe(data, args.out, args.seed),
+            pl.callbacks.ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=47),
+        ],
+    )
+    model = network()
+    # The schedule belongs to the whole reference run, however few of its steps are taken.
+    model.configure_optimizers = lambda: model.optimization.configure(model, SCHEDULED_STEPS)  # type: ignore[method-assign]
+    loader = DataLoader(Batches(images, args.seed, start), batch_size=None)
+    trainer.fit(model, loader, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+if __name__ == "__main__":
+    main()

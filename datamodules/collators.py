@@ -1,0 +1,108 @@
+"""Lists of samples to batches, with the masks of pre-training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2v_lightning.masking import block_mask
+from d2v_lightning.types import Batch
+from datamodules.samplers import derived_seed
+
+PUBLISHED_MASKED, PUBLISHED_MIN_BLOCK, PUBLISHED_PATCHES = 120, 16, 196
+
+
+class ImageCollator:
+    """Stacks images, and labels and indices where the samples have them.
+
+    A sample is a dict with "inputs" (C, H, W) and perhaps "label", "index", "key" and "unreadable" (from `KeyedImages`), or a
+    plain (image, label) tuple, or an image alone.
+    """
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}; "unreadable" is for the loader to take out."""
+        rows = [_as_dict(sample) for sample in samples]
+        batch: dict[str, Any] = {"inputs": torch.stack([row["inputs"] for row in rows]).float()}
+        for name, field in (("index", "index"), ("label", "labels")):
+            if all(row.get(name) is not None for row in rows):
+                batch[field] = torch.tensor([int(row[name]) for row in rows])
+        if unreadable := [entry for row in rows for entry in row.get("unreadable", ())]:
+            batch["unreadable"] = unreadable
+        return batch  # type: ignore[return-value]  # the loader takes the one foreign key out
+
+
+class BlockMaskCollator(ImageCollator):
+    """Stacks images and draws block masks for them, the same number of hidden patches in every row.
+
+    The mask of a sample with a key (epoch, index) is a pure function of (seed, epoch, index). Samples without keys, as from a
+    plain data set in a plain `DataLoader`, get masks from torch's global generator.
+
+    Args:
+        grid: (rows, columns) of patches, N = rows x columns.
+        num_masked: hidden patches per row. By default 120 of 196, as data2vec 1.0's released command, scaled to N.
+        mask_ratio: the same as a share of N; give one of the two.
+        min_block: smallest block; by default 16 of 196 scaled to N, at least 2.
+        max_block: largest block, see `block_mask`.
+        min_aspect: see `block_mask`.
+        num_masks: M, masks per sample.
+        seed: of the masks.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        num_masked: int | None = None,
+        mask_ratio: float | None = None,
+        min_block: int | None = None,
+        max_block: int | None = None,
+        min_aspect: float = 0.3,
+        num_masks: int = 1,
+        seed: int = 0,
+    ) -> None:
+        num_patches = grid[0] * grid[1]
+        if num_masked is not None and mask_ratio is not None:
+            raise ValueError(f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them")
+        if mask_ratio is not None:
+            if not 0 < mask_ratio < 1:
+                raise ValueError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
+            num_masked = round(mask_ratio * num_patches)
+        elif num_masked is None:
+            num_masked = round(PUBLISHED_MASKED / PUBLISHED_PATCHES * num_patches)
+        if min_block is None:
+            min_block = min(num_masked, max(2, round(PUBLISHED_MIN_BLOCK / PUBLISHED_PATCHES * num_patches)))
+        if num_masks < 1:
+            raise ValueError(f"num_masks {num_masks}: permitted is 1 or more")
+        self.grid, self.num_masked, self.num_masks, self.seed = grid, num_masked, num_masks, seed
+        self.min_block, self.max_block, self.min_aspect = min_block, max_block, min_aspect
+        self._mask(torch.Generator())  # refuses wrong arguments now, not in a worker process
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        """Samples -> what `ImageCollator` gives and "mask" (B, M, N) bool, True = hidden."""
+        batch = super().__call__(samples)
+        batch["mask"] = torch.stack([self._masks(sample) for sample in samples])
+        return batch
+
+    def _masks(self, sample: Any) -> Tensor:
+        """(M, N) for one sample."""
+        key = sample.get("key") if isinstance(sample, dict) else None
+        generator = None
+        if key is not None:
+            generator = torch.Generator().manual_seed(derived_seed("mask", self.seed, *key))
+        return torch.stack([self._mask(generator) for _ in range(self.num_masks)])
+
+    def _mask(self, generator: torch.Generator | None) -> Tensor:
+        return block_mask(self.grid, self.num_masked, generator, self.min_block, self.max_block, self.min_aspect)
+
+
+def _as_dict(sample: Any) -> dict[str, Any]:
+    if isinstance(sample, dict):
+        return sample
+    if isinstance(sample, (tuple, list)):
+        return {"inputs": sample[0], "label": sample[1]}
+    return {"inputs": sample}

@@ -1,0 +1,302 @@
+"""Where pictures come from: folders, Hugging Face data sets, scikit-learn's digits. No transforms, no randomness."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from datamodules.samplers import derived_seed
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif .jp2".split()  # what torchvision's ImageFolder reads, and more
+)
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing"),
+}
+
+
+class ImageSource(Protocol):
+    """Pictures by number, as they lie on disk."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the classes; empty where there are none."""
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        """Class of every picture, or nothing."""
+
+    def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> Image.Image:
+        """Decodes one picture completely; any exception of Pillow's means that it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """What to call a picture in a message."""
+
+
+class FolderSource:
+    """Pictures under one folder; with `labelled`, the first level of folders names the class.
+
+    Args:
+        folder: searched through to any depth, hidden files left out, in the order of the names.
+        labelled: whether sub-folders are classes.
+        class_names: the classes of the training split, so that numbers agree; by default the sub-folders found here.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture in it.
+        ValueError: pictures outside all class folders, or a class that `class_names` lacks.
+    """
+
+    def __init__(self, folder: Path, labelled: bool, class_names: Sequence[str] | None = None) -> None:
+        self.paths = find_pictures(folder)
+        self.class_names: Sequence[str] = ()
+        self.labels: Sequence[int] | None = None
+        if labelled:
+            self._label(folder, class_names)
+
+    def _label(self, folder: Path, class_names: Sequence[str] | None) -> None:
+        inner = [path.relative_to(folder).parts for path in self.paths]
+        if loose := next((parts[0] for parts in inner if len(parts) == 1), None):
+            raise ValueError(f"{folder / loose} lies in no class folder: move it to {folder}/<class>/")
+        found = sorted({parts[0] for parts in inner})
+        if class_names is None:
+            class_names = found
+        if unknown := sorted(set(found) - set(class_names)):
+            raise ValueError(
+                f"class {', '.join(unknown)} is in {folder} but not in the training split: add training pictures or remove it"
+            )
+        number = {name: place for place, name in enumerate(class_names)}
+        self.class_names, self.labels = list(class_names), [number[parts[0]] for parts in inner]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, index: int) -> Image.Image:
+        with Image.open(self.paths[index]) as picture:
+            picture.load()
+            return picture
+
+    def name(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """All picture files under a folder, or the file itself, sorted.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} does not exist: point `root` to a folder of pictures")
+    if folder.is_file():
+        return [folder]
+    found = []
+    for directory, inner, files in os.walk(folder, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        found += [
+            Path(directory, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."
+        ]
+    if not found:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise FileNotFoundError(f"no picture in {folder}: it must contain files that end in one of {kinds}")
+    return sorted(found)
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """`root`/train, /val or /test under one of its usual names; None where there is none."""
+    return next((root / name for name in SPLIT_NAMES[split] if (root / name).is_dir()), None)
+
+
+class HuggingFaceSource:
+    """One split of a Hugging Face data set that is on this machine.
+
+    Args:
+        table: a `datasets.Dataset`.
+        image_column: by default the only column of pictures.
+        label_column: by default the only column of classes.
+        class_names: of the training split, for labels that are text.
+
+    Raises:
+        ValueError: a column cannot be found or is not unique, or a class is not in the training split.
+    """
+
+    def __init__(
+        self,
+        table: Any,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.image_column = find_image_column(table.features, image_column)
+        self.label_column = find_label_column(table.features, label_column)
+        self.class_names: Sequence[str] = ()
+        self.labels: Sequence[int] | None = None
+        if self.label_column is not None:
+            values = table[self.label_column]
+            self.class_names, self.labels = number_labels(
+                list(values), getattr(table.features[self.label_column], "names", None) or class_names
+            )
+        self._table = undecoded(table, self.image_column)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def picture(self, index: int) -> Image.Image:
+        return open_cell(self._table[index][self.image_column])
+
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
+
+def number_labels(values: list[Any], class_names: Sequence[str] | None) -> tuple[Sequence[str], list[int]]:
+    """Labels as numbers, and the classes' names: numbers stay as they are, text is numbered in sorted order."""
+    if all(isinstance(value, int) for value in values):
+        names = class_names or [str(number) for number in range(max(values) + 1)]
+        if strange := next((value for value in values if not 0 <= value < len(names)), None):
+            raise ValueError(f"label {strange} in a data set of {len(names)} classes: permitted is 0..{len(names) - 1}")
+        return list(names), values
+    names = class_names or sorted(set(map(str, values)))
+    number = {name: place for place, name in enumerate(names)}
+    if unknown := sorted(set(map(str, values)) - set(names)):
+        raise ValueError(f"class {', '.join(unknown)} is not in the training split: add training pictures or remove it")
+    return list(names), [number[str(value)] for value in values]
+
+
+def find_image_column(features: Mapping[str, Any], wanted: str | None) -> str:
+    """The column of pictures: the one asked for, or the only one of type Image (or {bytes, path}).
+
+    Raises:
+        ValueError: there is none, or several, or not the one asked for.
+    """
+    if wanted is not None:
+        if wanted not in features:
+            raise ValueError(f"image_column {wanted!r}: the data set has {', '.join(features)}")
+        return wanted
+    found = [
+        name
+        for name, feature in features.items()
+        if type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and "bytes" in feature)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{'no column' if not found else 'more than one column'} of pictures among {', '.join(features)}: set image_column"
+        )
+    return found[0]
+
+
+def find_label_column(features: Mapping[str, Any], wanted: str | None) -> str | None:
+    """The column of classes: the one asked for, or the only ClassLabel, or "label" or "labels"; None where there is none.
+
+    Raises:
+        ValueError: not the one asked for, or more than one to choose from.
+    """
+    if wanted is not None:
+        if wanted not in features:
+            raise ValueError(f"label_column {wanted!r}: the data set has {', '.join(features)}")
+        return wanted
+    found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    found = found or [name for name in ("label", "labels") if name in features]
+    if len(found) > 1:
+        raise ValueError(f"more than one column of classes ({', '.join(found)}): set label_column")
+    return found[0] if found else None
+
+
+def undecoded(table: Any, image_column: str) -> Any:
+    """The table with pictures as {bytes, path}: we decode them, so that a broken one can be named and skipped."""
+    from datasets import Image as ImageFeature
+
+    return table.cast_column(image_column, ImageFeature(decode=False))
+
+
+def open_cell(cell: Mapping[str, Any]) -> Image.Image:
+    """Decodes a {bytes, path} cell."""
+    content = cell["bytes"]
+    with Image.open(io.BytesIO(content) if content is not None else cell["path"]) as picture:
+        picture.load()
+        return picture
+
+
+def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
+    """All splits of a Hugging Face data set, by name.
+
+    Args:
+        dataset: a folder made by `save_to_disk`, a parquet file, a folder of parquet files, or a name on the hub.
+        config: its configuration ("subset"), for names on the hub.
+        streaming: read while training, not before.
+
+    Returns:
+        A mapping from split names to `datasets.Dataset` or `datasets.IterableDataset`.
+
+    Raises:
+        FileNotFoundError: it looks like a path and is not there.
+    """
+    import datasets
+
+    path = Path(dataset)
+    if path.is_file():
+        return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        saved = datasets.load_from_disk(dataset)
+        splits = saved if isinstance(saved, Mapping) else {"train": saved}
+        return {name: split.to_iterable_dataset() for name, split in splits.items()} if streaming else splits
+    if path.is_dir():
+        return datasets.load_dataset(dataset, streaming=streaming)
+    if dataset.startswith((".", "/", "~")) or path.suffix == ".parquet":
+        raise FileNotFoundError(f"{dataset} does not exist: `dataset` is a file, a folder or a name on the hub")
+    return datasets.load_dataset(dataset, config, streaming=streaming)
+
+
+class DigitsSource:
+    """scikit-learn's handwritten digits: 1,797 grey pictures of 8x8, which come with the package.
+
+    The split is a fixed function of a picture's place in the package's list: 1,297 train, 250 val, 250 test.
+
+    Args:
+        split: "train", "val" or "test".
+    """
+
+    def __init__(self, split: str) -> None:
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        order = sorted(range(len(digits.target)), key=lambda place: derived_seed("digits", place))
+        first, last = {"train": (500, len(order)), "val": (0, 250), "test": (250, 500)}[split]
+        self._places = sorted(order[first:last])
+        self._pixels = (digits.images * (255 / 16)).round().astype("uint8")
+        self.class_names: Sequence[str] = [str(digit) for digit in range(10)]
+        self.labels: Sequence[int] | None = [int(digits.target[place]) for place in self._places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.fromarray(self._pixels[self._places[index]])
+
+    def name(self, index: int) -> str:
+        return f"digit {self._places[index]}"
+
+
+class SubsetSource:
+    """Some pictures of another source, in the order given."""
+
+    def __init__(self, source: ImageSource, places: Sequence[int]) -> None:
+        self._source, self._places = source, places
+        self.class_names = source.class_names
+        self.labels = None if source.labels is None else [source.labels[place] for place in places]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def picture(self, index: int) -> Image.Image:
+        return self._source.picture(self._places[index])
+
+    def name(self, index: int) -> str:
+        return self._source.name(self._places[index])
