@@ -129,7 +129,7 @@ def _fitting_block(
     min_aspect: float,
     draw: Iterator[float],
 ) -> int:
-    """A random block, as bits, that adds between 1 and `missing` patches to `hidden`; 0 where ten attempts find none."""
+    """A random block, as bits, that adds 1 to `missing` patches to `hidden`; 0 where ten attempts find none."""
     rows, columns = grid
     for _ in range(ATTEMPTS_PER_BLOCK):
         area = min_area + (max_area - min_area) * next(draw)

@@ -18,18 +18,24 @@ PUBLISHED_MASKED, PUBLISHED_MIN_BLOCK, PUBLISHED_PATCHES = 120, 16, 196
 class ImageCollator:
     """Stacks images, and labels and indices where the samples have them.
 
-    A sample is a dict with "inputs" (C, H, W) and perhaps "label", "index", "key" and "unreadable" (from `KeyedImages`), or a
-    plain (image, label) tuple, or an image alone.
+    A sample is a dict with "inputs" (C, H, W) and perhaps "label", "index", "key" and "unreadable" (from
+    `KeyedImages`), or a plain (image, label) tuple, or an image alone.
+
+    Args:
+        report_unreadable: pass "unreadable" on, for a `ResumableLoader` to take out and warn of.
     """
 
+    def __init__(self, report_unreadable: bool = False) -> None:
+        self.report_unreadable = report_unreadable
+
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}; "unreadable" is for the loader to take out."""
+        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}."""
         rows = [_as_dict(sample) for sample in samples]
         batch: dict[str, Any] = {"inputs": torch.stack([row["inputs"] for row in rows]).float()}
         for name, field in (("index", "index"), ("label", "labels")):
             if all(row.get(name) is not None for row in rows):
                 batch[field] = torch.tensor([int(row[name]) for row in rows])
-        if unreadable := [entry for row in rows for entry in row.get("unreadable", ())]:
+        if self.report_unreadable and (unreadable := [entry for row in rows for entry in row.get("unreadable", ())]):
             batch["unreadable"] = unreadable
         return batch  # type: ignore[return-value]  # the loader takes the one foreign key out
 
@@ -37,8 +43,8 @@ class ImageCollator:
 class BlockMaskCollator(ImageCollator):
     """Stacks images and draws block masks for them, the same number of hidden patches in every row.
 
-    The mask of a sample with a key (epoch, index) is a pure function of (seed, epoch, index). Samples without keys, as from a
-    plain data set in a plain `DataLoader`, get masks from torch's global generator.
+    The mask of a sample with a key (epoch, index) is a pure function of (seed, epoch, index). Samples without keys, as
+    from a plain data set in a plain `DataLoader`, get masks from torch's global generator.
 
     Args:
         grid: (rows, columns) of patches, N = rows x columns.
@@ -49,6 +55,7 @@ class BlockMaskCollator(ImageCollator):
         min_aspect: see `block_mask`.
         num_masks: M, masks per sample.
         seed: of the masks.
+        report_unreadable: see `ImageCollator`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -64,10 +71,14 @@ class BlockMaskCollator(ImageCollator):
         min_aspect: float = 0.3,
         num_masks: int = 1,
         seed: int = 0,
+        report_unreadable: bool = False,
     ) -> None:
+        super().__init__(report_unreadable)
         num_patches = grid[0] * grid[1]
         if num_masked is not None and mask_ratio is not None:
-            raise ValueError(f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them")
+            raise ValueError(
+                f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them"
+            )
         if mask_ratio is not None:
             if not 0 < mask_ratio < 1:
                 raise ValueError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")

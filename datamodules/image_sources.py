@@ -12,9 +12,7 @@ from PIL import Image
 
 from datamodules.samplers import derived_seed
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .gif .jp2".split()  # what torchvision's ImageFolder reads, and more
-)
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev"),
@@ -43,11 +41,11 @@ class ImageSource(Protocol):
 
 
 class FolderSource:
-    """Pictures under one folder; with `labelled`, the first level of folders names the class.
+    """Pictures under one folder, where the first level of folders may name the class.
 
     Args:
         folder: searched through to any depth, hidden files left out, in the order of the names.
-        labelled: whether sub-folders are classes.
+        labelled: whether sub-folders are classes; by default if every picture lies one level deep, in several folders.
         class_names: the classes of the training split, so that numbers agree; by default the sub-folders found here.
 
     Raises:
@@ -55,15 +53,17 @@ class FolderSource:
         ValueError: pictures outside all class folders, or a class that `class_names` lacks.
     """
 
-    def __init__(self, folder: Path, labelled: bool, class_names: Sequence[str] | None = None) -> None:
+    def __init__(self, folder: Path, labelled: bool | None = None, class_names: Sequence[str] | None = None) -> None:
         self.paths = find_pictures(folder)
         self.class_names: Sequence[str] = ()
         self.labels: Sequence[int] | None = None
+        inner = [path.parts[len(folder.parts) :] for path in self.paths]
+        if labelled is None:
+            labelled = all(len(parts) == 2 for parts in inner) and len({parts[0] for parts in inner}) > 1
         if labelled:
-            self._label(folder, class_names)
+            self._label(folder, inner, class_names)
 
-    def _label(self, folder: Path, class_names: Sequence[str] | None) -> None:
-        inner = [path.relative_to(folder).parts for path in self.paths]
+    def _label(self, folder: Path, inner: Sequence[tuple[str, ...]], class_names: Sequence[str] | None) -> None:
         if loose := next((parts[0] for parts in inner if len(parts) == 1), None):
             raise ValueError(f"{folder / loose} lies in no class folder: move it to {folder}/<class>/")
         found = sorted({parts[0] for parts in inner})
@@ -71,7 +71,8 @@ class FolderSource:
             class_names = found
         if unknown := sorted(set(found) - set(class_names)):
             raise ValueError(
-                f"class {', '.join(unknown)} is in {folder} but not in the training split: add training pictures or remove it"
+                f"class {', '.join(unknown)} is in {folder} but not in the training split: add training pictures of it"
+                " or remove it"
             )
         number = {name: place for place, name in enumerate(class_names)}
         self.class_names, self.labels = list(class_names), [number[parts[0]] for parts in inner]
@@ -80,9 +81,7 @@ class FolderSource:
         return len(self.paths)
 
     def picture(self, index: int) -> Image.Image:
-        with Image.open(self.paths[index]) as picture:
-            picture.load()
-            return picture
+        return decoded(self.paths[index].read_bytes())
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -105,7 +104,7 @@ def find_pictures(folder: Path) -> list[Path]:
             Path(directory, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."
         ]
     if not found:
-        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        kinds = " ".join(IMAGE_SUFFIXES)
         raise FileNotFoundError(f"no picture in {folder}: it must contain files that end in one of {kinds}")
     return sorted(found)
 
@@ -186,14 +185,14 @@ def find_image_column(features: Mapping[str, Any], wanted: str | None) -> str:
         if type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and "bytes" in feature)
     ]
     if len(found) != 1:
-        raise ValueError(
-            f"{'no column' if not found else 'more than one column'} of pictures among {', '.join(features)}: set image_column"
-        )
+        how_many = "more than one column" if found else "no column"
+        raise ValueError(f"{how_many} of pictures among {', '.join(features)}: set image_column")
     return found[0]
 
 
 def find_label_column(features: Mapping[str, Any], wanted: str | None) -> str | None:
-    """The column of classes: the one asked for, or the only ClassLabel, or "label" or "labels"; None where there is none.
+    """The column of classes: the one asked for, or the only ClassLabel, or "label" or "labels"; None where there is
+    none.
 
     Raises:
         ValueError: not the one asked for, or more than one to choose from.
@@ -219,7 +218,12 @@ def undecoded(table: Any, image_column: str) -> Any:
 def open_cell(cell: Mapping[str, Any]) -> Image.Image:
     """Decodes a {bytes, path} cell."""
     content = cell["bytes"]
-    with Image.open(io.BytesIO(content) if content is not None else cell["path"]) as picture:
+    return decoded(Path(cell["path"]).read_bytes() if content is None else content)
+
+
+def decoded(content: bytes) -> Image.Image:
+    """The picture in the bytes of a file, decoded to its end."""
+    with Image.open(io.BytesIO(content)) as picture:
         picture.load()
         return picture
 

@@ -16,15 +16,11 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 """What Pillow raises on broken files."""
 
 
-class PictureTooSmall(Exception):
-    """A picture has fewer pixels than the model has patches."""
-
-
 class KeyedImages(Dataset[dict[str, Any]]):
     """Samples by (epoch, index), or by index for epoch 0: the same key gives the same sample in any process.
 
-    A picture that cannot be read is replaced by another one that depends on (seed, index) only, and is listed in the sample's
-    "unreadable" as "name: reason".
+    A picture that cannot be read is replaced by another one that depends on (seed, index) only, and is listed in the
+    sample's "unreadable" as "name: reason".
 
     Args:
         source: the pictures.
@@ -42,7 +38,13 @@ class KeyedImages(Dataset[dict[str, Any]]):
         grid: tuple[int, int] = (1, 1),
         seed: int = 0,
     ) -> None:
-        self.source, self.transform, self.num_channels, self.grid, self.seed = source, transform, num_channels, grid, seed
+        self.source, self.transform, self.num_channels, self.grid, self.seed = (
+            source,
+            transform,
+            num_channels,
+            grid,
+            seed,
+        )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -65,10 +67,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
         Raises:
             ValueError: none of a hundred can be read, or the first is smaller than the patch grid.
         """
-        try:
-            self._readable(0, [])
-        except PictureTooSmall as error:
-            raise ValueError(str(error)) from None
+        self._readable(0, [])
 
     def _readable(self, index: int, unreadable: list[str]) -> tuple[Image.Image, int]:
         place = index
@@ -81,16 +80,18 @@ class KeyedImages(Dataset[dict[str, Any]]):
                 continue
             refuse_too_small(picture, self.grid, self.source.name(place))
             return picture, place
-        raise ValueError(f"{REPLACEMENTS} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set")
+        raise ValueError(
+            f"{REPLACEMENTS} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
+        )
 
 
 def refuse_too_small(picture: Image.Image, grid: tuple[int, int], name: str) -> None:
-    """Raises PictureTooSmall where there are more patches than pixels along a side."""
+    """Raises ValueError where there are more patches than pixels along a side."""
     width, height = picture.size
     if height < grid[0] or width < grid[1]:
-        raise PictureTooSmall(
-            f"{name} has {height}x{width} pixels, fewer than the {grid[0]}x{grid[1]} patches of the model: remove it, or take a"
-            " smaller image_size or a larger patch_size"
+        raise ValueError(
+            f"{name} has {height}x{width} pixels, fewer than the {grid[0]}x{grid[1]} patches of the model: remove it,"
+            " or take a smaller image_size or a larger patch_size"
         )
 
 

@@ -19,20 +19,21 @@ NAMES_IN_WARNING = 20
 class ResumableLoader:
     """Batches of an `EpochBatchSampler`, with a state: (epoch, number of batches handed out).
 
-    A resumed run gets exactly the batches that the uninterrupted one would have got, as long as everything random about a
-    sample follows from its key; the number of workers may change in between. In a loop of your own call
+    A resumed run gets exactly the batches that the uninterrupted one would have got, as long as everything random about
+    a sample follows from its key; the number of workers may change in between. In a loop of your own call
     `loader.sampler.set_epoch(epoch)` before each epoch; Lightning does.
 
-    The loader keeps its own place, because a checkpoint's epoch may not: Lightning counts an epoch as done when a run stops in
-    it by `max_steps`, and takes one batch too many where it stops at the very end. So training batches form one endless
-    sequence, epoch after epoch, and what one iteration leaves over (`limit_train_batches`) the next one begins with. Loaders
-    for evaluation begin at the beginning each time.
+    The loader keeps its own place, because a checkpoint's epoch may not: Lightning counts an epoch as done when a run
+    stops in it by `max_steps`, and takes one batch too many where it stops at the very end. So training batches form
+    one endless sequence, epoch after epoch, and what one iteration leaves over (`limit_train_batches`) the next one
+    begins with. Loaders for evaluation begin at the beginning each time.
 
-    This is not a `DataLoader` so that Lightning neither swaps its sampler nor builds it anew: the sampler shards over ranks by
-    itself. It has a length, so Lightning fetches no batch ahead, and batches handed out are batches trained on.
+    This is not a `DataLoader` so that Lightning neither swaps its sampler nor builds it anew: the sampler shards over
+    ranks by itself. It has a length, so Lightning fetches no batch ahead, and batches handed out are batches trained
+    on.
 
-    Batches may carry "unreadable", a list of "name: reason": it is taken out, and one warning at the end of the epoch (or where
-    the run stops) counts and names what was not warned of before, on every rank for its own share.
+    Batches may carry "unreadable", a list of "name: reason": it is taken out, and one warning at the end of the epoch
+    (or where the run stops) counts and names what was not warned of before, on every rank for its own share.
 
     Args:
         dataset: takes (epoch, index) keys.
@@ -40,8 +41,8 @@ class ResumableLoader:
         collate_fn: list of samples -> batch.
         num_workers: worker processes, kept alive over epochs; 0 loads in this process.
         pin_memory: copies batches to page-locked memory, for faster transfer to a GPU.
-        endless: iterate over epoch after epoch until the caller has enough, as Lightning does, which goes by the length.
-            Otherwise an iteration is one epoch, or what a resumed one lacks.
+        endless: iterate over epoch after epoch until the caller has enough, as Lightning does, which goes by the
+            length. Otherwise an iteration is one epoch, or what a resumed one lacks.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class ResumableLoader:
         self.dataset, self.sampler = dataset, sampler
         # Lightning asks anything with a sampler for a batch_sampler too.
         self.batch_sampler = None
-        # A DataLoader draws a seed for its workers at every start; a generator of its own keeps the model's draws apart.
+        # A DataLoader draws a seed for its workers at every start; a generator of its own keeps the model's draws
+        # apart.
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=sampler,
@@ -77,8 +79,8 @@ class ResumableLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing happens before the first batch is asked for. Lightning iterates once to see that it can, and
-        # again before it has said which epoch it is.
+        # A generator: nothing happens before the first batch is asked for. Lightning iterates once to see that it can,
+        # and again before it has said which epoch it is.
         left = self._take_place()
         unreadable: list[str] = []
         try:
@@ -110,8 +112,8 @@ class ResumableLoader:
         layout = self._layout()
         if changed := [f"{name} {state[name]} -> {now}" for name, now in layout.items() if state.get(name, now) != now]:
             warnings.warn(
-                f"resuming after {state['consumed']} batches of epoch {state['epoch']} with {', '.join(changed)}: the rest of"
-                " this epoch is not what the interrupted run would have seen; keep these values for an exact resume",
+                f"resuming after {state['consumed']} batches of epoch {state['epoch']} with {', '.join(changed)}: the"
+                " rest of this epoch is not what the interrupted run would have seen; an exact resume needs the same",
                 stacklevel=2,
             )
 

@@ -31,8 +31,9 @@ def derived_seed(purpose: str, *numbers: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Torch's, Python's and NumPy's global generators start from `seed` inside, and are as before outside.
 
-    Transforms draw from the global generators. Without this, their draws would depend on the number of workers and would
-    shift the model's own (dropout) where the loading runs in the training process. Only torch's CPU generator is touched.
+    Transforms draw from the global generators. Without this, their draws would depend on the number of workers and
+    would shift the model's own (dropout) where the loading runs in the training process. Only torch's CPU generator is
+    touched.
     """
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.default_generator.manual_seed(seed)
@@ -56,14 +57,15 @@ def world() -> tuple[int, int]:
 class EpochBatchSampler(Sampler[list[Key]]):
     """Batches of (epoch, index) keys: this rank's share of an order that depends on (seed, epoch) alone.
 
-    Rank and world size are asked for when it is iterated, so it can be built before the processes meet. Every rank gets the
-    same number of batches.
+    Rank and world size are asked for when it is iterated, so it can be built before the processes meet. Every rank gets
+    the same number of batches.
 
-    Training (`shuffle`): a fresh permutation per epoch, cut into global batches of `batch_size` x world size; the rest that
-    fills no global batch sits out this epoch, so within an epoch no sample comes twice.
+    Training (`shuffle`): a fresh permutation per epoch, cut into global batches of `batch_size` x world size; the rest
+    that fills no global batch sits out this epoch, so within an epoch no sample comes twice.
 
-    Evaluation (not `shuffle`): the natural order, rank r gets samples r, r + world size, ...; every sample comes, and the keys
-    say epoch 0 always, so evaluation repeats itself. Where a rank would be one batch short, one sample comes twice.
+    Evaluation (not `shuffle`): the natural order, rank r gets samples r, r + world size, ...; every sample comes, and
+    the keys say epoch 0 always, so evaluation repeats itself. Where a rank would be one batch short, one sample comes
+    twice.
 
     Args:
         num_samples: size of the data set.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 ImageTransform = Callable[[Image.Image], Tensor]
@@ -21,13 +21,16 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def as_channels(picture: Image.Image, num_channels: int) -> Image.Image:
     """Grey, palette, CMYK, 16-bit or transparent pictures as 8-bit ones with `num_channels` channels.
 
-    16-bit values are scaled to 8 bits (Pillow alone would clip them). Transparency is dropped unless four channels are wanted.
+    16-bit values are scaled to 8 bits (Pillow alone would clip them). Transparency is dropped unless four channels are
+    wanted.
 
     Raises:
         ValueError: `num_channels` has no picture mode, or the picture's values have no defined range.
     """
     if num_channels not in MODES:
-        raise ValueError(f"num_channels {num_channels}: pictures can be read with {', '.join(map(str, MODES))} channels")
+        raise ValueError(
+            f"num_channels {num_channels}: pictures can be read with {', '.join(map(str, MODES))} channels"
+        )
     if picture.mode == "F":
         raise ValueError("floating-point pictures have no defined range of values: save them with 8 or 16 bits")
     if picture.mode.startswith("I"):
@@ -49,8 +52,8 @@ def pretrain_transform(
 ) -> ImageTransform:
     """data2vec 1.0's augmentation: random resized crop, flip, colour jitter (brightness, contrast, saturation).
 
-    The released code jitters the whole picture before it crops. Here the crop comes first: the jitter is per pixel, save that
-    contrast is then relative to the mean of the crop, and it costs a fraction.
+    The released code jitters the whole picture before it crops. Here the crop comes first: the jitter is per pixel,
+    save that contrast is then relative to the mean of the crop, and it costs a fraction.
 
     Args:
         size: (height, width) of the result.
@@ -63,7 +66,9 @@ def pretrain_transform(
     """
     from torchvision.transforms import v2
 
-    steps: list[torch.nn.Module] = [v2.RandomResizedCrop(size, scale, interpolation=_mode(interpolation), antialias=True)]
+    steps: list[torch.nn.Module] = [
+        v2.RandomResizedCrop(size, scale, interpolation=_mode(interpolation), antialias=True)
+    ]
     if flip:
         steps.append(v2.RandomHorizontalFlip(flip))
     if colour_jitter:
@@ -98,8 +103,10 @@ def classify_transform(
     from timm.data import create_transform
 
     if len(mean) not in (1, 3):
-        raise ValueError(f"{len(mean)} channels: timm's augmentation is for 1 or 3; set rand_augment null to go without")
-    return create_transform(  # type: ignore[return-value]
+        raise ValueError(
+            f"{len(mean)} channels: timm's augmentation is for 1 or 3; set rand_augment null to go without"
+        )
+    transform: Any = create_transform(
         input_size=(len(mean), *size),
         is_training=True,
         scale=scale,
@@ -113,6 +120,11 @@ def classify_transform(
         std=tuple(std),
         interpolation=interpolation,
     )
+    for step in transform.transforms:
+        for operation in getattr(step, "ops", ()):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return cast(ImageTransform, transform)
 
 
 def evaluation_transform(
@@ -140,6 +152,13 @@ def evaluation_transform(
             *_to_normalised(mean, std),
         ]
     )
+
+
+def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the upper `bits`. timm's strongest level asks for 0, which means black and which Pillow 13 refuses."""
+    if bits >= 8:
+        return picture
+    return ImageOps.posterize(picture, bits) if bits else Image.new(picture.mode, picture.size)
 
 
 class _ResizeToCover(torch.nn.Module):

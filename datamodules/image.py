@@ -1,0 +1,493 @@
+"""Images for pre-training and classification, from folders, Hugging Face data sets or scikit-learn's digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+
+from datamodules.collators import BlockMaskCollator, ImageCollator
+from datamodules.image_sources import (
+    SPLIT_NAMES,
+    DigitsSource,
+    FolderSource,
+    HuggingFaceSource,
+    ImageSource,
+    SubsetSource,
+    find_pictures,
+    open_table,
+    split_folder,
+)
+from datamodules.keyed_images import KeyedImages
+from datamodules.loader import ResumableLoader
+from datamodules.samplers import EpochBatchSampler, derived_seed
+from datamodules.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION_MEAN,
+    INCEPTION_STD,
+    MODES,
+    ImageTransform,
+    Interpolation,
+    classify_transform,
+    evaluation_transform,
+    pretrain_transform,
+)
+
+Size = int | tuple[int, int]
+Split = Literal["train", "val", "test"]
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches of images, with block masks for pre-training or with labels for classification.
+
+    Batches: "inputs" (B, C, H, W) float32, "index" (B,), "labels" (B,) where the pictures have classes, and for
+    pre-training "mask" (B, M, N) bool, True = hidden. Everything random about a sample follows from (seed, epoch,
+    index), and a run that is stopped anywhere goes on with the batches it would have had (`ResumableLoader`).
+
+    Defaults are those of data2vec 1.0's released commands for ImageNet. Their mean and standard deviation differ:
+    pre-training was run with --imagenet_default_mean_and_std, fine-tuning without it, that is with .5 and .5.
+
+    Pictures that cannot be read are replaced, counted and named in one warning, in evaluation and prediction too, where
+    "index" then is that of the replacement.
+
+    Args:
+        root: folder of pictures. Pre-training: root/train/<class>/*, root/<class>/* or any other tree. Classification:
+            root/{train,val,test}/<class>/*; "validation", "valid" and "dev" are understood too.
+        dataset: instead of `root`: "digits" (scikit-learn's, 8x8 grey), a folder made by `datasets.save_to_disk`,
+            parquet (a file, or a folder of them), or a name on the Hugging Face hub.
+        dataset_config: configuration of a data set on the hub.
+        image_column: of a Hugging Face data set; by default the only one with pictures.
+        label_column: likewise; by default the only ClassLabel, or "label".
+        task: "pretrain" makes masks, "classify" uses the classification augmentation.
+        image_size: pixels, one number or (height, width). By default this and the next two are read off the model's
+            `encoder`.
+        patch_size: pixels.
+        num_channels: 1, 3 or 4; pictures are converted.
+        batch_size: images per device.
+        effective_batch: images per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
+        val_fraction: share of the training pictures to hold out where there is no validation split.
+        predict_files: pictures to predict, a folder, a file or a list of them; by default the test split, or all of
+            `root`.
+        scale: range of the random crop's share of the picture.
+        flip: probability of a horizontal flip.
+        colour_jitter: strength; in classification only where `rand_augment` is off.
+        rand_augment: timm's policy (classification); `None` is off.
+        random_erasing: probability (classification).
+        crop_share: evaluation shows the central `crop_share` of a picture, 224 of 256 pixels.
+        mean: per channel, of values in 0..1. By default the released ones, for one channel their average.
+        std: likewise.
+        interpolation: of all resizing.
+        num_masked_patches: hidden patches; by default 120 of 196, scaled to the grid.
+        mask_ratio: the same as a share.
+        min_block: patches in the smallest block; by default 16 of 196, scaled.
+        max_block: patches in the largest block; by default as many as are still to be hidden.
+        min_aspect: of blocks.
+        num_masks: M.
+        probe_samples: most pictures in either of `probe_dataloaders`.
+        num_workers: processes that load.
+        seed: of order, augmentation, masks, and of what is held out.
+
+    Raises:
+        ValueError: arguments contradict each other or are out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        task: Literal["pretrain", "classify"] = "pretrain",
+        image_size: int | tuple[int, int] | None = None,
+        patch_size: int | tuple[int, int] | None = None,
+        num_channels: int | None = None,
+        batch_size: int = 128,
+        effective_batch: int | None = None,
+        val_fraction: float | None = None,
+        predict_files: str | list[str] | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        colour_jitter: float = 0.4,
+        rand_augment: str | None = "rand-m9-mstd0.5-inc1",
+        random_erasing: float = 0.25,
+        crop_share: float = 0.875,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        interpolation: Interpolation = "bicubic",
+        num_masked_patches: int | None = None,
+        mask_ratio: float | None = None,
+        min_block: int | None = None,
+        max_block: int | None = None,
+        min_aspect: float = 0.3,
+        num_masks: int = 1,
+        probe_samples: int = 10_000,
+        num_workers: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if task not in ("pretrain", "classify"):
+            raise ValueError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
+        if root is not None and dataset is not None:
+            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them")
+        if root is None and dataset is None and predict_files is None:
+            raise ValueError(
+                "no data: set root to a folder of pictures, or dataset to 'digits', a path or a name on the hub"
+            )
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
+        if not 0 < crop_share <= 1:
+            raise ValueError(f"crop_share {crop_share}: permitted is 0 < crop_share <= 1")
+        for name, share in (("flip", flip), ("random_erasing", random_erasing)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} {share}: permitted is 0..1")
+        if val_fraction is not None and not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
+        for name, count in (
+            ("batch_size", batch_size),
+            ("effective_batch", effective_batch),
+            ("probe_samples", probe_samples),
+        ):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} {count}: permitted is 1 or more")
+        if num_workers < 0:
+            raise ValueError(f"num_workers {num_workers}: permitted is 0 or more")
+        self.save_hyperparameters(logger=False)
+
+        self.root, self.dataset, self.dataset_config = root, dataset, dataset_config
+        self.image_column, self.label_column = image_column, label_column
+        self.task = task
+        self.image_size, self.patch_size, self.num_channels = image_size, patch_size, num_channels
+        self.batch_size, self.effective_batch = batch_size, effective_batch
+        self.val_fraction, self.predict_files = val_fraction, predict_files
+        self.scale, self.flip, self.colour_jitter = (scale[0], scale[1]), flip, colour_jitter
+        self.rand_augment, self.random_erasing = rand_augment, random_erasing
+        self.crop_share, self.mean, self.std, self.interpolation = crop_share, mean, std, interpolation
+        self.num_masked_patches, self.mask_ratio = num_masked_patches, mask_ratio
+        self.min_block, self.max_block, self.min_aspect, self.num_masks = min_block, max_block, min_aspect, num_masks
+        self.probe_samples, self.num_workers, self.seed = probe_samples, num_workers, seed
+
+        self.predict_paths: list[str] = []
+        self._size: tuple[int, int] | None = None
+        self._grid: tuple[int, int] = (1, 1)
+        self._channels = 3
+        self._sources: dict[Split, ImageSource] = {}
+        self._predict_source: ImageSource | None = None
+
+    # ------------------------------------------------------------------ setup
+
+    def setup(self, stage: str | None = None) -> None:
+        """Finds the pictures, agrees with the model on their size, and sets accumulation for `effective_batch`.
+
+        Raises:
+            ValueError: data and model do not fit, nothing is readable, or `effective_batch` is smaller than one batch.
+            FileNotFoundError: a folder, a split or all pictures are missing.
+        """
+        self._fit_to_model()
+        if stage in ("predict", None) and (self.predict_files is not None or stage == "predict"):
+            self._open_predict_source()
+        if stage == "predict" or (self.root is None and self.dataset is None):
+            return
+        if not self._sources:
+            self._sources = self._open_sources()
+        needed: dict[str | None, Sequence[Split]] = {"fit": ("train",), "validate": ("val",), "test": ("test",)}
+        for split in needed.get(stage, ()):
+            self._source(split)
+        if stage == "fit" and self.task == "classify":
+            self._source("val")
+        for source in self._sources.values():
+            self._images(source, training=False).check_some()
+        if stage == "fit" and self.effective_batch is not None:
+            self._set_accumulation(self.effective_batch)
+
+    def _fit_to_model(self) -> None:
+        """Takes image size, patch size and channels from the model's encoder, or checks that they agree with it."""
+        module = getattr(self.trainer, "lightning_module", None)
+        encoder = getattr(module, "encoder", None)
+        size = _agreed("image_size", self.image_size, getattr(encoder, "image_size", None))
+        patch = _agreed("patch_size", self.patch_size, getattr(encoder, "patch_size", None))
+        channels = _agreed("num_channels", self.num_channels, getattr(encoder, "in_channels", None))
+        if size is None:
+            raise ValueError("image_size is not known: set it, or attach a model with an `encoder`")
+        if patch is None and self.task == "pretrain":
+            raise ValueError("patch_size is not known: set it, or attach a model with an `encoder`")
+        self._channels = 3 if channels is None else channels[0]
+        if self._channels not in MODES:
+            raise ValueError(f"num_channels {self._channels}: pictures have {', '.join(map(str, MODES))}")
+        self._size, self._grid = size, (1, 1)
+        if patch is not None:
+            if size[0] % patch[0] or size[1] % patch[1] or min(patch) < 1:
+                raise ValueError(
+                    f"image_size {_times(size)} is not a whole number of patches of {_times(patch)}: change one of them"
+                )
+            self._grid = size[0] // patch[0], size[1] // patch[1]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self._channels:
+                raise ValueError(f"{name} has {len(values)} values for {self._channels} channels: give one per channel")
+        if self.task == "pretrain":
+            self._collator("pretrain")
+
+    def _open_sources(self) -> dict[Split, ImageSource]:
+        if self.dataset == "digits":
+            return {split: DigitsSource(split) for split in ("train", "val", "test")}
+        sources = self._open_folder(Path(self.root)) if self.root is not None else self._open_hugging_face()
+        if "val" not in sources and "train" in sources and self.val_fraction is not None:
+            whole = sources["train"]
+            order = sorted(range(len(whole)), key=lambda place: derived_seed("held out", self.seed, place))
+            held_out = max(1, round(self.val_fraction * len(whole)))
+            if held_out >= len(whole):
+                raise ValueError(
+                    f"val_fraction {self.val_fraction} of {len(whole)} pictures leaves nothing to train on"
+                )
+            sources["val"] = SubsetSource(whole, sorted(order[:held_out]))
+            sources["train"] = SubsetSource(whole, sorted(order[held_out:]))
+        return sources
+
+    def _open_folder(self, root: Path) -> dict[Split, ImageSource]:
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root} is not a folder: point `root` to a folder of pictures")
+        splits: Sequence[Split] = ("train", "val", "test")
+        folders = {split: folder for split in splits if (folder := split_folder(root, split)) is not None}
+        if not folders and self.task == "pretrain":
+            folders = {"train": root}
+        sources: dict[Split, ImageSource] = {}
+        class_names: Sequence[str] | None = None
+        for split, folder in folders.items():
+            source = FolderSource(folder, True if self.task == "classify" else None, class_names)
+            class_names = source.class_names or class_names
+            sources[split] = source
+        return sources
+
+    def _open_hugging_face(self) -> dict[Split, ImageSource]:
+        assert self.dataset is not None
+        tables: Mapping[str, Any] = open_table(self.dataset, self.dataset_config, streaming=False)
+        sources: dict[Split, ImageSource] = {}
+        class_names: Sequence[str] | None = None
+        for split, names in SPLIT_NAMES.items():
+            found = next((name for name in names if name in tables), None)
+            if found is None:
+                continue
+            source = HuggingFaceSource(tables[found], self.image_column, self.label_column, class_names)
+            class_names = class_names or source.class_names
+            if self.task == "classify" and source.labels is None:
+                columns = ", ".join(tables[found].features)
+                raise ValueError(f"no column of classes among {columns}: set label_column")
+            _refuse_new_classes(source, sources.get("train"), found)
+            sources[split] = source  # type: ignore[index]
+        return sources
+
+    def _open_predict_source(self) -> None:
+        files = self.predict_files
+        if files is None and self.dataset is not None:
+            self._sources = self._sources or self._open_sources()
+            self._predict_source = self._source("test")
+        else:
+            if files is None:
+                assert self.root is not None
+                files = str(split_folder(Path(self.root), "test") or self.root)
+            folders = [files] if isinstance(files, str) else files
+            source = FolderSource(Path(folders[0]), labelled=False) if folders else None
+            if source is None:
+                raise ValueError("predict_files is empty: give pictures or folders of pictures")
+            source.paths = [path for folder in folders for path in find_pictures(Path(folder))]
+            self._predict_source = source
+        self._images(self._predict_source, training=False).check_some()
+        self.predict_paths = [self._predict_source.name(index) for index in range(len(self._predict_source))]
+
+    def _set_accumulation(self, effective_batch: int) -> None:
+        trainer = self.trainer
+        if trainer is None:
+            return
+        step = self.batch_size * trainer.world_size
+        per_step = f"batch_size {self.batch_size} x {trainer.world_size} device(s) = {step} images"
+        if step > effective_batch:
+            raise ValueError(
+                f"{per_step} is more than effective_batch {effective_batch}: set batch_size to at most"
+                f" {max(1, effective_batch // trainer.world_size)}"
+            )
+        accumulation = max(1, round(effective_batch / step))
+        trainer.accumulate_grad_batches = accumulation
+        if accumulation * step == effective_batch:
+            rank_zero_info(f"effective_batch {effective_batch} = {per_step} x {accumulation} accumulated batches")
+        else:
+            rank_zero_warn(
+                f"effective_batch {effective_batch} cannot be reached with {per_step}: using {accumulation * step}"
+                f" ({accumulation} accumulated batches)"
+            )
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled and augmented; masks for pre-training.
+
+        Raises:
+            ValueError: there are fewer pictures than one batch on every device needs.
+        """
+        source = self._source("train")
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if self.batch_size * world_size > len(source):
+            raise ValueError(
+                f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(source)} training pictures:"
+                f" set batch_size to at most {len(source) // world_size}"
+            )
+        return ResumableLoader(
+            self._images(source, training=True),
+            EpochBatchSampler(len(source), self.batch_size, self.seed),
+            self._collator(self.task, report_unreadable=True),
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            endless=self.trainer is not None,
+        )
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Not augmented; in pre-training with masks, the same in every epoch; nothing without a validation split."""
+        return self._evaluation_loader(self._sources["val"], self.task) if "val" in self._sources else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """As `val_dataloader`, of the test split."""
+        return self._evaluation_loader(self._source("test"), self.task)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Pictures without masks; "index" refers to `predict_paths`."""
+        if self._predict_source is None:
+            raise ValueError("nothing to predict: call setup('predict') first")
+        return self._evaluation_loader(self._predict_source, "classify")
+
+    def probe_dataloaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        """Labelled pictures, not augmented, no masks, for probes: (train, validation), or test where there is no
+        validation.
+
+        At most `probe_samples` of each, chosen by the seed alone. Every rank gets all of them.
+
+        Raises:
+            ValueError: the pictures have no classes, or there is one split only.
+        """
+        held_out = self._sources.get("val") or self._sources.get("test")
+        train = self._source("train")
+        if held_out is None:
+            raise ValueError("probes need a second split: add val or test pictures, or set val_fraction")
+        if train.labels is None or held_out.labels is None:
+            raise ValueError("probes need classes, and these pictures have none: leave the probes out")
+        return self._probe_loader(train), self._probe_loader(held_out)
+
+    def _probe_loader(self, source: ImageSource) -> DataLoader[Any]:
+        order = sorted(range(len(source)), key=lambda place: derived_seed("probe", self.seed, place))
+        chosen = SubsetSource(source, sorted(order[: self.probe_samples]))
+        return DataLoader(
+            self._images(chosen, training=False),
+            self.batch_size,
+            collate_fn=ImageCollator(),
+            num_workers=self.num_workers,
+        )
+
+    def _evaluation_loader(self, source: ImageSource, task: str) -> ResumableLoader:
+        return ResumableLoader(
+            self._images(source, training=False),
+            EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=False),
+            self._collator(task, report_unreadable=True),
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _images(self, source: ImageSource, training: bool) -> KeyedImages:
+        return KeyedImages(source, self._transform(training), self._channels, self._grid, self.seed)
+
+    def _transform(self, training: bool) -> ImageTransform:
+        assert self._size is not None
+        released = (IMAGENET_MEAN, IMAGENET_STD) if self.task == "pretrain" else (INCEPTION_MEAN, INCEPTION_STD)
+        mean, std = (
+            given or _per_channel(default, self._channels)
+            for given, default in zip((self.mean, self.std), released, strict=True)
+        )
+        if not training:
+            return evaluation_transform(self._size, self.crop_share, mean, std, self.interpolation)
+        if self.task == "pretrain" or (self.rand_augment is None and not self.random_erasing):
+            return pretrain_transform(
+                self._size, self.scale, self.flip, self.colour_jitter, mean, std, self.interpolation
+            )
+        return classify_transform(
+            self._size,
+            self.scale,
+            self.flip,
+            self.colour_jitter,
+            self.rand_augment,
+            self.random_erasing,
+            mean,
+            std,
+            self.interpolation,
+        )
+
+    def _collator(self, task: str, report_unreadable: bool = False) -> ImageCollator:
+        if task != "pretrain":
+            return ImageCollator(report_unreadable)
+        return BlockMaskCollator(
+            self._grid,
+            self.num_masked_patches,
+            self.mask_ratio,
+            self.min_block,
+            self.max_block,
+            self.min_aspect,
+            self.num_masks,
+            self.seed,
+            report_unreadable,
+        )
+
+    # ------------------------------------------------------------------ what is in it
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes after setup, in the order of their numbers; empty where the pictures have none."""
+        return list(next((source.class_names for source in self._sources.values()), ()))
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
+
+    def _source(self, split: Split) -> ImageSource:
+        if split in self._sources:
+            return self._sources[split]
+        where, there = self.root or self.dataset, ", ".join(self._sources) or "none"
+        names = " or ".join(SPLIT_NAMES[split])
+        remedy = " or set val_fraction" if split == "val" else ""
+        folder = f" as {self.root}/{SPLIT_NAMES[split][0]}/<class>/" if self.root else ""
+        raise FileNotFoundError(
+            f"{where} has no {split} split ({names}; splits found: {there}): add it{folder}{remedy}"
+        )
+
+
+def _refuse_new_classes(source: ImageSource, train: ImageSource | None, split: str) -> None:
+    if source.labels is None or train is None or train.labels is None:
+        return
+    if unknown := sorted(set(source.labels) - set(train.labels)):
+        names = ", ".join(source.class_names[number] for number in unknown)
+        raise ValueError(
+            f"class {names} is in the {split} split but not in the training split: add training pictures or remove it"
+        )
+
+
+def _agreed(name: str, mine: Size | None, models: Size | None) -> tuple[int, int] | None:
+    """The DataModule's value or the model's, as a pair; they may not differ."""
+    own, other = (None if value is None else _pair(value) for value in (mine, models))
+    if own is not None and other is not None and own != other:
+        raise ValueError(f"{name} {mine} of the data is not the model's {models}: leave it out, or make them equal")
+    return own or other
+
+
+def _pair(value: Size) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """Three published values for three channels, their average for any other number."""
+    return list(values) if channels == 3 else [sum(values) / 3] * channels
