@@ -132,7 +132,12 @@ class Probe(pl.Callback):
 
     @torch.no_grad()
     def probe(self, step: int, model: Data2Vec, loss: float | None) -> None:
-        row: dict[str, Any] = {"step": step, "seed": self.seed, "loss": loss, "seconds": round(time.time() - self.started)}
+        row: dict[str, Any] = {
+            "step": step,
+            "seed": self.seed,
+            "loss": loss,
+            "seconds": round(time.time() - self.started),
+        }
         for part in ("teacher", "student"):
             train, test = self.features(model, self.train, part), self.features(model, self.test, part)
             few = []

@@ -8,10 +8,12 @@ from d2v_lightning.callbacks import EMATeacher, StepSeed
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.finetune import ImageClassifier
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import RelativePositionBias
+from d2v_lightning.pretrained import load_backbone
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.transformer import Transformer
@@ -24,6 +26,7 @@ __all__ = [
     "Data2Vec",
     "EMATeacher",
     "Features",
+    "ImageClassifier",
     "ImageEncoder",
     "LinearDecoder",
     "MaskTokenStudent",
@@ -33,4 +36,5 @@ __all__ = [
     "StepSeed",
     "Targets",
     "Transformer",
+    "load_backbone",
 ]

@@ -65,7 +65,7 @@ def build(tree: Any) -> Any:
         return {key: build(value) for key, value in tree.items()}
     cls = own_class(tree["class_path"])
     arguments = tree.get("init_args") or {}
-    unknown = set(arguments) - set(inspect.signature(cls.__init__).parameters)
+    unknown = set(arguments) - set(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
     if unknown:
         raise ValueError(f"{tree['class_path']} takes no argument named {', '.join(sorted(unknown))}")
     return cls(**{name: build(value) for name, value in arguments.items()})

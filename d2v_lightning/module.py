@@ -6,16 +6,18 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor, nn
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.step_seed import StepSeed
-from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.masking import hidden_positions, take_tokens
 from d2v_lightning.optim import Optimization
+from d2v_lightning.pretrained import read_pretrained
+from d2v_lightning.saving import LoadsOwnCheckpoints, load_exactly
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope, Teacher
@@ -26,7 +28,7 @@ from d2v_lightning.types import Batch
 _TOKENS_PER_UNIT = 4096
 
 
-class Data2Vec(LoadsOwnCheckpoints, LightningModule):
+class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """Pre-training: the student predicts, at hidden positions, what an EMA teacher makes of the whole input.
 
     Owns the teacher (a frozen sub-module) and the callback that moves it, which it hands to any Trainer.
@@ -38,10 +40,13 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):
         ema_teacher: how the teacher follows the student.
         optimization: optimiser, parameter groups, schedule.
         teacher_scope: how much of the backbone the teacher holds, see `Teacher`. Images: "backbone".
-        compile: compile encoder and blocks in place (`torch.compile`), which keeps parameter names.
+        compile: compile the student's and the teacher's trunk in place (`torch.compile`), which keeps parameter names.
         on_nonfinite: a loss that is not finite "stop"s the run before it touches the weights on a CPU and one step later
             on a GPU, where waiting for every loss would stall the device; "skip" leaves the micro-batch out, on all ranks
             alike, at the price of that wait. Either way the batch is named.
+        checkpoint: warm start: weights of student and teacher from one of our checkpoints or one of Meta's files, with a
+            fresh optimiser and schedule. The file's network must be this one.
+        teacher_from: which of the file's networks the teacher starts from; said at the start.
     """
 
     def __init__(
@@ -54,8 +59,12 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):
         teacher_scope: Scope = "backbone",
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        checkpoint: str | None = None,
+        teacher_from: Literal["teacher", "student"] = "teacher",
     ) -> None:
         super().__init__()
+        if teacher_from not in ("teacher", "student"):
+            raise ValueError(f"teacher_from is {teacher_from!r}: choose 'teacher' or 'student'")
         if on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite is {on_nonfinite!r}: choose 'stop' or 'skip'")
         self.student = student
@@ -64,8 +73,20 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):
         self.ema_teacher, self.optimization = ema_teacher, optimization
         self.compile_parts, self.on_nonfinite = compile, on_nonfinite
         self.averaged_layers = targets.layers(student.backbone.transformer.depth)
+        if checkpoint is not None:
+            self._warm_start(checkpoint, teacher_from)
         self._units = 0.0  # hidden tokens of the running micro-batch and ...
         self._units_in_window = 0.0  # ... of those accumulated since the last optimiser step
+
+    def _warm_start(self, path: str, teacher_from: Literal["teacher", "student"]) -> None:
+        pretrained = read_pretrained(path)
+        load_exactly(self.student, pretrained.part("student."), path)
+        if teacher_from == "teacher":
+            load_exactly(self.teacher, pretrained.part("teacher."), path)
+        else:
+            self.teacher.copy_from(self.backbone)
+        rank_zero_info(f"warm start from {path}: the teacher starts as the file's {teacher_from}")
+        self.config["init_args"]["checkpoint"] = None  # a checkpoint of this run holds the weights, not the path
 
     @property
     def backbone(self) -> Backbone:
@@ -73,7 +94,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):
         return self.student.backbone
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> ImageEncoder:
         """The student's encoder, whose sizes a datamodule reads."""
         return self.student.backbone.encoder
 
@@ -181,9 +202,8 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):
 
     def setup(self, stage: str) -> None:
         if self.compile_parts:
-            for backbone in (self.backbone, self.teacher):
-                for block in backbone.transformer.blocks:
-                    block.compile(dynamic=False)
+            for transformer in (self.backbone.transformer, self.teacher.transformer):
+                transformer.compile()
 
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))

@@ -73,7 +73,7 @@ class Optimization(Configurable):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def factor(self, total_steps: int) -> Callable[[int], float]:
-        """step -> learning rate as a part of the peak."""
+        """Step -> learning rate as a part of the peak."""
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
         if warmup > total_steps:
             raise ValueError(

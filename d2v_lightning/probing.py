@@ -24,7 +24,7 @@ def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
 
 
 def linear_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> float:
-    """Accuracy of multinomial logistic regression (scikit-learn, C = 1) on features (n, D) standardised by the training set."""
+    """Accuracy of logistic regression (scikit-learn, C = 1) on features (n, D) standardised by the training set."""
     from sklearn.linear_model import LogisticRegression
 
     mean, std = train.double().mean(dim=0), train.double().std(dim=0).clamp_min(1e-6)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from pytorch_lightning import LightningModule
-from typing_extensions import Self
+from torch import Tensor, nn
 
-from d2v_lightning.configurable import Configurable, Tree, build, own_class
+from d2v_lightning.configurable import Configurable, build, own_class
 
 FORMAT_VERSION = 1
 
@@ -32,15 +33,12 @@ class LoadsOwnCheckpoints(Configurable):
         check_format(checkpoint, "this checkpoint")
 
     @classmethod
-    def load_from_checkpoint(
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", strict: bool = True
-    ) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:
         """The module that was saved, weights included.
 
         Args:
             checkpoint_path: a `.ckpt` file of ours.
             map_location: device for the weights.
-            strict: refuse missing and unexpected weights.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -51,7 +49,7 @@ class LoadsOwnCheckpoints(Configurable):
         if not issubclass(own_class(tree["class_path"]), cls):
             raise ValueError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
         module = build(tree)
-        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        load_exactly(module, checkpoint["state_dict"], str(checkpoint_path))
         return module
 
 
@@ -72,13 +70,31 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a file that exists")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        # A Namespace holds plain attributes; Meta's image files keep their options in one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} holds more than tensors and plain data and was not loaded: {reason}") from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """`load_state_dict`, refusing in one line what is missing, foreign or of another shape.
+
+    Raises:
+        ValueError: names and shapes of `state` are not exactly the module's.
+    """
+    own = module.state_dict()
+    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or foreign:
+        raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {foreign[:3]}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+    module.load_state_dict(dict(state))
 
 
 def check_format(checkpoint: Any, name: str) -> None:
@@ -90,4 +106,6 @@ def check_format(checkpoint: Any, name: str) -> None:
         )
     version = checkpoint["d2v_lightning"]["format_version"]
     if version > FORMAT_VERSION:
-        raise ValueError(f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning")
+        raise ValueError(
+            f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
+        )

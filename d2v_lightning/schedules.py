@@ -38,4 +38,5 @@ def polynomial(step: int, total: int, peak: float, warmup: int, end: float = 0.0
         return peak * step / warmup
     if step >= total:
         return end
-    return end + (peak - end) * (1.0 - (step - warmup) / (total - warmup)) ** power
+    remaining: float = 1.0 - (step - warmup) / (total - warmup)
+    return end + (peak - end) * math.pow(remaining, power)

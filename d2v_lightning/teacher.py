@@ -63,7 +63,8 @@ class Teacher(nn.Module):
             (self.encoder, student.encoder),
             (self.position, student.encoder.position),
         ]
-        own, theirs = [], []
+        own: list[Tensor] = []
+        theirs: list[Tensor] = []
         for copied, source in sources:
             if copied is not None:
                 own += list(copied.parameters())

@@ -50,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend within x (B, N, D). `bias`, broadcast to (B, H, N, N), is added to the scores; -inf excludes a key."""
         batch, length, dim = x.shape
-        qkv_bias = self.qkv.bias
+        qkv_bias: Tensor | None = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
@@ -210,6 +210,7 @@ class Transformer(Configurable, nn.Module):
 
     def _initialise(self, init: Literal["vision", "normal"]) -> None:
         for layer, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
             for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
                 if init == "vision":
                     nn.init.trunc_normal_(linear.weight, std=0.02, a=-0.02, b=0.02)
@@ -240,7 +241,7 @@ class Transformer(Configurable, nn.Module):
         for layer, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0.0 and torch.rand(()) < self.layer_drop:
                 # Plain DDP waits for a gradient of every parameter: a skipped block stays in the graph, times zero.
-                x = x + 0.0 * sum(parameter.sum() for parameter in block.parameters()).to(x.dtype)
+                x = x + 0.0 * torch.stack([parameter.sum() for parameter in block.parameters()]).sum().to(x.dtype)
                 continue
             bias = biases[layer] if len(biases) > 1 else biases[0]
             if self.gradient_checkpointing and self.training:

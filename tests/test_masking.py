@@ -76,7 +76,9 @@ def test_every_mask_hides_exactly_the_number(grid: tuple[int, int], num_masked: 
 def test_max_block_and_aspect_bound_the_blocks() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        rows, columns = block_mask((14, 14), 9, generator, min_block=9, max_block=9, min_aspect=1.0).view(14, 14).nonzero().T
+        rows, columns = (
+            block_mask((14, 14), 9, generator, min_block=9, max_block=9, min_aspect=1.0).view(14, 14).nonzero().T
+        )
         assert int(rows.max() - rows.min()) == int(columns.max() - columns.min()) == 2
 
 

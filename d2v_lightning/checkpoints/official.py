@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
@@ -19,16 +19,19 @@ from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders.image import ImageEncoder
 from d2v_lightning.losses import RegressionLoss
-from d2v_lightning.module import Data2Vec
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import RelativePositionBias, relative_position_index
-from d2v_lightning.saving import read_tensors
+from d2v_lightning.saving import load_exactly, read_tensors
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Norm, Targets
 from d2v_lightning.transformer import Transformer
+
+if TYPE_CHECKING:
+    from d2v_lightning.module import Data2Vec
 
 State = dict[str, Tensor]
 
@@ -52,7 +55,11 @@ IMAGE_BACKBONE = {
         *(f"mlp.fc{n}.{part}" for n in (1, 2) for part in ("weight", "bias")),
     )
 }
-IMAGE_STUDENT = {"mask_token": "mask_token", "lm_head.weight": "decoder.proj.weight", "lm_head.bias": "decoder.proj.bias"}
+IMAGE_STUDENT = {
+    "mask_token": "mask_token",
+    "lm_head.weight": "decoder.proj.weight",
+    "lm_head.bias": "decoder.proj.bias",
+}
 IMAGE_DERIVED = re.compile(r"(^|\.)relative_position_index$")  # a function of the grid
 
 
@@ -70,23 +77,40 @@ def load_official(path: str | Path) -> Data2Vec:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another layout, or its tensors or options do not fit together.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        file = read_tensors(path)
-    if not isinstance(file, dict) or not isinstance(file.get("model"), Mapping) or "args" not in file:
+    tree, state = convert_official(read_tensors(path), str(path))
+    model: Data2Vec = build(tree)
+    load_exactly(model, state, str(path))
+    return model
+
+
+def is_official(file: Any) -> bool:
+    """Whether a loaded file is in a layout that `convert_official` knows."""
+    return isinstance(file, dict) and isinstance(file.get("model"), Mapping) and "args" in file
+
+
+def convert_official(file: Any, path: str) -> tuple[Tree, State]:
+    """An official file's content as ours: the constructor tree of a `Data2Vec`, and its state dict.
+
+    Raises:
+        ValueError: as `load_official`; `path` is what the message calls the file.
+    """
+    if not is_official(file):
         raise ValueError(f"{path} is not in the layout of data2vec 1.0 images: it needs the entries 'model' and 'args'")
     state: State = dict(file["model"])
     if "patch_embed.proj.weight" not in state:
         raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
     options = vars(file["args"]) if isinstance(file["args"], argparse.Namespace) else dict(file["args"])
-    model = _image_model(state, options, str(path))
-    _load(model.student, _student_state(state, str(path)), str(path))
-    if file.get("model_ema") is None:
+    teacher = file.get("model_ema")
+    if teacher is None:
         rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
-        model.teacher.copy_from(model.backbone)
-    else:
-        teacher = rename(dict(file["model_ema"]), IMAGE_BACKBONE, ignore=set(IMAGE_STUDENT), path=str(path))
-        _load(model.teacher, teacher, f"{path} (model_ema)")
-    return model
+        teacher = state
+    student = rename({name: state[name] for name in IMAGE_STUDENT if name in state}, IMAGE_STUDENT, path)
+    converted = {
+        **{f"student.{name}": tensor for name, tensor in student.items()},
+        **{f"student.backbone.{name}": tensor for name, tensor in _backbone(state, path).items()},
+        **{f"teacher.{name}": tensor for name, tensor in _backbone(teacher, f"{path} (model_ema)").items()},
+    }
+    return _image_tree(state, options, path), converted
 
 
 def official_state_dict(model: Data2Vec) -> dict[str, State]:
@@ -107,7 +131,7 @@ def official_state_dict(model: Data2Vec) -> dict[str, State]:
     return {"model": official, "model_ema": teacher}
 
 
-def rename(state: State, names: Mapping[str, str], path: str, ignore: set[str] = frozenset()) -> State:  # type: ignore[assignment]
+def rename(state: Mapping[str, Tensor], names: Mapping[str, str], path: str) -> State:
     """Tensors under new names, by a table in which "#" stands for a block's number.
 
     Raises:
@@ -115,7 +139,7 @@ def rename(state: State, names: Mapping[str, str], path: str, ignore: set[str] =
     """
     renamed = {}
     for name, tensor in state.items():
-        if name in ignore or IMAGE_DERIVED.search(name):
+        if IMAGE_DERIVED.search(name):
             continue
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         pattern = name if number is None else name.replace(f".{number[0]}.", ".#.", 1)
@@ -127,21 +151,8 @@ def rename(state: State, names: Mapping[str, str], path: str, ignore: set[str] =
     return renamed
 
 
-def _student_state(state: State, path: str) -> State:
-    student = rename({name: state[name] for name in IMAGE_STUDENT if name in state}, IMAGE_STUDENT, path)
-    backbone = rename(state, IMAGE_BACKBONE, path, ignore=set(IMAGE_STUDENT))
-    return {**student, **{f"backbone.{name}": tensor for name, tensor in backbone.items()}}
-
-
-def _load(module: torch.nn.Module, state: State, path: str) -> None:
-    own = module.state_dict()
-    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    if missing or foreign:
-        raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {foreign[:3]}")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
-    module.load_state_dict(state)
+def _backbone(state: Mapping[str, Tensor], path: str) -> State:
+    return rename({name: tensor for name, tensor in state.items() if name not in IMAGE_STUDENT}, IMAGE_BACKBONE, path)
 
 
 def _flip(names: Mapping[str, str], prefix: str = "") -> dict[str, str]:
@@ -157,7 +168,7 @@ def _officially(state: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
     return official
 
 
-def _image_model(state: State, options: dict[str, Any], path: str) -> Data2Vec:
+def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
     """The module that the tensors' shapes and the trainer's options describe."""
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
     depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
@@ -166,46 +177,49 @@ def _image_model(state: State, options: dict[str, Any], path: str) -> Data2Vec:
     tables = [tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table")]
     grid = _grid(state, tables, options, (patch[0], patch[1]))
     num_heads = tables[0].shape[1] if tables else int(options.get("num_heads") or dim // 64)
-    encoder = ImageEncoder(
-        image_size=(grid[0] * patch[0], grid[1] * patch[1]),
-        patch_size=(patch[0], patch[1]),
-        in_channels=channels,
-        dim=dim,
-        learned_positions="pos_embed" in state,
+    with torch.device("meta"):  # only the arguments are wanted
+        encoder = ImageEncoder(
+            image_size=(grid[0] * patch[0], grid[1] * patch[1]),
+            patch_size=(patch[0], patch[1]),
+            in_channels=channels,
+            dim=dim,
+            learned_positions="pos_embed" in state,
+        )
+        transformer = Transformer(
+            dim=dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            qkv_bias="qv" if "blocks.0.attn.q_bias" in state else "none",
+            layer_scale=(options.get("layer_scale_init_value") or 1e-4) if "blocks.0.gamma_1" in state else None,
+            attention_dropout=float(options.get("attn_drop_rate") or 0.0),
+            drop_path=float(options.get("drop_path") or 0.0),
+            position_bias=RelativePositionBias(grid, num_heads, len(tables)) if tables else None,
+        )
+        student = MaskTokenStudent(Backbone(encoder, transformer), LinearDecoder(dim))
+    ema_teacher = EMATeacher(
+        decay_start=float(_option(options, "ema_decay_init", "decay_init", default=0.999)),
+        decay_end=float(_option(options, "ema_decay", "decay", default=0.9998)),
+        anneal_steps=int(_option(options, "ema_start_at", default=25000)),
+        first_update=0,
     )
-    transformer = Transformer(
-        dim=dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
-        qkv_bias="qv" if "blocks.0.attn.q_bias" in state else "none",
-        layer_scale=(options.get("layer_scale_init_value") or 1e-4) if "blocks.0.gamma_1" in state else None,
-        attention_dropout=float(options.get("attn_drop_rate") or 0.0),
-        drop_path=float(options.get("drop_path") or 0.0),
-        position_bias=RelativePositionBias(grid, num_heads, len(tables)) if tables else None,
+    optimization = Optimization(
+        lr=float(_option(options, "lr", default=5e-4)),
+        betas=tuple(_option(options, "opt_betas", default=(0.9, 0.999))),
+        weight_decay=float(_option(options, "weight_decay", default=0.05)),
     )
-    return Data2Vec(
-        student=MaskTokenStudent(Backbone(encoder, transformer), LinearDecoder(dim)),
-        targets=_targets(options, depth),
-        loss=_loss(options, path),
-        ema_teacher=EMATeacher(
-            decay_start=float(_option(options, "ema_decay_init", "decay_init", default=0.999)),
-            decay_end=float(_option(options, "ema_decay", "decay", default=0.9998)),
-            anneal_steps=int(_option(options, "ema_start_at", default=25000)),
-            first_update=0,
-        ),
-        optimization=Optimization(
-            lr=float(_option(options, "lr", default=5e-4)),
-            betas=tuple(_option(options, "opt_betas", default=(0.9, 0.999))),
-            weight_decay=float(_option(options, "weight_decay", default=0.05)),
-        ),
-        teacher_scope="backbone",
-    )
+    arguments = {
+        "student": student,
+        "targets": _targets(options, depth),
+        "loss": _loss(options, path),
+        "ema_teacher": ema_teacher,
+        "optimization": optimization,
+        "teacher_scope": "backbone",
+    }
+    return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
 
 
-def _grid(
-    state: State, tables: list[Tensor], options: dict[str, Any], patch: tuple[int, int]
-) -> tuple[int, int]:
+def _grid(state: State, tables: list[Tensor], options: dict[str, Any], patch: tuple[int, int]) -> tuple[int, int]:
     """Patches (down, across): the one grid whose table of relative positions is the file's, square where that is open."""
     index = next((tensor for name, tensor in state.items() if IMAGE_DERIVED.search(name)), None)
     if index is not None:

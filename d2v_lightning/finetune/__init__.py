@@ -1,0 +1,5 @@
+"""Fine-tuning: a pre-trained backbone, a head and a task."""
+
+from d2v_lightning.finetune.image_classification import ImageClassifier
+
+__all__ = ["ImageClassifier"]

@@ -1,0 +1,196 @@
+"""ImageClassifier: fine-tuning or linear probing of an image backbone (published: ImageNet-1K)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.optim import Optimization
+from d2v_lightning.pretrained import load_backbone
+from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.types import Batch
+
+
+class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+    """A backbone, the mean of its patches, a layer norm and a linear head.
+
+    The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (RECIPES "ImageNet, 1.0").
+
+    Args:
+        num_classes: classes.
+        backbone: a network to train from scratch; or
+        checkpoint: a file to start from, see `load_backbone`. A checkpoint of the fine-tuned model holds the network
+            itself and never looks for this file again.
+        part: which network of a pre-training file to start from; published: the student.
+        image_size: pixels; None for the backbone's. Another size resizes the tables of positions.
+        drop_path: stochastic depth while fine-tuning, for a backbone from `checkpoint`.
+        pooling: "mean" of the patches of the last block (published), or the "class_token" after the final norm.
+        freeze_backbone: linear probing: only norm and head are trained, and the backbone stays in eval mode.
+        mixup, cutmix: alpha of both (timm), one of the two is chosen for each batch; 0 turns one off.
+        mixup_probability: how often a batch is mixed at all.
+        label_smoothing: probability spread over all classes.
+        optimization: optimiser, layer-wise decay, schedule.
+        class_names: one for each class; taken from the datamodule where it knows them, and stored in checkpoints.
+        gradient_checkpointing: see `Transformer`, for a backbone from `checkpoint`.
+        compile: compile the trunk in place.
+
+    Raises:
+        ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        backbone: Backbone | None = None,
+        checkpoint: str | None = None,
+        part: Literal["student", "teacher"] = "student",
+        image_size: int | None = None,
+        drop_path: float = 0.2,
+        pooling: Literal["mean", "class_token"] = "mean",
+        freeze_backbone: bool = False,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        mixup_probability: float = 1.0,
+        label_smoothing: float = 0.1,
+        optimization: Optimization | None = None,
+        class_names: list[str] | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if (backbone is None) == (checkpoint is None):
+            raise ValueError(
+                "ImageClassifier needs exactly one of model.checkpoint (a pre-trained file to start from) and "
+                "model.backbone (a network to train from scratch)"
+            )
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}: there must be at least 2")
+        if pooling not in ("mean", "class_token"):
+            raise ValueError(f"pooling is {pooling!r}: choose 'mean' or 'class_token'")
+        if checkpoint is not None:
+            backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing)
+        assert backbone is not None
+        self.backbone = backbone
+        self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.num_classes, self.class_names, self.pooling = num_classes, class_names, pooling
+        self.freeze_backbone, self.compile_parts = freeze_backbone, compile
+        self.label_smoothing = label_smoothing
+        self.optimization = optimization or Optimization(
+            lr=4e-3, weight_decay=0.0, layer_decay=0.65, warmup=0.1, final_lr=1e-6
+        )
+        self.norm = nn.LayerNorm(backbone.dim, eps=1e-6) if pooling == "mean" else nn.Identity()
+        self.head = nn.Linear(backbone.dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02 * 1e-3, a=-0.02, b=0.02)
+        nn.init.zeros_(self.head.bias)
+        if freeze_backbone:
+            backbone.requires_grad_(False).eval()
+        if pooling == "mean":  # the final norm is not used, and plain DDP waits for every trainable parameter
+            backbone.transformer.norm.requires_grad_(False)
+        self.mix = _mixer(mixup, cutmix, mixup_probability, label_smoothing, num_classes)
+        self.val_metrics = _accuracies("val/", num_classes)
+        self.test_metrics = _accuracies("test/", num_classes)
+
+    @property
+    def encoder(self) -> ImageEncoder:
+        """The backbone's encoder, whose sizes a datamodule reads."""
+        return self.backbone.encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> logits (B, num_classes)."""
+        tokens, _ = self.backbone.encoder.features(images)
+        last = self.backbone.transformer.depth - 1
+        output, results = self.backbone.contextualize(tokens, keep=[last])
+        if self.pooling == "class_token":
+            return self.head(output[:, 0])
+        return self.head(self.norm(results[0].block[:, self.backbone.num_extra_tokens :].mean(dim=1)))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy, against mixed labels where mixup or cutmix is on."""
+        images, labels = batch["inputs"], batch["labels"]
+        smoothing = self.label_smoothing
+        if self.mix is not None:
+            images, labels = self._mixed(images, labels)
+            smoothing = 0.0  # the mixed labels are smooth already
+        loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images) % 2:
+            raise ValueError(
+                f"batch of {len(images)} images: mixup and cutmix pair images, so make data.batch_size even, or set "
+                "model.mixup and model.cutmix to 0"
+            )
+        mixed: tuple[Tensor, Tensor] = self.mix(images.clone(), labels)
+        return mixed
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val/", batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test/", batch, self.test_metrics)
+
+    def _evaluate(self, prefix: str, batch: Batch, metrics: MetricCollection) -> None:
+        logits, size = self(batch["inputs"]).float(), len(batch["inputs"])
+        loss = F.cross_entropy(logits, batch["labels"])
+        metrics.update(logits, batch["labels"])
+        self.log(f"{prefix}loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        self.log_dict(metrics, prog_bar=True, batch_size=size)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """`index` (B,) of each sample, where the batch has it, and `probabilities` (B, num_classes)."""
+        probabilities = self(batch["inputs"]).float().softmax(dim=-1)
+        return {"probabilities": probabilities, **({"index": batch["index"]} if "index" in batch else {})}
+
+    def setup(self, stage: str) -> None:
+        """Compile where asked to; take names and number of classes from the datamodule.
+
+        Raises:
+            ValueError: the data has another number of classes.
+        """
+        if self.compile_parts:
+            self.backbone.transformer.compile()
+        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        if not names or stage == "predict":
+            return
+        if len(names) != self.num_classes:
+            raise ValueError(f"the data has {len(names)} classes, the model {self.num_classes}: set model.num_classes")
+        if stage == "fit":
+            self.class_names = list(names)
+            self.config["init_args"]["class_names"] = self.class_names
+
+    def configure_optimizers(self) -> Any:
+        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepSeed()]
+
+
+def _accuracies(prefix: str, num_classes: int) -> MetricCollection:
+    """Top-1, and top-5 where there are more than five classes."""
+    metrics = {"top1": MulticlassAccuracy(num_classes, average="micro")}
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
+    return MetricCollection(dict(metrics), prefix=prefix)
+
+
+def _mixer(mixup: float, cutmix: float, probability: float, label_smoothing: float, num_classes: int) -> Any:
+    if mixup == 0 and cutmix == 0:
+        return None
+    from timm.data.mixup import Mixup
+
+    return Mixup(
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        prob=probability,
+        label_smoothing=label_smoothing,
+        num_classes=num_classes,
+    )
