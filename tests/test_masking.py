@@ -30,8 +30,8 @@ def test_probability_of_each_patch_is_the_official_one(drawn: tuple[Tensor, dict
     masks, golden = drawn
     official = torch.tensor(golden["p_masked_grid"]).flatten()
     ours = masks.float().mean(0)
-    # Both are means of 2,000 draws; 4.5 standard errors leave one false alarm in 700 runs over 196 patches. Ours hides the
-    # .0024 of the grid more that the official generator falls short of.
+    # Both are means of 2,000 draws; 4.5 standard errors leave one false alarm in 700 runs over 196 patches. Ours hides
+    # the .0024 of the grid more that the official generator falls short of.
     sampling_error = (official * (1 - official) * 2 / ROWS).sqrt()
     shortfall = masks[0].float().mean() - golden["mean_masked_fraction"]
     assert 0 < shortfall < 0.003

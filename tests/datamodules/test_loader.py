@@ -23,7 +23,11 @@ class Noise(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         with seeded(derived_seed("augmentation", 0, *key)):
-            return {"inputs": torch.rand(4), "key": key, "unreadable": [f"file {key[1]}: torn"] if key[1] in (4, 9) else []}
+            return {
+                "inputs": torch.rand(4),
+                "key": key,
+                "unreadable": [f"file {key[1]}: torn"] if key[1] in (4, 9) else [],
+            }
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +71,9 @@ class Recorder(pl.LightningModule):
         return loader(shuffle=False)
 
 
-def fit(max_steps: int, workers: int = 0, accumulate: int = 1, ckpt_path: Path | None = None, **options: Any) -> Recorder:
+def fit(
+    max_steps: int, workers: int = 0, accumulate: int = 1, ckpt_path: Path | None = None, **options: Any
+) -> Recorder:
     torch.manual_seed(0)
     module = Recorder(workers)
     trainer = pl.Trainer(

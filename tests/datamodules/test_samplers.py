@@ -12,7 +12,9 @@ from datamodules import samplers
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed, seeded
 
 
-def batches(sampler: EpochBatchSampler, epoch: int, monkeypatch: pytest.MonkeyPatch, world: tuple[int, int]) -> list[list[Key]]:
+def batches(
+    sampler: EpochBatchSampler, epoch: int, monkeypatch: pytest.MonkeyPatch, world: tuple[int, int]
+) -> list[list[Key]]:
     monkeypatch.setattr(samplers, "world", lambda: world)
     sampler.set_epoch(epoch)
     result = list(sampler)
@@ -86,13 +88,15 @@ def test_seeded_decides_every_global_generator_and_leaves_no_trace() -> None:
 
 
 def test_derived_seeds_differ_in_every_argument_and_never_change() -> None:
-    seeds = {derived_seed(purpose, *key) for purpose in ("mask", "order") for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 10)]}
+    seeds = {
+        derived_seed(purpose, *key)
+        for purpose in ("mask", "order")
+        for key in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 10)]
+    }
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
     # Checkpoints in the field continue with these orders and masks: a change here breaks exact resume across versions.
     assert derived_seed("mask", 0, 1, 2) == 5112472325998101653
-
-
 
 
 @pytest.mark.parametrize(
