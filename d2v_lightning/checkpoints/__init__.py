@@ -1,5 +1,18 @@
 """Checkpoints of others, in and out: Meta's released files and Hugging Face models."""
 
+from d2v_lightning.checkpoints.huggingface import (
+    huggingface_config,
+    huggingface_state_dict,
+    load_huggingface,
+    save_huggingface,
+)
 from d2v_lightning.checkpoints.official import load_official, official_state_dict
 
-__all__ = ["load_official", "official_state_dict"]
+__all__ = [
+    "huggingface_config",
+    "huggingface_state_dict",
+    "load_huggingface",
+    "load_official",
+    "official_state_dict",
+    "save_huggingface",
+]

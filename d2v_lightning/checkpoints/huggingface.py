@@ -1,7 +1,7 @@
 """Image models of the `transformers` library, in and out: Data2VecVision, and BEiT where it is the same network.
 
-The file is read as it lies on disk, `config.json` beside `model.safetensors`: names there have stayed the same while the
-library's classes were renamed inside. Nothing in the file is executed.
+The file is read as it lies on disk, `config.json` beside `model.safetensors`: names there have stayed the same while
+the library's classes were renamed inside. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ State = dict[str, Tensor]
 _BLOCK, _THEIRS = "transformer.blocks.#.", "encoder.layer.#."
 _TABLE = "relative_position_bias.relative_position_bias_table"
 
-# Our name -> theirs; "#" is a block's number. Several names stand for one tensor of ours, cut along its first dimension.
-# Used in both directions.
+# Our name -> theirs; "#" is a block's number. Several names stand for one tensor of ours, cut along its first
+# dimension. Used in both directions.
 IMAGE_BACKBONE: dict[str, tuple[str, ...]] = {
     "encoder.position.class_token": ("embeddings.cls_token",),
     "encoder.position.embedding": ("embeddings.position_embeddings",),
@@ -69,7 +69,7 @@ def load_huggingface(path_or_name: str | Path) -> Backbone:
     `use_mean_pooling` the model has no norm after the last block, and neither has the result.
 
     Args:
-        path_or_name: a directory with `config.json` and `model.safetensors` (or `pytorch_model.bin`), or a name on the hub.
+        path_or_name: a directory with `config.json` and `model.safetensors` (or `pytorch_model.bin`), or a hub name.
 
     Returns:
         A backbone with the same hidden states, in training mode.
@@ -115,7 +115,7 @@ def huggingface_config(backbone: Backbone) -> Any:
         hidden_size=transformer.dim,
         num_hidden_layers=transformer.depth,
         num_attention_heads=options["num_heads"],
-        intermediate_size=transformer.blocks[0].mlp.fc1.out_features,
+        intermediate_size=transformer.get_parameter("blocks.0.mlp.fc1.weight").shape[0],
         hidden_dropout_prob=options["dropout"],
         attention_probs_dropout_prob=options["attention_dropout"],
         layer_norm_eps=options["norm_eps"],
@@ -132,7 +132,7 @@ def huggingface_config(backbone: Backbone) -> Any:
 
 
 def save_huggingface(backbone: Backbone, directory: str | Path) -> None:
-    """Write `config.json` and `model.safetensors`, such that `Data2VecVisionModel.from_pretrained(directory)` is this network.
+    """Write `config.json` and `model.safetensors`: `Data2VecVisionModel.from_pretrained(directory)` is this network.
 
     Raises:
         ValueError: transformers has no such network, see `huggingface_config`.
@@ -146,7 +146,7 @@ def save_huggingface(backbone: Backbone, directory: str | Path) -> None:
     save_file(state, Path(directory) / "model.safetensors", metadata={"format": "pt"})
 
 
-# ---- reading -----------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _directory(path_or_name: str | Path) -> Path:
@@ -252,7 +252,7 @@ def _untrained(config: Any, name: str) -> Backbone:
     if config.hidden_act != "gelu":
         raise ValueError(f"{name}: hidden_act is {config.hidden_act!r}, our trunk has 'gelu' only")
     if config.use_relative_position_bias and config.use_shared_relative_position_bias:
-        raise ValueError(f"{name}: both use_relative_position_bias and use_shared_relative_position_bias, we have either")
+        raise ValueError(f"{name}: it has relative position biases both shared and per block, our trunk has either")
     encoder = ImageEncoder(
         image_size=_one_or_two(config.image_size),
         patch_size=_one_or_two(config.patch_size),
@@ -284,8 +284,8 @@ def _untrained(config: Any, name: str) -> Backbone:
 def _table_in_use(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """The bias table (R, H) as transformers applies it at its own resolution.
 
-    It reads the offsets as across x down instead of down x across and then resizes them bilinearly. On a square grid that
-    changes nothing; on any other it is a different table, and the one that the model was trained or measured with.
+    It reads the offsets as across x down instead of down x across and then resizes them bilinearly. On a square grid
+    that changes nothing; on any other it is a different table, and the one that the model was trained or measured with.
     """
     down, across = 2 * grid[0] - 1, 2 * grid[1] - 1
     if down == across:
@@ -295,7 +295,7 @@ def _table_in_use(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([offsets.permute(0, 2, 3, 1).flatten(0, 2), table[-3:]])
 
 
-# ---- both directions ---------------------------------------------------------------------------------------------------
+# ---- both directions -------------------------------------------------------------------------------------------------
 
 
 def _their_names(ours: str) -> tuple[str, ...]:
@@ -311,12 +311,15 @@ def _check_expressible(backbone: Backbone) -> None:
     needed = {"norm": "pre", "qkv_bias": "qv", "activation_dropout": 0.0, "layer_drop": 0.0}
     for option, value in needed.items():
         if options[option] != value:
-            raise ValueError(f"transformers has no such network: {option} is {options[option]!r}, it knows {value!r} only")
+            raise ValueError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
+    if options["layer_scale"] is not None and options["layer_scale"] <= 0:
+        raise ValueError("transformers has no such network: it knows LayerScale with a positive start only")
     positions = encoder.position.embedding is not None or backbone.transformer.position_bias is not None
-    if positions and len({*encoder.image_size}) + len({*encoder.patch_size}) > 2:
+    square = all(isinstance(_one_or_two(size), int) for size in (encoder.image_size, encoder.patch_size))
+    if positions and not square:
         raise ValueError(
-            f"transformers cannot express positions of images of {encoder.image_size} in patches of "
-            f"{encoder.patch_size}: it needs both to be square"
+            f"transformers has no such network: with positions it needs square images and patches, these are images of "
+            f"{encoder.image_size} in patches of {encoder.patch_size}"
         )
 
 
