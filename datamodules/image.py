@@ -26,6 +26,7 @@ from datamodules.image_sources import (
 from datamodules.keyed_images import KeyedImages
 from datamodules.loader import ResumableLoader
 from datamodules.samplers import EpochBatchSampler, derived_seed
+from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
 from datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -62,6 +63,9 @@ class ImageDataModule(LightningDataModule):
         dataset: instead of `root`: "digits" (scikit-learn's, 8x8 grey), a folder made by `datasets.save_to_disk`,
             parquet (a file, or a folder of them), or a name on the Hugging Face hub.
         dataset_config: configuration of a data set on the hub.
+        streaming: read `dataset` while training instead of before, see `StreamingLoader`. There are no probes then.
+        samples_per_epoch: of a stream; by default all there are, counted first where its description does not say.
+        shuffle_buffer: rows of a stream that are shuffled among each other.
         image_column: of a Hugging Face data set; by default the only one with pictures.
         label_column: likewise; by default the only ClassLabel, or "label".
         task: "pretrain" makes masks, "classify" uses the classification augmentation.
@@ -102,6 +106,9 @@ class ImageDataModule(LightningDataModule):
         root: str | None = None,
         dataset: str | None = None,
         dataset_config: str | None = None,
+        streaming: bool = False,
+        samples_per_epoch: int | None = None,
+        shuffle_buffer: int = 10_000,
         image_column: str | None = None,
         label_column: str | None = None,
         task: Literal["pretrain", "classify"] = "pretrain",
@@ -149,7 +156,11 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"{name} {share}: permitted is 0..1")
         if val_fraction is not None and not 0 < val_fraction < 1:
             raise ValueError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
+        if streaming and (dataset is None or dataset == "digits" or val_fraction is not None):
+            raise ValueError("streaming is for a Hugging Face `dataset` without val_fraction: leave one of them out")
         for name, count in (
+            ("samples_per_epoch", samples_per_epoch),
+            ("shuffle_buffer", shuffle_buffer),
             ("batch_size", batch_size),
             ("effective_batch", effective_batch),
             ("probe_samples", probe_samples),
@@ -161,6 +172,7 @@ class ImageDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
 
         self.root, self.dataset, self.dataset_config = root, dataset, dataset_config
+        self.streaming, self.samples_per_epoch, self.shuffle_buffer = streaming, samples_per_epoch, shuffle_buffer
         self.image_column, self.label_column = image_column, label_column
         self.task = task
         self.image_size, self.patch_size, self.num_channels = image_size, patch_size, num_channels
@@ -178,6 +190,7 @@ class ImageDataModule(LightningDataModule):
         self._grid: tuple[int, int] = (1, 1)
         self._channels = 3
         self._sources: dict[Split, ImageSource] = {}
+        self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None
 
     # ------------------------------------------------------------------ setup
@@ -194,13 +207,15 @@ class ImageDataModule(LightningDataModule):
             self._open_predict_source()
         if stage == "predict" or (self.root is None and self.dataset is None):
             return
-        if not self._sources:
+        if self.streaming and not self._streams:
+            self._streams = self._open_streams()
+        if not self.streaming and not self._sources:
             self._sources = self._open_sources()
         needed: dict[str | None, Sequence[Split]] = {"fit": ("train",), "validate": ("val",), "test": ("test",)}
         for split in needed.get(stage, ()):
-            self._source(split)
+            self._require(split)
         if stage == "fit" and self.task == "classify":
-            self._source("val")
+            self._require("val")
         for source in self._sources.values():
             self._images(source, training=False).check_some()
         if stage == "fit" and self.effective_batch is not None:
@@ -282,10 +297,17 @@ class ImageDataModule(LightningDataModule):
             sources[split] = source  # type: ignore[index]
         return sources
 
+    def _open_streams(self) -> dict[Split, Any]:
+        assert self.dataset is not None
+        tables: Mapping[str, Any] = open_table(self.dataset, self.dataset_config, streaming=True)
+        splits: Sequence[Split] = ("train", "val", "test")
+        return {split: tables[name] for split in splits for name in SPLIT_NAMES[split] if name in tables}
+
     def _open_predict_source(self) -> None:
         files = self.predict_files
         if files is None and self.dataset is not None:
-            self._sources = self._sources or self._open_sources()
+            if not self._sources and not self.streaming:
+                self._sources = self._open_sources()
             self._predict_source = self._source("test")
         else:
             if files is None:
@@ -329,6 +351,8 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: there are fewer pictures than one batch on every device needs.
         """
+        if self.streaming:
+            return self._stream_loader("train", self.task, training=True)
         source = self._source("train")
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if self.batch_size * world_size > len(source):
@@ -347,17 +371,17 @@ class ImageDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """Not augmented; in pre-training with masks, the same in every epoch; nothing without a validation split."""
-        return self._evaluation_loader(self._sources["val"], self.task) if "val" in self._sources else []
+        return self._evaluation_loader("val") if "val" in (self._streams or self._sources) else []
 
     def test_dataloader(self) -> ResumableLoader:
         """As `val_dataloader`, of the test split."""
-        return self._evaluation_loader(self._source("test"), self.task)
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> ResumableLoader:
         """Pictures without masks; "index" refers to `predict_paths`."""
         if self._predict_source is None:
             raise ValueError("nothing to predict: call setup('predict') first")
-        return self._evaluation_loader(self._predict_source, "classify")
+        return self._source_loader(self._predict_source, "classify")
 
     def probe_dataloaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Labelled pictures, not augmented, no masks, for probes: (train, validation), or test where there is no
@@ -386,7 +410,39 @@ class ImageDataModule(LightningDataModule):
             num_workers=self.num_workers,
         )
 
-    def _evaluation_loader(self, source: ImageSource, task: str) -> ResumableLoader:
+    def _evaluation_loader(self, split: Split) -> ResumableLoader:
+        if self.streaming:
+            return self._stream_loader(split, self.task, training=False)
+        return self._source_loader(self._source(split), self.task)
+
+    def _stream_loader(self, split: Split, task: str, training: bool) -> StreamingLoader:
+        images = self._streamed(split, training)
+        samples = self.samples_per_epoch if training else None
+        return StreamingLoader(
+            images,
+            samples or count_rows(images.stream),
+            self._collator(task, report_unreadable=True),
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            endless=training and self.trainer is not None,
+        )
+
+    def _streamed(self, split: Split, training: bool) -> StreamedImages:
+        self._require(split)
+        return StreamedImages(
+            self._streams[split],
+            self._transform(training),
+            self._channels,
+            self.batch_size,
+            self._grid,
+            self.seed,
+            training,
+            self.shuffle_buffer,
+            self.image_column,
+            self.label_column,
+        )
+
+    def _source_loader(self, source: ImageSource, task: str) -> ResumableLoader:
         return ResumableLoader(
             self._images(source, training=False),
             EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=False),
@@ -443,6 +499,8 @@ class ImageDataModule(LightningDataModule):
     @property
     def class_names(self) -> list[str]:
         """Names of the classes after setup, in the order of their numbers; empty where the pictures have none."""
+        if self._streams:
+            return list(self._streamed(next(iter(self._streams)), training=False).class_names)
         return list(next((source.class_names for source in self._sources.values()), ()))
 
     @property
@@ -451,9 +509,16 @@ class ImageDataModule(LightningDataModule):
         return len(self.class_names)
 
     def _source(self, split: Split) -> ImageSource:
-        if split in self._sources:
-            return self._sources[split]
-        where, there = self.root or self.dataset, ", ".join(self._sources) or "none"
+        if self.streaming:
+            raise ValueError("a stream cannot be read at will, as probes and predictions do: set streaming to false")
+        self._require(split)
+        return self._sources[split]
+
+    def _require(self, split: Split) -> None:
+        opened = self._streams or self._sources
+        if split in opened:
+            return
+        where, there = self.root or self.dataset, ", ".join(opened) or "none"
         names = " or ".join(SPLIT_NAMES[split])
         remedy = " or set val_fraction" if split == "val" else ""
         folder = f" as {self.root}/{SPLIT_NAMES[split][0]}/<class>/" if self.root else ""

@@ -241,6 +241,7 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
 
     Raises:
         FileNotFoundError: it looks like a path and is not there.
+        ValueError: a folder made by `save_to_disk` is to be streamed.
     """
     import datasets
 
@@ -248,9 +249,12 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
     if path.is_file():
         return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        if streaming:
+            raise ValueError(
+                f"{dataset} is read from the disk as needed: streaming is for parquet and the hub, leave it out"
+            )
         saved = datasets.load_from_disk(dataset)
-        splits = saved if isinstance(saved, Mapping) else {"train": saved}
-        return {name: split.to_iterable_dataset() for name, split in splits.items()} if streaming else splits
+        return saved if isinstance(saved, Mapping) else {"train": saved}
     if path.is_dir():
         return datasets.load_dataset(dataset, streaming=streaming)
     if dataset.startswith((".", "/", "~")) or path.suffix == ".parquet":

@@ -75,7 +75,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
             try:
                 picture = as_channels(self.source.picture(place), self.num_channels)
             except UNREADABLE as error:
-                unreadable.append(f"{self.source.name(place)}: {_one_line(error)}")
+                unreadable.append(f"{self.source.name(place)}: {one_line(error)}")
                 place = derived_seed("replacement", self.seed, index, attempt) % len(self.source)
                 continue
             refuse_too_small(picture, self.grid, self.source.name(place))
@@ -95,5 +95,6 @@ def refuse_too_small(picture: Image.Image, grid: tuple[int, int], name: str) -> 
         )
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The reason for a failure, for a list of such."""
     return " ".join(str(error).split()) or type(error).__name__

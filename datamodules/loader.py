@@ -43,6 +43,7 @@ class ResumableLoader:
         pin_memory: copies batches to page-locked memory, for faster transfer to a GPU.
         endless: iterate over epoch after epoch until the caller has enough, as Lightning does, which goes by the
             length. Otherwise an iteration is one epoch, or what a resumed one lacks.
+        loader: reads the batches, in place of one made of the arguments above.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ResumableLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
         endless: bool = False,
+        loader: DataLoader[Any] | None = None,
     ) -> None:
         self.endless = endless
         self.dataset, self.sampler = dataset, sampler
@@ -60,15 +62,17 @@ class ResumableLoader:
         self.batch_sampler = None
         # A DataLoader draws a seed for its workers at every start; a generator of its own keeps the model's draws
         # apart.
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate_fn,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
-            generator=torch.Generator(),
-        )
+        if loader is None:
+            loader = DataLoader(
+                dataset,
+                batch_sampler=sampler,
+                collate_fn=collate_fn,
+                num_workers=num_workers,
+                pin_memory=pin_memory,
+                persistent_workers=num_workers > 0,
+                generator=torch.Generator(),
+            )
+        self._loader = loader
         self._consumed = 0
         self._epoch = 0
         self._resume_at: tuple[int, int] | None = None
@@ -85,7 +89,7 @@ class ResumableLoader:
         unreadable: list[str] = []
         try:
             while left > 0:
-                for batch in self._loader:
+                for batch in self._batches():
                     unreadable += batch.pop("unreadable", [])
                     self._consumed += 1
                     left -= 1
@@ -97,6 +101,10 @@ class ResumableLoader:
                 self._begin(self._epoch + 1)
         finally:
             self._warn_of(unreadable)
+
+    def _batches(self) -> Iterator[Any]:
+        """Batches from `sampler.start` to the end of the epoch."""
+        return iter(self._loader)
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, batches handed out of it, and what these numbers count."""

@@ -1,0 +1,203 @@
+"""Pictures from a stream, for data sets that do not fit on the disk: order, shares of the workers, exact resume."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from d2v_lightning.types import Batch
+from datamodules.image_sources import find_image_column, find_label_column, open_cell, undecoded
+from datamodules.keyed_images import UNREADABLE, one_line, refuse_too_small
+from datamodules.loader import ResumableLoader
+from datamodules.samplers import EpochBatchSampler, derived_seed, seeded, world
+from datamodules.transforms import ImageTransform, as_channels
+
+LOOK_AHEAD = 32
+
+
+class StreamedImages(IterableDataset[dict[str, Any] | None]):
+    """Samples of one epoch of a Hugging Face stream, for one worker of one rank.
+
+    In training a pass over the stream is shuffled (its files, then its rows in a buffer) by (seed, epoch, pass), and
+    passes follow each other without end. A picture that cannot be read is replaced by the next one that can, which
+    comes in its own place too. "index" counts the samples of the epoch over all ranks: a stream has no other numbers.
+
+    Args:
+        stream: a `datasets.IterableDataset`.
+        transform: picture -> (C, H, W).
+        num_channels: C.
+        batch_size: samples a batch; a worker makes whole batches.
+        grid: (rows, columns) of patches, to refuse pictures that are smaller than that.
+        seed: of order and augmentation.
+        shuffle: training; otherwise one pass in order.
+        buffer: rows in the shuffle buffer.
+        image_column: see `find_image_column`.
+        label_column: see `find_label_column`.
+
+    Attributes:
+        epoch: of the next iteration.
+        skip: batches at the beginning of the epoch that are read but not decoded.
+        share: (rank, world size); a worker process cannot ask for it.
+    """
+
+    def __init__(
+        self,
+        stream: Any,
+        transform: ImageTransform,
+        num_channels: int,
+        batch_size: int,
+        grid: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        shuffle: bool = True,
+        buffer: int = 10_000,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        if stream.features is None:
+            stream = stream._resolve_features()
+        self.image_column = find_image_column(stream.features, image_column)
+        self.label_column = find_label_column(stream.features, label_column)
+        label = stream.features.get(self.label_column)
+        self.class_names: Sequence[str] = list(getattr(label, "names", None) or ())
+        if label is not None and not self.class_names and "int" not in str(getattr(label, "dtype", "")):
+            raise ValueError(
+                f"label_column {self.label_column!r} is not numbered, and a stream cannot be searched for all"
+            )
+        self.stream = undecoded(stream, self.image_column)
+        self.transform, self.num_channels, self.batch_size, self.grid = transform, num_channels, batch_size, grid
+        self.seed, self.shuffle, self.buffer = seed, shuffle, buffer
+        self.epoch, self.skip, self.share = 0, 0, (0, 1)
+
+    def most_workers(self, world_size: int) -> int:
+        """Worker processes that get something to read: files are shared out whole, and evaluation is read in order."""
+        if not self.shuffle:
+            return 1
+        files: int = self.stream.num_shards
+        return files // world_size if files % world_size == 0 else files
+
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+        rank, world_size = self.share
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        ahead: deque[dict[str, Any]] = deque()
+        rows = self._rows(rank, world_size)
+        for place in count():
+            ahead.extend(islice(rows, LOOK_AHEAD + 1 - len(ahead)))
+            if not ahead:
+                return
+            batch = place // self.batch_size * workers + mine
+            if batch < self.skip:
+                yield None
+            else:
+                index = (batch * world_size + rank) * self.batch_size + place % self.batch_size
+                yield self._sample(index, ahead)
+            ahead.popleft()
+
+    def _rows(self, rank: int, world_size: int) -> Iterator[dict[str, Any]]:
+        """Undecoded rows of this worker."""
+        from datasets.distributed import split_dataset_by_node
+
+        if not self.shuffle:
+            yield from islice(self.stream, rank, None, world_size)
+            return
+        for number in count():
+            seed = derived_seed("stream", self.seed, self.epoch, number) % 2**32
+            shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer)
+            yield from split_dataset_by_node(shuffled, rank, world_size) if world_size > 1 else shuffled
+
+    def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
+        unreadable: list[str] = []
+        picture, row = self._readable(ahead, unreadable)
+        with seeded(derived_seed("augmentation", self.seed, self.epoch, index)):
+            inputs = self.transform(picture)
+        sample = {"inputs": inputs, "index": index, "key": (self.epoch, index), "unreadable": unreadable}
+        if self.label_column is not None:
+            sample["label"] = row[self.label_column]
+        return sample
+
+    def _readable(self, ahead: deque[dict[str, Any]], unreadable: list[str]) -> tuple[Image.Image, dict[str, Any]]:
+        for row in ahead:
+            name = str(row[self.image_column].get("path") or "a picture without a name")
+            try:
+                picture = as_channels(open_cell(row[self.image_column]), self.num_channels)
+            except UNREADABLE as error:
+                unreadable.append(f"{name}: {one_line(error)}")
+                continue
+            refuse_too_small(picture, self.grid, name)
+            return picture, row
+        raise ValueError(
+            f"{len(ahead)} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
+        )
+
+
+class StreamingLoader(ResumableLoader):
+    """A `ResumableLoader` of a stream.
+
+    A resume in mid-epoch is exact, with the same number of workers and ranks: the stream is read again from the
+    beginning of the epoch, without decoding what was seen, which takes the time of the reading. (`datasets` can jump,
+    but loses what was in its shuffle buffer.)
+
+    An epoch is `samples_per_epoch` samples. Choose it no smaller than a pass where the stream is one file: each epoch
+    begins a new pass.
+
+    Args:
+        dataset: the stream.
+        samples_per_epoch: over all ranks.
+        collate_fn: list of samples -> batch.
+        num_workers: processes; no more than have files to read are started.
+        pin_memory: see `ResumableLoader`.
+        endless: see `ResumableLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: StreamedImages,
+        samples_per_epoch: int,
+        collate_fn: Callable[[list[Any]], Any],
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        endless: bool = False,
+    ) -> None:
+        self.stream = dataset
+        self.num_workers = min(num_workers, dataset.most_workers(world()[1]))
+        sampler = EpochBatchSampler(samples_per_epoch, dataset.batch_size, dataset.seed, dataset.shuffle)
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=dataset.batch_size,
+            collate_fn=_SkippingCollator(collate_fn),
+            num_workers=self.num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
+        super().__init__(dataset, sampler, collate_fn, pin_memory=pin_memory, endless=endless, loader=loader)
+
+    def _batches(self) -> Iterator[Batch]:
+        stream, sampler = self.stream, self.sampler
+        stream.epoch, stream.skip, stream.share = sampler.epoch if sampler.shuffle else 0, sampler.start, world()
+        yield from islice(self._loader, sampler.start, len(self))
+
+    def _layout(self) -> dict[str, int]:
+        return {**super()._layout(), "num_workers": max(1, self.num_workers)}
+
+
+class _SkippingCollator:
+    """Batches that are only there to be skipped stay empty."""
+
+    def __init__(self, collate_fn: Callable[[list[Any]], Any]) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, samples: list[Any]) -> Any:
+        return {} if samples[0] is None else self.collate_fn(samples)
+
+
+def count_rows(stream: Any) -> int:
+    """Rows of a stream: what its description says, or else it is read once."""
+    splits = stream.info.splits or {}
+    split = splits.get(str(stream.split))
+    return (split.num_examples if split is not None else 0) or sum(1 for _ in stream)

@@ -1,0 +1,129 @@
+"""A stream gives the same batches again, also from the middle of an epoch, and shares them out without overlap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import ImageDataModule
+
+datasets = pytest.importorskip("datasets")
+ROWS, FILES = 24, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Row i is a picture of brightness 10 i and class i % 3; row 5 is broken."""
+    folder = tmp_path_factory.mktemp("stream")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    path = folder / "tables"
+    pictures: list[Any] = [Image.fromarray(np.full((8, 8), 10 * i, np.uint8)) for i in range(ROWS)]
+    pictures[5] = {"bytes": b"broken", "path": "five.png"}
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [i % 3 for i in range(ROWS)]}, features=features)
+    path.mkdir()
+    for number in range(FILES):
+        table.shard(FILES, number).to_parquet(path / f"train-{number}.parquet")
+    table.to_parquet(path / "validation-0.parquet")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` waits five seconds after each pass over parquet, for pyarrow's threads; these passes have 24 rows."""
+    monkeypatch.setattr("datasets.iterable_dataset.time.sleep", lambda seconds: None)
+
+
+def stream(folder: Path, **arguments: Any) -> ImageDataModule:
+    data = ImageDataModule(
+        **{
+            "dataset": str(folder),
+            "streaming": True,
+            "shuffle_buffer": 4,
+            "image_size": 8,
+            "patch_size": 2,
+            "num_channels": 1,
+            "batch_size": 3,
+            "num_workers": 0,
+            "scale": (1.0, 1.0),
+            "colour_jitter": 0.0,
+            "mean": [0.0],
+            "std": [0.1 / 2.55],
+            "crop_share": 1.0,
+            **arguments,
+        }
+    )
+    data.setup("fit")
+    return data
+
+
+def rows_of(batch: Any) -> list[int]:
+    """Which rows the pictures are: their brightness says."""
+    return [round(value) for value in batch["inputs"].mean((1, 2, 3)).tolist()]
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resume_within_an_epoch_of_a_stream_is_exact(folder: Path, num_workers: int) -> None:
+    whole = stream(folder, num_workers=num_workers).train_dataloader()
+    whole.sampler.set_epoch(1)
+    expected = list(whole)
+    assert len(expected) == 8
+
+    resumed = stream(folder, num_workers=num_workers).train_dataloader()
+    resumed.load_state_dict({**whole.state_dict(), "epoch": 1, "consumed": 5})
+    resumed.sampler.set_epoch(1)
+    rest = list(resumed)
+    assert len(rest) == 3
+    for ours, theirs in zip(rest, expected[5:], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ("inputs", "mask", "index", "labels"))
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_an_epoch_of_a_stream_is_a_shuffled_pass(folder: Path) -> None:
+    loader = stream(folder).train_dataloader()
+    orders = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        orders.append([row for batch in batches for row in rows_of(batch)])
+        assert set(orders[-1]) == set(range(ROWS)) - {5}
+        assert all(
+            label == row % 3
+            for batch in batches
+            for label, row in zip(batch["labels"].tolist(), rows_of(batch), strict=True)
+        )
+    assert orders[0] != orders[1]
+    assert orders[0] != sorted(orders[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_workers_and_ranks_share_a_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamodules import samplers, streaming
+
+    seen: list[int] = []
+    for rank in (0, 1):
+        monkeypatch.setattr(samplers, "world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(streaming, "world", lambda rank=rank: (rank, 2))
+        loader = stream(folder, num_workers=2).train_dataloader()
+        batches = list(loader)
+        assert len(batches) == 4
+        seen += [row for batch in batches for row in rows_of(batch)]
+    assert len(seen) == ROWS
+    # One broken row is replaced by its neighbour, so one row comes twice.
+    assert len(set(seen)) == ROWS - 1
+
+
+def test_broken_pictures_of_a_stream_are_named_and_evaluation_is_in_order(folder: Path) -> None:
+    data = stream(folder, num_workers=2)
+    loader = data.val_dataloader()
+    with pytest.warns(UserWarning, match="1 unreadable.*five.png"):
+        batches = list(loader)
+    assert [row for batch in batches for row in rows_of(batch)] == [0, 1, 2, 3, 4, 6, *range(6, ROWS)]
+    assert data.class_names == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="a stream cannot be read at will"):
+        data.probe_dataloaders()
