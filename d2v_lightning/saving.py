@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable, build, own_class
+from d2v_lightning.recipes import from_recipe
 
 FORMAT_VERSION = 1
 
@@ -31,6 +32,22 @@ class LoadsOwnCheckpoints(Configurable):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_format(checkpoint, "this checkpoint")
+
+    @classmethod
+    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
+        """The module of a published row, built from the YAML that the command line reads.
+
+        Args:
+            name: a file's name below `configs/`, such as "image_base".
+            overrides: dotted constructor arguments, such as `{"optimization.lr": 1e-3}`.
+
+        Raises:
+            ValueError: there is no such recipe or argument, or it is another class's.
+        """
+        module = from_recipe(name, "model", overrides)
+        if not isinstance(module, cls):
+            raise ValueError(f"recipe {name!r} is a {type(module).__name__}, not a {cls.__name__}")
+        return module
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:

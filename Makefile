@@ -1,0 +1,30 @@
+# Every target sets up what it needs in .venv: `make quickstart` on a fresh machine is enough.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+.PHONY: quickstart test check clean
+
+quickstart: .venv/installed
+	$(RUN) examples/quickstart.py
+
+test: .venv/installed-dev
+	$(RUN) -m pytest
+
+check: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d2v_lightning needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(RUN) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,59 @@
+"""Published rows by name: the YAML files in `configs/` as Python objects."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from d2v_lightning.configurable import Tree, build
+
+
+def recipe_path(name: str) -> Path:
+    """The YAML file behind a recipe's name: `image_base` is `configs/pretrain/image_base.yaml`.
+
+    Raises:
+        ValueError: there is no recipe of that name.
+    """
+    here = Path(__file__).parent
+    root = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+    recipes = {path.stem: path for path in sorted(root.glob("*/*.yaml")) if path.parent.name != "logging"}
+    if name not in recipes:
+        raise ValueError(f"no recipe {name!r}: choose from {', '.join(sorted(recipes))}")
+    return recipes[name]
+
+
+def from_recipe(name: str, section: str, overrides: dict[str, Any] | None = None) -> Any:
+    """Build one section of a recipe.
+
+    Args:
+        name: see `recipe_path`.
+        section: "model" or "data".
+        overrides: dotted constructor arguments, `{"student.backbone.transformer.depth": 2}`.
+
+    Raises:
+        ValueError: there is no such recipe, or an override names an argument that the recipe does not set.
+    """
+    tree: Tree = yaml.safe_load(recipe_path(name).read_text())[section]
+    return build(overridden(tree, overrides or {}))
+
+
+def overridden(tree: Tree, overrides: dict[str, Any]) -> Tree:
+    """A copy of a constructor tree with dotted arguments replaced.
+
+    Raises:
+        ValueError: a dotted name leads through something that is no module.
+    """
+    tree = copy.deepcopy(tree)
+    for dotted, value in overrides.items():
+        *parents, last = dotted.split(".")
+        node = tree.setdefault("init_args", {})
+        for parent in parents:
+            child = node.get(parent)
+            if not isinstance(child, dict) or "class_path" not in child:
+                raise ValueError(f"override {dotted!r}: the recipe has no module {parent!r}, it has {', '.join(node)}")
+            node = child.setdefault("init_args", {})
+        node[last] = value
+    return tree
