@@ -1,0 +1,237 @@
+"""PredictionWriter: what `predict` finds out, in a file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import BasePredictionWriter
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from d2v_lightning.configurable import Configurable
+
+_ROWS_AT_ONCE = 4096
+
+
+class PredictionWriter(Configurable, BasePredictionWriter):
+    """Streams predictions to disk, and puts the file in its place when it is complete.
+
+    Probabilities (a `predict_step` that returns a dict with "probabilities" (B, C) and "index" (B,)) become a CSV: index,
+    path, label, probability, and the next best labels. Features (a `predict_step` that returns a tensor (B, D)) become a
+    float32 `.npy` (samples, D) and a `.csv` beside it with the index and the path of each row.
+
+    Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
+    the output, so several machines need a common file system. A sample that could not be read has no row.
+
+    Args:
+        output: `.csv` for probabilities, `.npy` for features; by default predictions.csv or features.npy in the Trainer's
+            `default_root_dir`.
+        top: labels for each sample, best first.
+        overwrite: replace a file that exists.
+    """
+
+    def __init__(self, output: str | None = None, top: int = 5, overwrite: bool = False) -> None:
+        super().__init__(write_interval="batch")
+        if top < 1:
+            raise ValueError(f"top is {top}: it must be at least 1")
+        if output is not None and Path(output).suffix not in (".csv", ".npy"):
+            raise ValueError(f"output is {output!r}: it must end in .csv (probabilities) or .npy (features)")
+        self.output, self.top, self.overwrite = output, top, overwrite
+        self._target: Path | None = None
+        self._part: BinaryIO | None = None
+        self._rows = np.dtype([])
+        self._seen = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "predict" and self.output is not None:
+            self._refuse_existing(Path(self.output))
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if dataloader_idx > 0:
+            raise ValueError("predictions of several dataloaders cannot go to one file: predict them one by one")
+        is_dict = isinstance(prediction, dict)
+        values = prediction["probabilities"] if is_dict else prediction
+        if not isinstance(values, Tensor) or values.ndim != 2:
+            raise ValueError(
+                f"{type(pl_module).__name__}.predict_step gives no features (B, D) and no dict with 'probabilities' "
+                "(B, C): write its predictions with a callback of your own"
+            )
+        index = self._index(trainer, prediction if is_dict else batch, batch_indices, len(values))
+        if is_dict:
+            best = values.float().topk(min(self.top, values.shape[1]), dim=1)
+            fields = {"probability": best.values, "label": best.indices}
+        else:
+            fields = {"feature": values.float()}
+        self._append(trainer, "predictions.csv" if is_dict else "features.npy", index, fields)
+
+    def _index(self, trainer: Trainer, source: Any, batch_indices: Sequence[int] | None, size: int) -> np.ndarray:
+        """Place of each sample in the data set (B,)."""
+        first, self._seen = self._seen, self._seen + size
+        if isinstance(source, dict) and "index" in source:
+            return np.asarray(source["index"].cpu())
+        if batch_indices:
+            return np.asarray(batch_indices)
+        if trainer.world_size > 1:
+            raise ValueError(
+                "on several devices the order of predictions is unknown without batch['index']: let the datamodule give "
+                "it, or predict on one device"
+            )
+        return np.arange(first, first + size)
+
+    def _append(self, trainer: Trainer, default_name: str, index: np.ndarray, fields: dict[str, Tensor]) -> None:
+        """Add one batch to this process's part, a plain array of records."""
+        columns = {name: value.cpu().numpy() for name, value in fields.items()}
+        if self._part is None:
+            self._open(trainer, default_name)
+            row = [(name, value.dtype, value.shape[1:]) for name, value in columns.items()]
+            self._rows = np.dtype([("index", np.int64), *row])
+        rows = np.empty(len(index), self._rows)
+        rows["index"] = index
+        for name, value in columns.items():
+            rows[name] = value
+        assert self._part is not None
+        self._part.write(rows.tobytes())
+
+    def _open(self, trainer: Trainer, default_name: str) -> None:
+        target = Path(self.output or os.path.join(trainer.default_root_dir, default_name))
+        wanted = Path(default_name).suffix
+        if target.suffix != wanted:
+            raise ValueError(
+                f"output is {str(target)!r}, but this model's predictions need a name that ends in {wanted}"
+            )
+        self._refuse_existing(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._target = target
+        self._part = open(_part(target, trainer.global_rank), "wb")  # noqa: SIM115  # open until the last batch
+
+    def _refuse_existing(self, target: Path) -> None:
+        for path in (target, target.with_suffix(".csv")):
+            if path.exists() and not self.overwrite:
+                raise FileExistsError(
+                    f"{path} exists: choose another file with --predictions.output, or --predictions.overwrite true"
+                )
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the parts of all ranks, in the order of the data set."""
+        if self._part is not None:
+            self._part.close()
+            self._part = None
+        trainer.strategy.barrier("predictions are written")
+        if trainer.is_global_zero and self._target is not None:
+            self._join(trainer, pl_module, self._target)
+        trainer.strategy.barrier("predictions are joined")
+        self._target, self._seen = None, 0
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing half written."""
+        if self._part is not None and self._target is not None:
+            self._part.close()
+            self._part = None
+            _part(self._target, trainer.global_rank).unlink()
+
+    def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:
+        parts = [path for rank in range(trainer.world_size) if (path := _part(target, rank)).is_file()]
+        arrays = [np.memmap(path, self._rows, "r") for path in parts if path.stat().st_size]
+        index = np.concatenate([array["index"] for array in arrays])
+        # Each sample once: samplers repeat some to give every device the same number, readers replace broken pictures.
+        samples, rows = np.unique(index, return_index=True)
+        ordered = _in_order(arrays, rows)
+        datamodule = getattr(trainer, "datamodule", None)
+        paths: Sequence[str] = getattr(datamodule, "predict_paths", None) or []
+        if "feature" in (self._rows.names or ()):
+            _write_features(target, ordered, len(samples), self._rows["feature"].shape[0])
+            _write_csv(target.with_suffix(".csv"), ["index", "path"], ([i, _path(paths, i)] for i in samples))
+        else:
+            names: Sequence[str] | None = getattr(pl_module, "class_names", None) or getattr(
+                datamodule, "class_names", None
+            )
+            self._write_labels(target, ordered, paths, names)
+        for path in parts:
+            path.unlink()
+        rank_zero_info(f"predictions for {len(samples)} samples: {target}")
+        complete = trainer.num_predict_batches == [len(loader) for loader in _loaders(trainer)]
+        if complete and len(samples) < len(paths):
+            missing = sorted(set(range(len(paths))) - set(samples.tolist()))
+            rank_zero_warn(
+                f"{len(missing)} of {len(paths)} samples have no row because they could not be read: "
+                f"{', '.join(paths[place] for place in missing[:5])}{', ...' if len(missing) > 5 else ''}"
+            )
+
+    def _write_labels(
+        self, target: Path, ordered: Iterator[np.ndarray], paths: Sequence[str], names: Sequence[str] | None
+    ) -> None:
+        best = self._rows["label"].shape[0]
+        header = ["index", "path", "label", "probability"]
+        header += [f"{name}_{place}" for place in range(2, best + 1) for name in ("label", "probability")]
+
+        def lines() -> Iterator[list[Any]]:
+            for rows in ordered:
+                for row in rows:
+                    line: list[Any] = [int(row["index"]), _path(paths, row["index"])]
+                    for label, probability in zip(row["label"], row["probability"], strict=True):
+                        line += [names[label] if names else int(label), f"{probability:.6f}"]
+                    yield line
+
+        _write_csv(target, header, lines())
+
+
+def _in_order(arrays: Sequence[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of the concatenated arrays in the given order, a few at a time, so that they need not fit into memory."""
+    ends = np.cumsum([len(array) for array in arrays])
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        wanted = rows[start : start + _ROWS_AT_ONCE]
+        source = np.searchsorted(ends, wanted, side="right")
+        chunk = np.empty(len(wanted), arrays[0].dtype)
+        for place, array in enumerate(arrays):
+            mine = source == place
+            chunk[mine] = array[wanted[mine] - (ends[place] - len(array))]
+        yield chunk
+
+
+def _write_features(target: Path, ordered: Iterator[np.ndarray], count: int, dim: int) -> None:
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    features = np.lib.format.open_memmap(unfinished, "w+", np.float32, (count, dim))
+    start = 0
+    for rows in ordered:
+        features[start : start + len(rows)] = rows["feature"]
+        start += len(rows)
+    features.flush()
+    os.replace(unfinished, target)
+
+
+def _write_csv(target: Path, header: Sequence[str], lines: Iterator[list[Any]]) -> None:
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    with open(unfinished, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(lines)
+    os.replace(unfinished, target)
+
+
+def _part(target: Path, rank: int) -> Path:
+    return target.with_name(f".{target.name}.rank{rank}")
+
+
+def _path(paths: Sequence[str], index: Any) -> str:
+    return paths[index] if 0 <= index < len(paths) else ""
+
+
+def _loaders(trainer: Trainer) -> list[Any]:
+    loaders = trainer.predict_dataloaders
+    return list(loaders) if isinstance(loaders, (list, tuple)) else [loaders]

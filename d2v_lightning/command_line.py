@@ -1,0 +1,431 @@
+"""The command line: LightningCLI with readable errors, safe checkpoints and one folder per run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentError, Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+
+from d2v_lightning.atomic_io import AtomicCheckpointIO
+from d2v_lightning.callbacks.prediction_writer import PredictionWriter
+from d2v_lightning.cli_errors import CommandLine, Section, Source, UsageError, explain
+from d2v_lightning.configurable import OWN_PACKAGES
+from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
+
+CONFIG_NAME = "config.yaml"
+_WEIGHTS_DO_NOT_FIT = "Error(s) in loading state_dict"
+
+_ABOUT = {
+    "fit": "Train: pre-training and fine-tuning, also going on with a run that was stopped.",
+    "validate": "Measure a trained model on the validation data.",
+    "test": "Measure a trained model on the test data.",
+    "predict": "Write labels and probabilities, or features, of a trained model to a file.",
+}
+_EXAMPLES = {
+    "fit": (
+        "python cli.py fit --config configs/pretrain/image_base.yaml --data.root /data/imagenet",
+        "python cli.py fit --config runs/image_base/config.yaml --ckpt_path runs/image_base/checkpoints/last.ckpt",
+    ),
+    "validate": (
+        "python cli.py validate --ckpt_path runs/imagenet_base/checkpoints/last.ckpt",
+        "python cli.py validate --ckpt_path last.ckpt --data.root /data/other --data.batch_size 64",
+    ),
+    "test": (
+        "python cli.py test --ckpt_path runs/imagenet_base/checkpoints/last.ckpt",
+        "python cli.py test --ckpt_path last.ckpt --data.root /data/other",
+    ),
+    "predict": (
+        "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures",
+        "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures --predictions.output labels.csv",
+    ),
+}
+_OPTIONS = {
+    "fit": """\
+  --config FILE                   settings; several files add up, the later one wins. Before all other options
+  --model.KEY, --data.KEY VALUE   change one setting, as in --model.optimization.lr 1e-3
+  --trainer.default_root_dir DIR  folder of the run, by default runs/<name of the first config>
+  --trainer.max_epochs N          or --trainer.max_steps N; --trainer.devices, --trainer.precision, ... as in Lightning
+  --trainer.callbacks+ CLASS      add a callback; those of this project stay
+  --model_checkpoint.KEY VALUE    which checkpoints are kept; runs/<name>/checkpoints/last.ckpt always is
+  --config configs/logging/wandb.yaml   add a logger (or tensorboard.yaml); metrics go to a CSV file in any case
+  --ckpt_path FILE                go on with a run; "last" goes on where the folder has a checkpoint, else starts
+  --seed_everything N             default 0""",
+    "validate": """\
+  --ckpt_path FILE                the trained model; its class, arguments and data come from the file
+  --data.KEY VALUE                change a data setting, as in --data.root DIR
+  --config FILE                   take model and data from a file instead
+  --trainer.KEY VALUE             devices, precision, limit_val_batches, ... as in Lightning""",
+    "predict": """\
+  --ckpt_path FILE                the trained model; its class, arguments and data come from the file
+  --data.KEY VALUE                change a data setting, as in --data.root DIR
+  --predictions.output FILE       by default predictions.csv or features.npy in the run's folder
+  --predictions.overwrite true    replace the file
+  --predictions.top N             labels for each sample, default 5
+  --trainer.KEY VALUE             devices, precision, limit_predict_batches, ... as in Lightning""",
+}
+_OPTIONS["test"] = _OPTIONS["validate"].replace("limit_val", "limit_test")
+_MORE = """\
+  --print_config                  print the whole configuration and stop
+  --model.help CLASS              arguments of a class (Data2Vec, ImageClassifier); --data.help ImageDataModule
+  --help_all                      every option"""
+
+
+class Parser(LightningArgumentParser):
+    """Raises on a mistake instead of printing pages, and has short help."""
+
+    short_help: str | None = None
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise (UsageError(message) if self.exit_on_error else ArgumentError(None, message)) from ex
+
+    def format_help(self) -> str:
+        return self.short_help or self.full_help()
+
+    def full_help(self) -> str:
+        text: str = super().format_help()
+        return text
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration to the run's folder, and gives it to the loggers as hyper-parameters.
+
+    A run that goes on in its folder leaves the first configuration as it is and adds its own beside it.
+    """
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path, resumes = folder / CONFIG_NAME, 0
+        while path.exists():
+            resumes += 1
+            path = folder / f"config_resumed_{resumes}.yaml"
+        self.parser.save(self.config, str(path), skip_none=False, multifile=False)
+        dump = self.config.clone().as_dict()
+        settings = {"model": getattr(pl_module, "config", dump["model"]), "data": dump.get("data")}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
+
+
+class D2VCLI(LightningCLI):
+    """fit, validate, test and predict for every module and datamodule.
+
+    Other than LightningCLI it never makes anything of what a checkpoint names without looking it through, and lets no
+    checkpoint change what the command line says; see `StoredRun`.
+    """
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        self.argv = list(sys.argv[1:] if args is None else args)
+        self.line = CommandLine.read(self.argv)
+        self.stored: StoredRun | None = None
+        self._parser_of = ""
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            seed_everything_default=0,
+            parser_class=Parser,
+            # Otherwise --trainer.max_step passes for --trainer.max_steps.
+            parser_kwargs={"allow_abbrev": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=self.argv,
+        )
+
+    # ---- parsing -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """As Lightning's. `weights_only` is no option: it is always on."""
+        own = {"weights_only", "return_predictions"}
+        return {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(ModelCheckpoint, "model_checkpoint")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.set_defaults({"model_checkpoint.save_last": True, "model_checkpoint.filename": "{epoch}-{step}"})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        examples = "\n".join(f"  {example}" for example in _EXAMPLES[subcommand])
+        parser.short_help = (
+            f"{_ABOUT[subcommand]}\n\n{examples}\n\noptions:\n{_OPTIONS[subcommand]}\n{_MORE}\n\n"
+            "D2V_DEBUG=1 before the command adds the traceback to an error.\n"
+        )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line on top of what a checkpoint says of itself.
+
+        Raises:
+            UsageError: there is a mistake in it.
+        """
+        commands = "\n".join(f"  {name:9} {about}" for name, about in _ABOUT.items())
+        parser.short_help = f"{commands}\n\nFor options and examples: python cli.py fit --help\n"
+        self._check_order()
+        subparser = self._subcommand_parsers.get(self.line.subcommand or "")
+        if subparser is not None and self.line.has("--help_all"):
+            print(subparser.full_help())
+            raise SystemExit(0)
+        before = Source("checkpoint", {})
+        if subparser is not None and not self.line.has("--help"):
+            before = self._read_checkpoint()
+            subparser.set_defaults(before.value)
+        try:
+            self.config = parser.parse_args(self.argv)
+        except UsageError as error:
+            if subparser is None:
+                raise
+            raise UsageError(self._explain(subparser, str(error), before)) from error
+
+    def _check_order(self) -> None:
+        """Refuse what jsonargparse takes for something else."""
+        names = [name for name, _ in self.line.options]
+        if self.line.subcommand is None and not {"--help", "-h"} & set(names):
+            raise UsageError(f"say first what to do: python cli.py {'|'.join(_ABOUT)} ...")
+        if self.line.subcommand is not None and self.line.subcommand not in _ABOUT:
+            raise UsageError(f"'{self.line.subcommand}' is not a command: choose {', '.join(_ABOUT)}")
+        last_config = max((place for place, name in enumerate(names) if name == "--config"), default=0)
+        for name in names[:last_config]:
+            if "." in name or name in ("--model", "--data"):
+                raise UsageError(
+                    f"{name} stands before --config\n  the file would override it: put all --config first, then {name}"
+                )
+
+    def _read_checkpoint(self) -> Source:
+        """Look the checkpoint through, and give what the command line leaves to it: model, data, length of the run."""
+        path = self.line.value("ckpt_path")
+        if path is None or path == "last":
+            return Source("checkpoint", {})
+        self.stored = StoredRun(str(path))
+        settings: dict[str, Any] = {}
+        if not self.line.gives("model"):
+            settings["model"] = self.stored.model
+            if self.line.subcommand == "fit":
+                settings |= {f"trainer.{name}": value for name, value in self.stored.trainer.items()}
+        if not self.line.gives("data") and self.stored.data is not None:
+            settings["data"] = self.stored.data
+        return Source(str(path), settings)
+
+    def _explain(self, parser: LightningArgumentParser, message: str, before: Source) -> str:
+        sections = {
+            "model": Section(LightningModule, required=True),
+            "data": Section(LightningDataModule, required=True),
+            "trainer": Section(Trainer),
+            "model_checkpoint": Section(ModelCheckpoint),
+            "predictions": Section(PredictionWriter),
+        }
+        names = {action.dest.partition(".")[0] for action in parser._actions}
+        trees = {name: value for name, value in before.value.items() if name in sections}
+        scalars = sorted(names - set(sections))
+        return explain(self.line, sections, scalars, message, Source(before.name, trees))
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would merge the checkpoint's hyper-parameters over the command line, and run what they name."""
+
+    # ---- the run's folder --------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> Any:
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the folder, and refuse to mix two runs before anything expensive happens."""
+        trainer = self._settings.trainer
+        if trainer.default_root_dir is None:
+            trainer.default_root_dir = str(self._default_folder())
+        folder = Path(trainer.default_root_dir)
+        for logger in _specifications(trainer.logger):
+            if "save_dir" in logger.get("init_args", {}) and logger.init_args.save_dir in (None, "."):
+                logger.init_args.save_dir = str(folder)
+        if self._settings.model_checkpoint.dirpath is None:
+            self._settings.model_checkpoint.dirpath = str(folder / "checkpoints")
+        if self.subcommand == "fit":
+            self._find_last(folder)
+            if not trainer.fast_dev_run:
+                self._refuse_other_run(folder)
+        elif self.line.value("ckpt_path") == "last":
+            raise UsageError(f"{self.subcommand} needs a file: --ckpt_path {folder / 'checkpoints' / 'last.ckpt'}")
+
+    def _default_folder(self) -> Path:
+        configs = self.line.configs()
+        if self.stored is not None and not (self.subcommand == "fit" and configs):
+            return self.stored.run_folder
+        if self.subcommand != "fit":
+            return Path.cwd()
+        return Path("runs", Path(configs[0].name).stem if configs else "data2vec")
+
+    def _find_last(self, folder: Path) -> None:
+        """`--ckpt_path last` goes on if the folder has a checkpoint: a scheduler can send one command again and again."""
+        if self._settings.ckpt_path != "last":
+            return
+        last = Path(self._settings.model_checkpoint.dirpath) / "last.ckpt"
+        if last.is_file():
+            self.stored = StoredRun(str(last))
+            self._settings.ckpt_path = str(last)
+        else:
+            self._settings.ckpt_path = None
+            rank_zero_info(f"no checkpoint at {last} yet: the run starts from the beginning")
+
+    def _refuse_other_run(self, folder: Path) -> None:
+        checkpoints = Path(self._settings.model_checkpoint.dirpath)
+        if not (folder / CONFIG_NAME).exists() and not any(checkpoints.glob("*.ckpt")):
+            return
+        if self.stored is not None:
+            source = Path(self.stored.path).resolve()
+            if source.is_relative_to(folder.resolve()) or source.is_relative_to(checkpoints.resolve()):
+                return
+        last = checkpoints / "last.ckpt"
+        go_on = f"go on with that run (--ckpt_path {last}), or " if last.exists() else ""
+        raise UsageError(
+            f"{folder} holds another run, which this one would overwrite: {go_on}choose another folder with "
+            "--trainer.default_root_dir DIR"
+        )
+
+    # ---- building ----------------------------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        if self.stored is not None:
+            self._compare(self.stored)
+        elif self.subcommand != "fit":
+            rank_zero_warn("no --ckpt_path: these are the weights that the model starts with")
+
+    def _compare(self, stored: StoredRun) -> None:
+        """Refuse to go on with another model; say what else has changed."""
+        now = getattr(self.model, "config", None)
+        if now is None:
+            raise UsageError(f"{type(self.model).__name__} is not a module of d2v_lightning, {stored.path} holds one")
+        changes = list(differences(now, stored.model, "model"))
+        if changes and (self.subcommand == "fit" or changes[0][0] == "model"):
+            raise UsageError(
+                f"{stored.path} holds another model: {said(changes)}. Leave --model and the model section of --config out to "
+                "take it from the checkpoint, or start a new run without --ckpt_path"
+            )
+        if changes:
+            rank_zero_warn(f"the command line's model is used, not that of {stored.path}: {said(changes)}")
+        if self.subcommand == "fit":
+            self._say_changed_settings(stored)
+
+    def _say_changed_settings(self, stored: StoredRun) -> None:
+        words: list[str] = []
+        reorders = False
+        data = self._plain_settings().get("data")
+        if data and stored.data and data["class_path"] == stored.data["class_path"]:
+            words, reorders = changed_settings(data["init_args"], stored.data["init_args"], "data")
+        now = {name: self._plain_settings()["trainer"].get(name) for name in stored.trainer}
+        words += changed_settings(now, stored.trainer, "trainer")[0]
+        if words:
+            order = (
+                ". The rest of the run sees other samples, or in another order, than it would have" if reorders else ""
+            )
+            rank_zero_warn(f"going on from {stored.path} with changed settings: {', '.join(words)}{order}")
+
+    def _plain_settings(self) -> dict[str, Any]:
+        self._dump_config()
+        settings: dict[str, Any] = self.config_dump
+        return settings
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with this project's callbacks, besides those of the configuration."""
+        given = self._get(self.config_init, "trainer")
+        fits = self.subcommand == "fit"
+        loggers = _as_list(given.logger)
+        if given.logger in (None, True):
+            loggers = []
+        if given.logger is not False and fits:
+            # The last one: the first is what `self.logger` gives, and pictures go to.
+            loggers.append(CSVLogger(given.default_root_dir, name="metrics"))
+        kwargs["logger"] = loggers or False
+        plugins = _as_list(given.plugins)
+        if str(given.strategy).startswith(("auto", "ddp")):
+            plugins.append(AtomicCheckpointIO())
+        kwargs["plugins"] = plugins
+        callbacks = _as_list(given.callbacks)
+        kinds = {type(callback) for callback in callbacks}
+        callbacks += [callback for callback in self._own_callbacks(given, bool(loggers)) if type(callback) not in kinds]
+        return self._instantiate_trainer({**given, **kwargs, "callbacks": callbacks}, [])
+
+    def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
+        if self.subcommand == "predict":
+            return [self._get(self.config_init, "predictions")]
+        if self.subcommand != "fit":
+            return []
+        settings = self._plain_settings()
+        chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"])]
+        if given.enable_checkpointing is not False:
+            chosen.append(self._get(self.config_init, "model_checkpoint"))
+        if has_logger:
+            chosen.append(LearningRateMonitor("step"))
+        return chosen
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            arguments["return_predictions"] = False  # the writer has them
+        return {**arguments, "weights_only": True}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command line; a mistake ends with a few lines and exit status 2, a refusal of ours with one line and 1."""
+    try:
+        D2VCLI(args)
+    except UsageError as error:
+        _stop(error, 2)
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MisconfigurationException) as error:
+        if not _is_for_people(error):
+            raise
+        _stop(error, 1)
+
+
+def _is_for_people(error: Exception) -> bool:
+    """Whether an error was raised to be read: by this project's code, or by Lightning about the user's settings."""
+    if isinstance(error, MisconfigurationException):
+        return True
+    last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    module = last.f_globals["__name__"]
+    if isinstance(error, ModuleNotFoundError):
+        return module.startswith("pytorch_lightning.loggers")
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(_WEIGHTS_DO_NOT_FIT)
+    return module.partition(".")[0] in OWN_PACKAGES
+
+
+def _stop(error: Exception, status: int) -> NoReturn:
+    if os.environ.get("D2V_DEBUG") == "1":
+        traceback.print_exception(error)
+    message = str(error)
+    if message.startswith(_WEIGHTS_DO_NOT_FIT):
+        first = message.splitlines()[1].strip()
+        message = (
+            f"the checkpoint's weights do not fit the model: {first} Leave --model and --config out to use its own"
+        )
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    print(f"error: {message}" if rank == 0 else f"[rank {rank}] error: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _specifications(value: Any) -> list[Any]:
+    """Parsed settings of classes, of one or a list."""
+    return [item for item in _as_list(value) if isinstance(item, Namespace) and "class_path" in item]
