@@ -1,10 +1,14 @@
-"""What frozen features know: k-nearest neighbours, a linear probe and few-label probes, on the CPU."""
+"""What frozen features know: pooled features, and k-nearest neighbours, linear and few-label probes on the CPU."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Part = Literal["teacher", "student"]
 
 
 def knn_accuracy(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20) -> float:
@@ -38,3 +42,27 @@ def few_label_indices(labels: Tensor, per_class: int, seed: int) -> Tensor:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = [order[labels[order] == label][:per_class] for label in labels.unique()]
     return torch.cat(chosen)
+
+
+@torch.no_grad()
+def pooled_features(pl_module: Any, inputs: Tensor, padding_mask: Tensor | None, part: Part) -> Tensor:
+    """Output of the last block, averaged over the tokens that are not padding (B, D), in the mode the module is in.
+
+    Args:
+        pl_module: a `Data2Vec`.
+        inputs: clean inputs, see `Batch`.
+        padding_mask: as in `Batch`, True = padding, or None.
+        part: "teacher" or "student".
+    """
+    backbone = pl_module.backbone
+    last = [backbone.transformer.depth - 1]
+    tokens, padding_mask = backbone.encoder.features(inputs, padding_mask)
+    if part == "teacher":
+        results = pl_module.teacher(backbone, inputs, tokens, padding_mask, keep=last)
+    else:
+        _, results = backbone.contextualize(tokens, padding_mask, keep=last)
+    block = results[0].block[:, backbone.num_extra_tokens :]
+    if padding_mask is None:
+        return block.mean(dim=1)
+    present = (~padding_mask)[..., None]
+    return (block * present).sum(dim=1) / present.sum(dim=1)

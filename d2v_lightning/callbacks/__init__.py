@@ -1,6 +1,25 @@
 """Callbacks: what happens over time, beside the training step."""
 
+from d2v_lightning.callbacks.collapse_monitor import CollapseMonitor
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.callbacks.finite_loss import FiniteLoss, NonFiniteLossError
+from d2v_lightning.callbacks.online_probe import OnlineProbe
+from d2v_lightning.callbacks.pictures import PictureLogger
+from d2v_lightning.callbacks.preemption import Preempted, Preemption
+from d2v_lightning.callbacks.progress import Progress
+from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.callbacks.step_seed import StepSeed
 
-__all__ = ["EMATeacher", "StepSeed"]
+__all__ = [
+    "CollapseMonitor",
+    "EMATeacher",
+    "FiniteLoss",
+    "NonFiniteLossError",
+    "OnlineProbe",
+    "PictureLogger",
+    "Preempted",
+    "Preemption",
+    "Progress",
+    "RunSummary",
+    "StepSeed",
+]

@@ -1,0 +1,283 @@
+"""CollapseMonitor: does the teacher still say something about its input? A line in words, and the numbers behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.collapse_statistics import Spread, spread
+from d2v_lightning.configurable import Configurable
+
+Status = Literal["healthy", "warning", "collapsed"]
+
+# Variance of the targets as part of their mean square, which is about 1 after any norm. .01 is fairseq's limit: its
+# trainer stops below a standard deviation of .1 (`min_target_var`).
+CONSTANT, NEARLY_CONSTANT = 0.01, 0.05
+# The same for a raw layer result: a standard deviation of 1 % of its size. A norm blows that up to a healthy-looking target.
+CONSTANT_LAYER = 1e-4
+# Part of the target variance that the position does not explain. Healthy runs on small images lie between .25 and 1,
+# untrained networks with learned positions at .3 and above; networks that cannot see their input at 0.
+POSITION_ONLY, NEARLY_POSITION_ONLY, FALL = 0.05, 0.15, 0.4
+# Part of the variance over the batch that all positions of a sample share. Healthy runs: below .3.
+SAMPLE_ONLY, NEARLY_SAMPLE_ONLY = 0.97, 0.9
+# Directions. Absolute, because data may be simple (patches of one pixel span one direction in an untrained network), so
+# what counts is a fall from the largest value seen; healthy runs rise.
+LOW_RANK, RANK_FALL = 2.0, 0.25
+# Variance of the predictions over the batch as part of the targets'. It starts at 0, because a student first learns the
+# mean; healthy runs have passed .02 after 400 steps, so silence counts from step 1,000.
+SILENT_STUDENT, STUDENT_STEPS = 0.01, 1000
+
+LOWER = "lower the learning rate, lengthen the warm-up, raise the EMA decay"
+CAUSES = {
+    "constant": ("constant representation: the targets hardly differ between tokens", LOWER),
+    "position-only": (
+        "position-only: targets are nearly a function of position, predictable without looking at the input",
+        f"{LOWER}; check that inputs are not blank and the patch embedding is not zero",
+    ),
+    "sample-only": (
+        "sample-only: all positions of a sample have nearly the same target, so that one visible token gives all away",
+        f"{LOWER}; average fewer top layers; check that the model is given positions",
+    ),
+    "low-rank": ("low rank: the targets vary in very few directions", LOWER),
+    "mean-prediction": (
+        "the student predicts the mean: its predictions hardly depend on the input",
+        "check that the learning rate has risen, that gradients reach the student, and that not too much is hidden",
+    ),
+}
+
+
+class Finding(NamedTuple):
+    """What one check says: a key of `CAUSES` (empty where healthy) and how bad it is."""
+
+    status: Status
+    cause: str = ""
+
+
+class CollapseMonitor(Configurable, Callback):
+    """Measures targets, predictions and raw teacher layers on the training batch and gives a verdict.
+
+    A falling loss and lively variances do not show that a model learns: targets that follow from the position alone vary
+    over positions as much as good ones, and are easy to predict. So variance is split into what the position explains and
+    what only the input can. Measured without dropout and leaving random states alone; one check costs about as much as
+    one training step. Logged under `collapse/`, at the number of optimiser steps taken:
+
+    - `target_variance_batch`, `_positions`, `target_variance` (per channel, averaged), the same for `prediction_`;
+    - `target_input_share`: part of the variance that position does not explain, 0 in a position-only collapse;
+    - `target_sample_share`: part of the variance over the batch common to all positions of a sample;
+    - `target_rank`, `target_rank_tokens`: effective rank around the mean of each position, and around the overall mean;
+    - `prediction_ratio`: variance of predictions over the batch as part of that of the targets;
+    - `layer<l>_variance`, `layer<l>_std`, `layer<l>_input_share`: raw results of block l that enter the target;
+    - `verdict`: 0 healthy, 1 warning, 2 collapsed.
+
+    The thresholds, and where they come from, stand at the head of this file. A finding counts once it has come
+    `patience` times in a row, and a network that starts out poor but is getting better is warned of, not called collapsed.
+
+    Args:
+        every_n_steps: optimiser steps between checks.
+        patience: checks in a row that must agree before the verdict changes: one batch proves nothing.
+        on_collapse: "warn" goes on, "stop" ends training, which then still saves as at any other end.
+    """
+
+    def __init__(
+        self, every_n_steps: int = 100, patience: int = 2, on_collapse: Literal["warn", "stop"] = "warn"
+    ) -> None:
+        if every_n_steps < 1 or patience < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
+        if on_collapse not in ("warn", "stop"):
+            raise ValueError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
+        self.every_n_steps, self.patience, self.on_collapse = every_n_steps, patience, on_collapse
+        self.verdict: Finding | None = None
+        self.reading: dict[str, float] = {}
+        self._first: dict[str, float] = {}
+        self._best: dict[str, float] = {}
+        self._candidate, self._times = Finding("healthy"), 0
+        self._last_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "verdict": list(self.verdict) if self.verdict else None,
+            "candidate": list(self._candidate),
+            "times": self._times,
+            "first": dict(self._first),
+            "best": dict(self._best),
+            "reading": dict(self.reading),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.verdict = Finding(*state_dict["verdict"]) if state_dict["verdict"] else None
+        self._candidate, self._times = Finding(*state_dict["candidate"]), state_dict["times"]
+        self._first, self._best = dict(state_dict["first"]), dict(state_dict["best"])
+        self.reading = dict(state_dict["reading"])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._last_step or step % self.every_n_steps:
+            return
+        self._last_step = step
+        with aside(trainer, pl_module):
+            reading = read(trainer, pl_module, batch)
+        if reading is None:
+            rank_zero_warn("CollapseMonitor sees a single sample a step and can say nothing: use a larger batch")
+            return
+        self.consider(reading, step)
+        values = {f"collapse/{name}": value for name, value in self.reading.items()}
+        # Past the Trainer's log_every_n_steps, which would drop most checks; `log` puts them into callback_metrics.
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+        pl_module.log_dict(values, logger=False, batch_size=1)
+        if self.verdict is not None and self.verdict.status == "collapsed" and self.on_collapse == "stop":
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.verdict is not None:
+            self._say(f"at the end, step {trainer.global_step}", self.verdict)
+
+    def consider(self, reading: Mapping[str, float], step: int) -> None:
+        """Take in one check: remember it, and change the verdict once it has come often enough."""
+        self._first = self._first or dict(reading)
+        for name in ("target_input_share", "target_rank"):
+            self._best[name] = max(reading[name], self._best.get(name, 0.0))
+        finding = judge(reading, self._first, self._best, step)
+        self._times = self._times + 1 if finding == self._candidate else 1
+        self._candidate = finding
+        changed = self._times >= self.patience and finding != self.verdict
+        if changed:
+            self.verdict = finding
+        grade = ("healthy", "warning", "collapsed").index(self.verdict.status) if self.verdict else 0
+        self.reading = {**reading, "verdict": float(grade)}
+        if changed and self.verdict is not None:
+            self._say(f"step {step}", self.verdict)
+
+    def _say(self, when: str, verdict: Finding) -> None:
+        line = f"CollapseMonitor, {when}: {describe(verdict, self.reading)}"
+        if verdict.status == "healthy":
+            rank_zero_info(line)
+        else:
+            rank_zero_warn(line)
+
+
+def judge(reading: Mapping[str, float], first: Mapping[str, float], best: Mapping[str, float], step: int) -> Finding:
+    """The verdict that one check suggests.
+
+    Args:
+        reading: the values of this check, named as in `CollapseMonitor`.
+        first: those of the first check of the run.
+        best: largest values so far of `target_input_share` and `target_rank`.
+        step: optimiser steps taken.
+    """
+
+    def grade(name: str, collapsed: float, warning: float, cause: str) -> Finding | None:
+        value = reading[name]
+        recovering = value > 1.2 * first[name] and value > 0.2 * collapsed
+        if value < collapsed:
+            return Finding("warning" if recovering else "collapsed", cause)
+        if value < warning and not recovering:
+            return Finding("warning", cause)
+        return None
+
+    if max(value for name, value in reading.items() if name.endswith("_relative")) < CONSTANT_LAYER:
+        return Finding("collapsed", "constant")
+    share, rank = reading["target_input_share"], reading["target_rank"]
+    found = grade("target_relative", CONSTANT, NEARLY_CONSTANT, "constant") or grade(
+        "target_input_share", POSITION_ONLY, NEARLY_POSITION_ONLY, "position-only"
+    )
+    if found is not None:
+        return found
+    if share < FALL * best["target_input_share"]:
+        return Finding("warning", "position-only")
+    if reading["target_sample_share"] > NEARLY_SAMPLE_ONLY:
+        return Finding("collapsed" if reading["target_sample_share"] > SAMPLE_ONLY else "warning", "sample-only")
+    fallen = rank < RANK_FALL * best["target_rank"]
+    if fallen or (rank < LOW_RANK and rank < 1.2 * first["target_rank"]):
+        return Finding("collapsed" if fallen and rank < LOW_RANK else "warning", "low-rank")
+    if step >= STUDENT_STEPS and reading["prediction_ratio"] < SILENT_STUDENT:
+        return Finding("warning", "mean-prediction")
+    return Finding("healthy")
+
+
+def describe(finding: Finding, reading: Mapping[str, float]) -> str:
+    """One line: verdict, cause, the two numbers that matter most, what to do."""
+    facts = (
+        f"{100 * reading['target_input_share']:.0f} % of the target variance comes from the input rather than the "
+        f"position, effective rank {reading['target_rank']:.1f}"
+    )
+    if not finding.cause:
+        return f"healthy ({facts})"
+    cause, remedy = CAUSES[finding.cause]
+    word = "COLLAPSED" if finding.status == "collapsed" else "warning"
+    return f"{word}, {cause} ({facts}). Try: {remedy}"
+
+
+def read(trainer: Trainer, pl_module: Any, batch: Any) -> dict[str, float] | None:
+    """All values of one check, reduced over ranks; None where all ranks together have a single sample."""
+
+    def add_up(x: Tensor) -> Tensor:
+        return trainer.strategy.reduce(x.clone(), reduce_op="sum")
+
+    targets = pl_module.targets(batch)
+    padding_mask = None
+    if batch.get("padding_mask") is not None:
+        padding_mask = pl_module.encoder.features(batch["inputs"], batch["padding_mask"])[1]
+    num_samples, length, _ = targets.shape
+    longest = torch.tensor(length, device=targets.device)
+    positions_everywhere = int(trainer.strategy.reduce(longest, reduce_op="max"))
+    samples, positions = _places(num_samples, length, padding_mask, targets.device)
+
+    def measure(x: Tensor, ranks: bool = False) -> Spread:
+        return spread(x[samples, positions], samples, positions, num_samples, positions_everywhere, add_up, ranks)
+
+    target = measure(targets, ranks=True)
+    results = pl_module.teacher_layer_results(batch)
+    layers = [measure(result) for result in results]
+    predictions, hidden = pl_module.predictions(batch)
+    masks = batch["mask"].shape[1]
+    prediction = spread(
+        predictions, hidden // (masks * length), hidden % length, num_samples, positions_everywhere, add_up
+    )
+    if target.samples < 2:
+        return None
+    reading = {
+        "target_variance": target.total,
+        "target_variance_batch": target.over_batch,
+        "target_variance_positions": target.over_positions,
+        "target_relative": _relative(target),
+        "target_input_share": target.input_share,
+        "target_sample_share": target.sample_share,
+        "target_rank": target.rank,
+        "target_rank_tokens": target.rank_tokens,
+        "prediction_variance": prediction.total,
+        "prediction_variance_batch": prediction.over_batch,
+        "prediction_variance_positions": prediction.over_positions,
+        "prediction_ratio": prediction.over_batch / target.over_batch if target.over_batch > 0.0 else 0.0,
+    }
+    numbers = getattr(pl_module, "averaged_layers", range(len(layers)))
+    for number, layer in zip(numbers, layers, strict=True):
+        reading[f"layer{number}_variance"] = layer.total
+        reading[f"layer{number}_std"] = layer.total**0.5
+        reading[f"layer{number}_relative"] = _relative(layer)
+        reading[f"layer{number}_input_share"] = layer.input_share
+    return reading
+
+
+def _relative(moments: Spread) -> float:
+    return moments.total / moments.mean_square if moments.mean_square > 1e-12 else 0.0
+
+
+def _places(samples: int, length: int, padding_mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sample and position (T,) of every token that is not padding; padding_mask (B, N) bool, True = padding."""
+    if padding_mask is None:
+        place = torch.arange(samples * length, device=device)
+        return place // length, place % length
+    present = (~padding_mask).nonzero()
+    return present[:, 0], present[:, 1]

@@ -1,0 +1,114 @@
+"""Preemption: a scheduler's signal saves a checkpoint after the current optimiser step and ends the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_info
+
+from d2v_lightning.configurable import Configurable
+
+
+class Preempted(SystemExit):
+    """The run was saved and ends because a signal asked for it. The exit code is 128 + the signal's number."""
+
+
+class Preemption(Configurable, Callback):
+    """SIGTERM or SIGUSR1 -> finish the optimiser step, save `last.ckpt`, exit with 128 + signal (143, 138).
+
+    During training these handlers stand in place of Lightning's own, which stops without saving, between two accumulated
+    micro-batches if need be, and under SLURM saves in the middle of whatever the signal interrupts. Nothing is saved
+    inside a handler here: it raises a flag, and the step that is running is finished first, the teacher's move included.
+    A signal during validation waits for the training step after it.
+
+    The exit code tells a job script to queue the job again, e.g. under SLURM (`#SBATCH --signal=SIGUSR1@120`):
+    `srun python cli.py fit ...; case $? in 138|143) scontrol requeue $SLURM_JOB_ID;; esac`.
+
+    Args:
+        signals: names of the signals. SLURM sends SIGTERM before it kills, and SIGUSR1 where a job asks for it.
+        agree_every_n_steps: with several processes only some may get the signal; they agree on it every so many optimiser
+            steps, in one small reduction that waits for the device. 10 costs nothing measurable, and ten steps fit into
+            the half minute that schedulers usually leave.
+    """
+
+    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1"), agree_every_n_steps: int = 10) -> None:
+        unknown = [name for name in signals if not hasattr(signal, name)]
+        if unknown:
+            raise ValueError(
+                f"signals names {unknown[0]!r}, which this system does not have: choose e.g. SIGTERM, SIGUSR1"
+            )
+        if agree_every_n_steps < 1:
+            raise ValueError(f"agree_every_n_steps is {agree_every_n_steps}: it must be 1 or more")
+        self.signals, self.agree_every_n_steps = tuple(signals), agree_every_n_steps
+        self._received = 0
+        self._last_step = 0
+        self._replaced: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Callbacks that a module brings along (the teacher's) come after those of the Trainer: only the last one in the
+        # list sees a finished step. A new list, because Lightning is walking through the present one.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._received, self._last_step = 0, trainer.global_step
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers in the main thread only
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if not self._received and trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(number)  # pass it on to the processes that this one has started
+            self._received = number
+
+        for name in self.signals:
+            number = getattr(signal, name)
+            self._replaced[number] = signal.signal(number, note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._last_step:  # in the middle of an accumulation window
+            return
+        self._last_step = trainer.global_step
+        if trainer.world_size > 1:
+            if trainer.global_step % self.agree_every_n_steps:
+                return
+            if not trainer.strategy.reduce_boolean_decision(bool(self._received), all=False):
+                return
+            self._received = int(trainer.strategy.broadcast(self._received)) or self._received or signal.SIGTERM
+        if self._received:
+            self._save_and_exit(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _save_and_exit(self, trainer: Trainer) -> None:
+        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        folder = checkpoint.dirpath if checkpoint is not None else None
+        folder = trainer.strategy.broadcast(folder or os.path.join(trainer.default_root_dir, "checkpoints"))
+        path = os.path.join(folder, "last.ckpt")
+        if trainer.is_global_zero and os.path.islink(path):
+            os.remove(path)  # ModelCheckpoint(save_last="link"): to write through the link would spoil another file
+        if checkpoint is not None:
+            if checkpoint.save_last:
+                checkpoint.last_model_path = path  # so that a resumed run goes on with this file, not with last-v1.ckpt
+            checkpoint.save_on_exception = False  # the exit is no exception to be saved again
+        trainer.save_checkpoint(path)
+        name = signal.Signals(self._received).name
+        rank_zero_info(f"{name}: saved after optimiser step {trainer.global_step}; go on with --ckpt_path {path}")
+        raise Preempted(128 + self._received)
+
+    def _restore_handlers(self) -> None:
+        while self._replaced:
+            number, handler = self._replaced.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
