@@ -10,7 +10,10 @@ import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
+from typing_extensions import Self
 
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.recipes import from_recipe
 from datamodules.collators import BlockMaskCollator, ImageCollator
 from datamodules.image_sources import (
     SPLIT_NAMES,
@@ -24,7 +27,7 @@ from datamodules.image_sources import (
     split_folder,
 )
 from datamodules.keyed_images import KeyedImages
-from datamodules.loader import ResumableLoader
+from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, derived_seed
 from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
 from datamodules.transforms import (
@@ -44,7 +47,7 @@ Size = int | tuple[int, int]
 Split = Literal["train", "val", "test"]
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(Configurable, LightningDataModule):
     """Batches of images, with block masks for pre-training or with labels for classification.
 
     Batches: "inputs" (B, C, H, W) float32, "index" (B,), "labels" (B,) where the pictures have classes, and for
@@ -143,10 +146,6 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
         if root is not None and dataset is not None:
             raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them")
-        if root is None and dataset is None and predict_files is None:
-            raise ValueError(
-                "no data: set root to a folder of pictures, or dataset to 'digits', a path or a name on the hub"
-            )
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
         if not 0 < crop_share <= 1:
@@ -193,6 +192,22 @@ class ImageDataModule(LightningDataModule):
         self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None
 
+    @classmethod
+    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
+        """The data of a published row, from the YAML that the command line reads.
+
+        Args:
+            name: a file's name below `configs/`, such as "image_base".
+            overrides: constructor arguments, such as `{"root": "/data/imagenet"}`.
+
+        Raises:
+            ValueError: there is no such recipe or argument, or it is another class's.
+        """
+        data = from_recipe(name, "data", overrides)
+        if not isinstance(data, cls):
+            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
+        return data
+
     # ------------------------------------------------------------------ setup
 
     def setup(self, stage: str | None = None) -> None:
@@ -202,6 +217,10 @@ class ImageDataModule(LightningDataModule):
             ValueError: data and model do not fit, nothing is readable, or `effective_batch` is smaller than one batch.
             FileNotFoundError: a folder, a split or all pictures are missing.
         """
+        if self.root is None and self.dataset is None and (self.predict_files is None or stage != "predict"):
+            raise ValueError(
+                "no data: set root to a folder of pictures, or dataset to 'digits', a path or a name on the hub"
+            )
         self._fit_to_model()
         if stage in ("predict", None) and (self.predict_files is not None or stage == "predict"):
             self._open_predict_source()
@@ -351,6 +370,8 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: there are fewer pictures than one batch on every device needs.
         """
+        if self.trainer is not None:
+            begin_epoch_anew(self.trainer)
         if self.streaming:
             return self._stream_loader("train", self.task, training=True)
         source = self._source("train")

@@ -8,12 +8,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.types import Batch
 from datamodules.samplers import EpochBatchSampler, world
 
 NAMES_IN_WARNING = 20
+
+
+def begin_epoch_anew(trainer: Trainer) -> None:
+    """To be called in `train_dataloader`: lets a run that is resumed at the very end of an epoch begin the next one.
+
+    Where there is no validation, Lightning 2.6 takes one batch too many for the finished epoch, as an optimiser step of
+    its own. Accumulation would be out of step with the uninterrupted run.
+    """
+    if not trainer.fit_loop.restarting or trainer.enable_validation:
+        return
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    if progress.is_last_batch and progress.current.completed == progress.current.ready:
+        progress.reset_on_run()
 
 
 class ResumableLoader:

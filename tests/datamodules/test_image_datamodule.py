@@ -307,6 +307,7 @@ def with_trainer(data: ImageDataModule, world_size: int = 1, **encoder: Any) -> 
     trainer = SimpleNamespace(
         world_size=world_size,
         accumulate_grad_batches=1,
+        fit_loop=SimpleNamespace(restarting=False),
         lightning_module=SimpleNamespace(encoder=SimpleNamespace(**encoder)) if encoder else None,
     )
     data.trainer = trainer  # type: ignore[assignment]

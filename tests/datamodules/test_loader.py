@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from datamodules.loader import ResumableLoader
+from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, derived_seed, seeded
 
 SAMPLES, BATCH = 23, 3  # seven batches an epoch, an odd number, and two samples over
@@ -65,6 +65,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
     def train_dataloader(self) -> ResumableLoader:
+        begin_epoch_anew(self.trainer)
         return loader(self.num_workers, endless=True)
 
     def val_dataloader(self) -> ResumableLoader:
@@ -115,6 +116,17 @@ def test_resume_is_exact_with_limited_epochs(tmp_path: Path) -> None:
         first.trainer.save_checkpoint(tmp_path / "stopped.ckpt")
         second = fit(11, ckpt_path=tmp_path / "stopped.ckpt", limit_train_batches=4)
         assert first.seen + second.seen == whole.seen, f"stopped after {stop} steps"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_at_the_end_of_an_epoch_without_validation(accumulate: int, tmp_path: Path) -> None:
+    whole = fit(max_steps=10, accumulate=accumulate, limit_val_batches=0)
+    for stop in (4, 7):
+        first = fit(stop, 0, accumulate, limit_val_batches=0)
+        first.trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        second = fit(10, 0, accumulate, tmp_path / "stopped.ckpt", limit_val_batches=0)
+        assert first.seen + second.seen == whole.seen, f"stopped after {stop} steps"
+        assert torch.equal(second.layer[0].weight, whole.layer[0].weight)
 
 
 def test_epochs_follow_each_other_without_gap_or_repetition() -> None:
