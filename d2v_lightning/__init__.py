@@ -4,7 +4,17 @@ The names here are public, and they are the short class paths of YAML files.
 """
 
 from d2v_lightning.backbone import Backbone, Features
-from d2v_lightning.callbacks import EMATeacher, StepSeed
+from d2v_lightning.callbacks import (
+    CollapseMonitor,
+    EMATeacher,
+    FiniteLoss,
+    OnlineProbe,
+    PictureLogger,
+    Preemption,
+    Progress,
+    RunSummary,
+    StepSeed,
+)
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders import ImageEncoder
@@ -22,17 +32,24 @@ from d2v_lightning.types import Batch
 __all__ = [
     "Backbone",
     "Batch",
+    "CollapseMonitor",
     "Configurable",
     "Data2Vec",
     "EMATeacher",
     "Features",
+    "FiniteLoss",
     "ImageClassifier",
     "ImageEncoder",
     "LinearDecoder",
     "MaskTokenStudent",
+    "OnlineProbe",
     "Optimization",
+    "PictureLogger",
+    "Preemption",
+    "Progress",
     "RegressionLoss",
     "RelativePositionBias",
+    "RunSummary",
     "StepSeed",
     "Targets",
     "Transformer",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.losses import RegressionLoss
@@ -40,7 +41,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         ema_teacher: how the teacher follows the student.
         optimization: optimiser, parameter groups, schedule.
         teacher_scope: how much of the backbone the teacher holds, see `Teacher`. Images: "backbone".
-        compile: compile the student's and the teacher's trunk in place (`torch.compile`), which keeps parameter names.
+        compile: compile the step from inputs to loss (`torch.compile`); parameters keep their names.
         on_nonfinite: a loss that is not finite "stop"s the run before it touches the weights on a CPU and one step later
             on a GPU, where waiting for every loss would stall the device; "skip" leaves the micro-batch out, on all ranks
             alike, at the price of that wait. Either way the batch is named.
@@ -104,7 +105,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         """Loss of one micro-batch: the mean over its hidden tokens."""
         loss, hidden = self._regress(batch)
         self._units = hidden.numel() / _TOKENS_PER_UNIT
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["inputs"]))
+        self.log("train/loss", loss, batch_size=len(batch["inputs"]))  # `Progress` shows it: prog_bar would wait for it
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -168,7 +169,8 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count the hidden tokens while the mask is still on the CPU: nothing on the device has to be waited for."""
         if isinstance(batch, dict) and "mask" in batch and "padding_mask" not in batch:
-            return {**batch, "hidden": hidden_positions(batch["mask"])}
+            hidden = hidden_positions(batch["mask"])
+            return {**batch, "hidden": hidden.pin_memory() if batch["mask"].is_pinned() else hidden}
         return batch
 
     def on_train_start(self) -> None:
@@ -202,11 +204,12 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
 
     def setup(self, stage: str) -> None:
         if self.compile_parts:
-            for transformer in (self.backbone.transformer, self.teacher.transformer):
-                transformer.compile()
+            # Everything from inputs to loss as one graph, so that student, teacher and probes do not share a cache.
+            self._regress = torch.compile(self._regress, dynamic=False)  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [self.ema_teacher, StepSeed()]
+        guard = [FiniteLoss()] if self.on_nonfinite == "stop" else []
+        return [self.ema_teacher, StepSeed(), *guard]

@@ -193,7 +193,7 @@ class Transformer(Configurable, nn.Module):
             Block(
                 dim=dim,
                 num_heads=num_heads,
-                hidden_dim=int(dim * mlp_ratio),
+                hidden_dim=round(dim * mlp_ratio),
                 norm=norm,
                 norm_eps=norm_eps,
                 qkv_bias=qkv_bias,
@@ -236,7 +236,7 @@ class Transformer(Configurable, nn.Module):
         Returns:
             Output after the final norm (B, N, D), and the `LayerResult` of each block in `keep`, in the order of the stack.
         """
-        biases = self._attention_biases(padding_mask)
+        biases = self._attention_biases(x.device.type, padding_mask)
         results = []
         for layer, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0.0 and torch.rand(()) < self.layer_drop:
@@ -253,8 +253,10 @@ class Transformer(Configurable, nn.Module):
                 results.append(result)
         return self.norm(x), results
 
-    def _attention_biases(self, padding_mask: Tensor | None) -> list[Tensor] | list[None]:
+    def _attention_biases(self, device_type: str, padding_mask: Tensor | None) -> list[Tensor] | list[None]:
         biases = self.position_bias() if self.position_bias is not None else None
+        if biases is not None and torch.is_autocast_enabled(device_type):  # once here, not in every block
+            biases = [bias.to(torch.get_autocast_dtype(device_type)) for bias in biases]
         if padding_mask is None:
             return biases if biases is not None else [None]
         excluded = torch.zeros(padding_mask.shape, device=padding_mask.device)

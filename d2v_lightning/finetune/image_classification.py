@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.optim import Optimization
@@ -120,7 +121,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
             images, labels = self._mixed(images, labels)
             smoothing = 0.0  # the mixed labels are smooth already
         loss = F.cross_entropy(self(images).float(), labels, label_smoothing=smoothing)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss, batch_size=len(images))
         return loss
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +172,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed()]
+        return [StepSeed(), FiniteLoss()]
 
 
 def _accuracies(prefix: str, num_classes: int) -> MetricCollection:
