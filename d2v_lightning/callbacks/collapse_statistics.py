@@ -15,6 +15,8 @@ from torch import Tensor
 
 Sum = Callable[[Tensor], Tensor]
 
+ROUNDING = 1e-9  # a part of the sum of squares that float32 cannot tell from none
+
 
 class Spread(NamedTuple):
     """Variances per channel, averaged over D, and effective ranks.
@@ -97,6 +99,11 @@ def spread(
     square_sum, within_sum, sample_sum, present_samples = add_up(totals).tolist()
     offsets = (means - mean) * counts.sqrt()[:, None]
     between_sum = float(offsets.square().sum())
+    varies = within_sum > ROUNDING * square_sum
+    if not varies:
+        within_sum = sample_sum = 0.0
+    if between_sum <= ROUNDING * square_sum:
+        between_sum = 0.0
 
     tokens, present_positions = float(counts.sum()), float((counts > 0).sum())
     over_batch = within_sum / max(1.0, tokens - present_positions)
@@ -117,6 +124,8 @@ def spread(
     )
     if not ranks:
         return result
+    if not varies:  # the directions would be those of rounding errors
+        return result._replace(rank_tokens=effective_rank((offsets.T @ offsets).cpu()))
     covariance = add_up(residual.T @ residual).cpu().double()
     offsets = offsets.cpu().double()
     return result._replace(
