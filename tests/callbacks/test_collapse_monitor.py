@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny_runs import Losses, blind, loader, tiny_model, trainer
+from tiny_runs import Blobs, Losses, blind, loader, tiny_model, trainer
+from torch.utils.data import default_collate
 
 from d2v_lightning.callbacks import CollapseMonitor
-from d2v_lightning.callbacks.collapse_monitor import describe, judge
+from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.collapse_monitor import describe, judge, read
 
 HEALTHY = {
     "target_relative": 0.9,
@@ -77,6 +79,17 @@ def test_losses_are_the_same_bit_for_bit_with_and_without_it() -> None:
         assert model.training
         assert not model.teacher.training
     assert losses[0] == losses[1]
+
+
+def test_it_measures_without_dropout() -> None:
+    model, runner = tiny_model(dropout=0.5).train(), trainer([], 1)
+    batch = default_collate([Blobs()[index] for index in range(8)])
+    readings = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        with aside(runner, model):
+            readings.append(read(runner, model, batch))
+    assert readings[0] == readings[1]
 
 
 def test_a_verdict_is_said_when_it_changes_and_not_again(caplog: pytest.LogCaptureFixture) -> None:
