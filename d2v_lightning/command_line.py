@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 import traceback
@@ -9,16 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from d2v_lightning.atomic_io import AtomicCheckpointIO
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
+from d2v_lightning.callbacks.preemption import Preemption
+from d2v_lightning.callbacks.progress import Progress
+from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.cli_errors import CommandLine, Section, Source, UsageError, explain
 from d2v_lightning.configurable import OWN_PACKAGES
 from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
@@ -101,7 +106,14 @@ class SaveConfig(SaveConfigCallback):
     """Writes the configuration to the run's folder, and gives it to the loggers as hyper-parameters.
 
     A run that goes on in its folder leaves the first configuration as it is and adds its own beside it.
+
+    Args:
+        settings: the configuration as plain data.
     """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: dict[str, Any]) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.settings = settings
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -112,9 +124,8 @@ class SaveConfig(SaveConfigCallback):
         while path.exists():
             resumes += 1
             path = folder / f"config_resumed_{resumes}.yaml"
-        self.parser.save(self.config, str(path), skip_none=False, multifile=False)
-        dump = self.config.clone().as_dict()
-        settings = {"model": getattr(pl_module, "config", dump["model"]), "data": dump.get("data")}
+        path.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        settings = {"model": getattr(pl_module, "config", self.settings["model"]), "data": self.settings["data"]}
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 
@@ -135,7 +146,6 @@ class D2VCLI(LightningCLI):
             LightningModule,
             LightningDataModule,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
             seed_everything_default=0,
             parser_class=Parser,
             # Otherwise --trainer.max_step passes for --trainer.max_steps.
@@ -149,16 +159,18 @@ class D2VCLI(LightningCLI):
 
     # ---- parsing -----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """As Lightning's. `weights_only` is no option: it is always on."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static and knows no command line
+        """Lightning's, less those not asked for, whose parsers take time. `weights_only` is no option: it is always on."""
         own = {"weights_only", "return_predictions"}
-        return {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
+        everything = {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
+        asked = self.line.subcommand
+        return {asked: everything[asked]} if asked in everything else everything
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(ModelCheckpoint, "model_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.set_defaults({"model_checkpoint.save_last": True, "model_checkpoint.filename": "{epoch}-{step}"})
+        # Without the counter a run that goes on writes last.ckpt again, and never last-v1.ckpt beside it.
+        parser.set_defaults({"model_checkpoint.save_last": True, "model_checkpoint.enable_version_counter": False})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -250,6 +262,9 @@ class D2VCLI(LightningCLI):
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(self._default_folder())
         folder = Path(trainer.default_root_dir)
+        # What is stored and saved is the configuration without the places below: it can be used for another folder.
+        self._dump_config()
+        self.save_config_kwargs = {"settings": self._plain_settings}
         for logger in _specifications(trainer.logger):
             if "save_dir" in logger.get("init_args", {}) and logger.init_args.save_dir in (None, "."):
                 logger.init_args.save_dir = str(folder)
@@ -325,10 +340,10 @@ class D2VCLI(LightningCLI):
     def _say_changed_settings(self, stored: StoredRun) -> None:
         words: list[str] = []
         reorders = False
-        data = self._plain_settings().get("data")
+        data = self._plain_settings.get("data")
         if data and stored.data and data["class_path"] == stored.data["class_path"]:
             words, reorders = changed_settings(data["init_args"], stored.data["init_args"], "data")
-        now = {name: self._plain_settings()["trainer"].get(name) for name in stored.trainer}
+        now = {name: self._plain_settings["trainer"].get(name) for name in stored.trainer}
         words += changed_settings(now, stored.trainer, "trainer")[0]
         if words:
             order = (
@@ -336,8 +351,8 @@ class D2VCLI(LightningCLI):
             )
             rank_zero_warn(f"going on from {stored.path} with changed settings: {', '.join(words)}{order}")
 
+    @property
     def _plain_settings(self) -> dict[str, Any]:
-        self._dump_config()
         settings: dict[str, Any] = self.config_dump
         return settings
 
@@ -366,12 +381,15 @@ class D2VCLI(LightningCLI):
             return [self._get(self.config_init, "predictions")]
         if self.subcommand != "fit":
             return []
-        settings = self._plain_settings()
+        settings = self._plain_settings
         chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"])]
         if given.enable_checkpointing is not False:
             chosen.append(self._get(self.config_init, "model_checkpoint"))
+        chosen += [RunSummary(), Preemption()]
         if has_logger:
             chosen.append(LearningRateMonitor("step"))
+        if given.enable_progress_bar is not False and not _has(given.callbacks, ProgressBar):
+            chosen.append(Progress())
         return chosen
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -387,26 +405,40 @@ def main(args: Sequence[str] | None = None) -> None:
         D2VCLI(args)
     except UsageError as error:
         _stop(error, 2)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError, MisconfigurationException) as error:
-        if not _is_for_people(error):
+    except Exception as error:
+        origin = _origin(error)
+        if not _is_for_people(origin):
             raise
-        _stop(error, 1)
+        _stop(origin, 1)
 
 
-def _is_for_people(error: Exception) -> bool:
-    """Whether an error was raised to be read: by this project's code, or by Lightning about the user's settings."""
-    if isinstance(error, MisconfigurationException):
+def _origin(error: BaseException) -> BaseException:
+    """What a constructor raised, where jsonargparse has wrapped it in an error of its own, once for each level."""
+    while error.__cause__ is not None and _raised_at(error)[0].partition(".")[0] == "jsonargparse":
+        error = error.__cause__
+    return error
+
+
+def _raised_at(error: BaseException) -> tuple[str, str]:
+    """Module and source line that an error comes from."""
+    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+    return frame.f_globals["__name__"], linecache.getline(frame.f_code.co_filename, number).strip()
+
+
+def _is_for_people(error: BaseException) -> bool:
+    """Whether an error was raised to be read: by a `raise` of this project, or by Lightning about the user's settings.
+
+    A library's error that surfaces in this project's code is a bug of ours and keeps its traceback.
+    """
+    if isinstance(error, MisconfigurationException) or str(error).startswith(_WEIGHTS_DO_NOT_FIT):
         return True
-    last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
-    module = last.f_globals["__name__"]
+    module, line = _raised_at(error)
     if isinstance(error, ModuleNotFoundError):
         return module.startswith("pytorch_lightning.loggers")
-    if isinstance(error, RuntimeError):
-        return str(error).startswith(_WEIGHTS_DO_NOT_FIT)
-    return module.partition(".")[0] in OWN_PACKAGES
+    return line.startswith("raise ") and module.partition(".")[0] in OWN_PACKAGES
 
 
-def _stop(error: Exception, status: int) -> NoReturn:
+def _stop(error: BaseException, status: int) -> NoReturn:
     if os.environ.get("D2V_DEBUG") == "1":
         traceback.print_exception(error)
     message = str(error)
@@ -418,6 +450,10 @@ def _stop(error: Exception, status: int) -> NoReturn:
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     print(f"error: {message}" if rank == 0 else f"[rank {rank}] error: {message}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def _has(callbacks: Any, kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in _as_list(callbacks))
 
 
 def _as_list(value: Any) -> list[Any]:
