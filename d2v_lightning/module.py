@@ -166,13 +166,6 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
     # The published gradient is sum of losses / sum of hidden tokens over all ranks and micro-batches. Lightning averages
     # means; so each micro-batch is weighted by its count on the way in and the whole is divided by the total on the way out.
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count the hidden tokens while the mask is still on the CPU: nothing on the device has to be waited for."""
-        if isinstance(batch, dict) and "mask" in batch and "padding_mask" not in batch:
-            hidden = hidden_positions(batch["mask"])
-            return {**batch, "hidden": hidden.pin_memory() if batch["mask"].is_pinned() else hidden}
-        return batch
-
     def on_train_start(self) -> None:
         self._units_in_window = 0.0
 

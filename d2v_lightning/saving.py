@@ -93,7 +93,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} holds more than tensors and plain data and was not loaded: {reason}") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
 

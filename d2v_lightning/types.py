@@ -19,8 +19,8 @@ class Batch(TypedDict, total=False):
     inputs: the clean input, which is also what the teacher sees: images (B, C, H, W), waveforms (B, S) or token ids (B, T).
     mask: (B, M, N) bool, True = hidden from the student. N counts maskable tokens only: no class token.
     padding_mask: (B, S) or (B, T) bool, True = padding; absent where nothing is padded.
-    hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken. `Data2Vec` derives it from `mask`
-        before the batch goes to the device, so that nothing on the device has to be counted.
+    hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken: what `masking.hidden_positions` makes of
+        `mask`. Our collators add it, so that nothing has to be counted on the device; without it the model counts.
     labels: (B,) int64 classes, where the data has them.
     index: (B,) int64, place of each sample in its data set; it names the batch when something goes wrong.
     """

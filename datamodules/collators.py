@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_lightning.masking import block_mask
+from d2v_lightning.masking import block_mask, hidden_positions
 from d2v_lightning.types import Batch
 from datamodules.samplers import derived_seed
 
@@ -94,9 +94,10 @@ class BlockMaskCollator(ImageCollator):
         self._mask(torch.Generator())  # refuses wrong arguments now, not in a worker process
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Samples -> what `ImageCollator` gives and "mask" (B, M, N) bool, True = hidden."""
+        """Samples -> what `ImageCollator` gives, "mask" (B, M, N) bool, True = hidden, and "hidden" (P,) int64."""
         batch = super().__call__(samples)
         batch["mask"] = torch.stack([self._masks(sample) for sample in samples])
+        batch["hidden"] = hidden_positions(batch["mask"])
         return batch
 
     def _masks(self, sample: Any) -> Tensor:
