@@ -241,7 +241,9 @@ class Transformer(Configurable, nn.Module):
         for layer, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0.0 and torch.rand(()) < self.layer_drop:
                 # Plain DDP waits for a gradient of every parameter: a skipped block stays in the graph, times zero.
-                x = x + 0.0 * torch.stack([parameter.sum() for parameter in block.parameters()]).sum().to(x.dtype)
+                # Its bias table too, which is in no graph at all where every block that reads it is skipped.
+                shared = [] if self.position_bias is None else self.position_bias.parameters()
+                x = x + 0.0 * torch.stack([p.sum() for p in (*block.parameters(), *shared)]).sum().to(x.dtype)
                 continue
             bias = biases[layer] if len(biases) > 1 else biases[0]
             if self.gradient_checkpointing and self.training:

@@ -142,7 +142,7 @@ def test_layer_drop_keeps_every_parameter_in_the_graph() -> None:
     model.teacher.eval()
     model.training_step(image_batch(2, 9), 0).backward()
     missing = [name for name, p in model.student.named_parameters() if p.grad is None]
-    assert missing == ["backbone.transformer.position_bias.shared_table"]
+    assert not missing
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
