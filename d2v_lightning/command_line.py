@@ -271,7 +271,7 @@ class D2VCLI(LightningCLI):
         if self._settings.model_checkpoint.dirpath is None:
             self._settings.model_checkpoint.dirpath = str(folder / "checkpoints")
         if self.subcommand == "fit":
-            self._find_last(folder)
+            self._find_last()
             if not trainer.fast_dev_run:
                 self._refuse_other_run(folder)
         elif self.line.value("ckpt_path") == "last":
@@ -285,7 +285,7 @@ class D2VCLI(LightningCLI):
             return Path.cwd()
         return Path("runs", Path(configs[0].name).stem if configs else "data2vec")
 
-    def _find_last(self, folder: Path) -> None:
+    def _find_last(self) -> None:
         """`--ckpt_path last` goes on if the folder has a checkpoint: a scheduler can send one command again and again."""
         if self._settings.ckpt_path != "last":
             return
@@ -309,7 +309,7 @@ class D2VCLI(LightningCLI):
         go_on = f"go on with that run (--ckpt_path {last}), or " if last.exists() else ""
         raise UsageError(
             f"{folder} holds another run, which this one would overwrite: {go_on}choose another folder with "
-            "--trainer.default_root_dir DIR"
+            "--trainer.default_root_dir DIR, or delete it"
         )
 
     # ---- building ----------------------------------------------------------------------------------------------------
@@ -382,10 +382,11 @@ class D2VCLI(LightningCLI):
         if self.subcommand != "fit":
             return []
         settings = self._plain_settings
-        chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"])]
-        if given.enable_checkpointing is not False:
-            chosen.append(self._get(self.config_init, "model_checkpoint"))
-        chosen += [RunSummary(), Preemption()]
+        chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"]), RunSummary()]
+        if not given.fast_dev_run:  # in one, Lightning's ModelCheckpoint(save_last=True) writes last.ckpt all the same
+            chosen.append(Preemption())
+            if given.enable_checkpointing is not False:
+                chosen.append(self._get(self.config_init, "model_checkpoint"))
         if has_logger:
             chosen.append(LearningRateMonitor("step"))
         if given.enable_progress_bar is not False and not _has(given.callbacks, ProgressBar):

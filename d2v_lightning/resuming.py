@@ -49,13 +49,8 @@ class StoredRun:
     """
 
     def __init__(self, path: str) -> None:
-        try:
-            # "meta": settings are wanted, not a second copy of the weights.
-            checkpoint = read_checkpoint(path, map_location="meta")
-        except FileNotFoundError:
-            raise
-        except OSError as error:  # what torch raises for some truncated files
-            raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
+        # "meta": settings are wanted, not a second copy of the weights.
+        checkpoint = read_checkpoint(path, map_location="meta")
         self.path = path
         model = checkpoint.get("hyper_parameters")
         if not isinstance(model, dict) or "class_path" not in model:

@@ -279,6 +279,7 @@ def test_a_run_leaves_config_metrics_and_checkpoints(pretrained: Path) -> None:
     assert names == {"epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt", "last.ckpt"}
     settings = yaml.safe_load((pretrained / "config.yaml").read_text())
     assert settings["data"]["init_args"]["batch_size"] == 16
+    assert settings["model_checkpoint"]["dirpath"] is None  # so that it can be used for another folder
     rows = list(csv.DictReader((pretrained / "metrics" / "version_0" / "metrics.csv").open()))
     assert sum(bool(row["train/loss"]) for row in rows) == 4
     assert any(row.get("lr-AdamW/x1_decay") or row.get("lr-AdamW") for row in rows)
@@ -294,6 +295,14 @@ def test_a_second_run_in_the_folder_is_refused(
     assert "holds another run" in printed
     assert "--trainer.default_root_dir" in printed
     assert "--ckpt_path" in printed
+    assert {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_run_leaves_the_folder_alone(pretrained: Path, config: str) -> None:
+    before = {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()}
+    cli.main(
+        ["fit", "--config", config, "--trainer.default_root_dir", str(pretrained), "--trainer.fast_dev_run", "true"]
+    )
     assert {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()} == before
 
 
