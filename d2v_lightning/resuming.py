@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Tree, own_class
 from d2v_lightning.saving import read_checkpoint
@@ -101,8 +100,7 @@ def refuse_foreign(tree: Any) -> None:
         if "class_path" in node:
             if not set(node) <= {"class_path", "init_args"}:
                 raise ValueError(f"the settings stored for {node['class_path']!r} are not of this project's form")
-            if not _is_own_datamodule(node["class_path"]):
-                own_class(node["class_path"])
+            own_class(node["class_path"])
 
 
 def is_own(tree: Tree) -> bool:
@@ -147,14 +145,6 @@ def changed_settings(now: dict[str, Any], stored: dict[str, Any], prefix: str) -
     names = [name for name in dict.fromkeys([*now, *stored]) if _plain(now.get(name)) != _plain(stored.get(name))]
     words = [f"{prefix}.{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names]
     return words, bool(_ORDER & set(names))
-
-
-def _is_own_datamodule(class_path: Any) -> bool:
-    """Whether it names a datamodule of ours, of those that are imported: nothing is imported to find out."""
-    module_name, _, name = str(class_path).rpartition(".")
-    cls = getattr(sys.modules.get(module_name), name, None)
-    own = module_name.partition(".")[0] == "datamodules"
-    return own and isinstance(cls, type) and issubclass(cls, LightningDataModule)
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,8 +92,9 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} holds more than tensors and plain data and was not loaded: {reason}") from error
+        named = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
+        what = f" (it names {named[1]})" if named else ""
+        raise ValueError(f"{path} holds more than tensors and plain data{what} and was not loaded") from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error

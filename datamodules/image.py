@@ -144,7 +144,7 @@ class ImageDataModule(Configurable, LightningDataModule):
         if task not in ("pretrain", "classify"):
             raise ValueError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
         if root is not None and dataset is not None:
-            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them")
+            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
         if not 0 < crop_share <= 1:

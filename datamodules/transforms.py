@@ -73,7 +73,7 @@ def pretrain_transform(
         steps.append(v2.RandomHorizontalFlip(flip))
     if colour_jitter:
         steps.append(v2.ColorJitter(colour_jitter, colour_jitter, colour_jitter))
-    return v2.Compose([*steps, *_to_normalised(mean, std)])  # type: ignore[no-any-return]
+    return v2.Compose([*steps, *_to_normalised(mean, std)])
 
 
 def classify_transform(
@@ -145,7 +145,7 @@ def evaluation_transform(
     """
     from torchvision.transforms import v2
 
-    return v2.Compose(  # type: ignore[no-any-return]
+    return v2.Compose(
         [
             _ResizeToCover((int(size[0] / crop_share), int(size[1] / crop_share)), interpolation),
             v2.CenterCrop(size),
@@ -174,7 +174,7 @@ class _ResizeToCover(torch.nn.Module):
         width, height = picture.size
         factor = max(self.size[0] / height, self.size[1] / width)
         covering = [max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor))]
-        return functional.resize(picture, covering, self.mode, antialias=True)  # type: ignore[no-any-return]
+        return functional.resize(picture, covering, self.mode, antialias=True)
 
 
 def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> list[torch.nn.Module]:

@@ -57,10 +57,14 @@ def main() -> None:
         print(f"seed {seed}: pre-training", flush=True)
         model, data = pretrain(seed, args.steps, args.out)
         scores.append(judge(model.backbone, data, seed))
-        print("  " + "   ".join(f"{network} {mean(row.values()):.3f}" for network, row in scores[-1].items()), flush=True)
+        print(
+            "  " + "   ".join(f"{network} {mean(row.values()):.3f}" for network, row in scores[-1].items()), flush=True
+        )
     report(scores, args.out)
     draw(scores, model, data, args.out)
-    print(f"\n{time.time() - started:.0f} s in all. Picture: {args.out / 'quickstart.png'}, figures: {args.out / 'scores.json'}")
+    print(
+        f"\n{time.time() - started:.0f} s in all. Picture: {args.out}/quickstart.png, figures: {args.out}/scores.json"
+    )
 
 
 def pretrain(seed: int, steps: int | None, out: Path) -> tuple[Data2Vec, ImageDataModule]:

@@ -35,7 +35,9 @@ class Losses(pl.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def run(folder: Path, stop_at: int, accumulate: int, workers: int, ckpt_path: Path | None = None) -> tuple[list[float], Any]:
+def run(
+    folder: Path, stop_at: int, accumulate: int, workers: int, ckpt_path: Path | None = None
+) -> tuple[list[float], Any]:
     """Train for `stop_at` optimiser steps of a schedule of 8, in epochs of 5 batches; losses and the final module."""
     pl.seed_everything(3 if ckpt_path is None else 99)  # a resumed process may start from any random state
     model = Data2Vec.from_recipe("digits", SMALL)
@@ -92,7 +94,9 @@ def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path:
         (lambda c: c["state_dict"].pop("student.mask_token"), "weights missing"),
     ],
 )
-def test_a_foreign_newer_or_incomplete_checkpoint_is_refused_in_one_line(tmp_path: Path, change: Any, message: str) -> None:
+def test_a_foreign_newer_or_incomplete_checkpoint_is_refused_in_one_line(
+    tmp_path: Path, change: Any, message: str
+) -> None:
     run(tmp_path, 1, 1, 0)
     path = next(tmp_path.glob("*.ckpt"))
     content = torch.load(path, weights_only=True)
@@ -108,7 +112,7 @@ def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, keep: int) -> N
     run(tmp_path, 1, 1, 0)
     path = next(tmp_path.glob("*.ckpt"))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match="is damaged or no checkpoint|was not loaded") as error:
+    with pytest.raises(ValueError, match=r"is damaged or no checkpoint|was not loaded") as error:
         Data2Vec.load_from_checkpoint(path)
     assert "\n" not in str(error.value)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):

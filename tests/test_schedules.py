@@ -53,7 +53,9 @@ def test_learning_rates(name: str) -> None:
 
 def test_a_recipe_follows_the_published_image_schedule() -> None:
     row = TABLES["lr"]["beit cosine_scheduler d2v1 vision ViT-B pretrain lr"]
-    factor = Data2Vec.from_recipe("image_base", {"student.backbone.transformer.depth": 6}).optimization.factor(800 * 625)
+    factor = Data2Vec.from_recipe("image_base", {"student.backbone.transformer.depth": 6}).optimization.factor(
+        800 * 625
+    )
     for step, value in row["values"]:
         assert 2e-3 * factor(step) == pytest.approx(value, rel=1e-9, abs=1e-15)
 
@@ -98,7 +100,9 @@ def test_layerwise_rates_and_weight_decay(name: str) -> None:
     for official, row in TABLES["layerwise_lr"][name].items():
         ours = OURS.get(official)
         if ours is None:
-            ours = "backbone.transformer." + official.replace("gamma_1", "scale1.gamma").replace("gamma_2", "scale2.gamma")
+            ours = "backbone.transformer." + official.replace("gamma_1", "scale1.gamma").replace(
+                "gamma_2", "scale2.gamma"
+            )
         assert layer_id(ours, depth) == row["layer_id"], official
         assert decay ** (depth + 1 - layer_id(ours, depth)) == pytest.approx(row["lr_scale"], rel=1e-12), official
         assert decays_weight(ours, parameters[ours]) == row["weight_decay_applies"], official

@@ -82,7 +82,9 @@ def test_two_ranks_with_unequal_counts_take_the_step_of_one_process(tmp_path: Pa
 def test_uneven_data_and_layer_drop_end_with_equal_teachers(tmp_path: Path, batch_size: int) -> None:
     pl.seed_everything(0)
     model = Data2Vec.from_recipe("digits", {**SMALL, "student.backbone.transformer.layer_drop": 0.3})
-    data = ImageDataModule.from_recipe("digits", {"batch_size": batch_size})  # 1,297 samples: 12 batches and a remainder
+    data = ImageDataModule.from_recipe(
+        "digits", {"batch_size": batch_size}
+    )  # 1,297 samples: 12 batches and a remainder
     trainer(tmp_path, 2, max_epochs=1).fit(model, data)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     teacher = [name for name in ranks[0] if name.startswith("teacher.")]

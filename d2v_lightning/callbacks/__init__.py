@@ -5,6 +5,7 @@ from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, NonFiniteLossError
 from d2v_lightning.callbacks.online_probe import OnlineProbe
 from d2v_lightning.callbacks.pictures import PictureLogger
+from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preempted, Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
@@ -17,6 +18,7 @@ __all__ = [
     "NonFiniteLossError",
     "OnlineProbe",
     "PictureLogger",
+    "PredictionWriter",
     "Preempted",
     "Preemption",
     "Progress",
