@@ -8,7 +8,7 @@ quickstart: .venv/installed
 	$(RUN) examples/quickstart.py
 
 test: .venv/installed-dev
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

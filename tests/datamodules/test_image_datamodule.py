@@ -369,7 +369,7 @@ def test_mask_collator_serves_a_plain_data_loader() -> None:
         return dict(next(iter(loader)))
 
     batch = draw()
-    assert set(batch) == {"inputs", "labels", "mask"}
+    assert set(batch) == {"inputs", "labels", "mask", "hidden"}
     assert (batch["mask"].sum(-1) == 9).all()
     assert torch.equal(draw()["mask"], batch["mask"])
     assert not torch.equal(next(iter(loader))["mask"], batch["mask"])

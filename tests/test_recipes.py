@@ -1,0 +1,124 @@
+"""Every YAML in `configs/` builds at full size and runs two steps when made small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from tiny import image_batch, tiny_image_model
+from torch.utils.data import DataLoader
+
+from d2v_lightning import Backbone, Data2Vec, ImageClassifier
+from d2v_lightning.configurable import build, own_class
+from d2v_lightning.recipes import from_recipe, overridden, recipe_path
+from datamodules import ImageDataModule
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+RECIPES = sorted(
+    path for folder in ("pretrain", "finetune", "quickstart") for path in (CONFIGS / folder).glob("*.yaml")
+)
+SMALL = {
+    "student.backbone.encoder.dim": 32,
+    "student.decoder.dim": 32,
+    "student.backbone.transformer.dim": 32,
+    "student.backbone.transformer.depth": 2,
+    "student.backbone.transformer.num_heads": 2,
+    "student.backbone.transformer.position_bias.num_heads": 2,
+    "targets.average_top_k_layers": 2,
+}
+
+
+def steps(module: Any, batch: Any, count: int = 2) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=count,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader([batch] * count, batch_size=None))  # type: ignore[arg-type]
+    assert trainer.global_step == count
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, tmp_path: Path) -> None:
+    sections = yaml.safe_load(path.read_text())
+    tree = sections["model"]
+    data = build(
+        overridden(sections["data"], {"root": str(tmp_path)} if "dataset" not in str(sections["data"]) else {})
+    )
+    assert isinstance(data, ImageDataModule)
+    if own_class(tree["class_path"]) is Data2Vec:
+        with torch.device("meta"):
+            full = build(tree)
+        size, channels = full.encoder.image_size, full.encoder.in_channels
+        batch = {
+            "inputs": torch.randn(2, channels, *size),
+            "mask": torch.rand(2, 1, full.encoder.grid[0] * full.encoder.grid[1]) < 0.5,
+        }
+        steps(build(overridden(tree, SMALL)), batch)
+    else:
+        with torch.device("meta"):
+            backbone = build(from_file("image_large" if "large" in path.stem else "image_base"))
+            build({**tree, "init_args": {**tree["init_args"], "backbone": backbone.config}})
+        pl.seed_everything(0)
+        small = tiny_image_model().backbone
+        classifier = build(overridden(tree, {"backbone": small.config, "num_classes": 10}))
+        steps(classifier, {"inputs": image_batch(4, 9)["inputs"], "labels": torch.tensor([0, 1, 2, 9])})
+
+
+def from_file(name: str) -> Any:
+    """The constructor tree of a recipe's backbone."""
+    return yaml.safe_load(recipe_path(name).read_text())["model"]["init_args"]["student"]["init_args"]["backbone"]
+
+
+@pytest.mark.parametrize("name", ["image_base", "image_large"])
+def test_the_published_networks_have_the_published_shape(name: str) -> None:
+    with torch.device("meta"):
+        backbone = Data2Vec.from_recipe(name).backbone
+    trunk, dim = backbone.transformer, backbone.dim
+    # qkv + proj + two FFN matrices, their biases without the key's, two norms, two LayerScales.
+    block = 12 * dim * dim + (2 * dim + dim + 4 * dim + dim) + 4 * dim + 2 * dim
+    expected = (
+        trunk.depth * block + 2 * dim + (16 * 16 * 3 * dim + dim) + dim + (27 * 27 + 3) * trunk.blocks[0].attn.num_heads
+    )
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == expected
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_header_names_what_the_file_reproduces_and_its_command(path: Path) -> None:
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"--config {path.relative_to(CONFIGS.parent)}" in line for line in header)
+
+
+def test_from_recipe_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match=r"no recipe 'image_bse': choose from .*image_base"):
+        Data2Vec.from_recipe("image_bse")
+    with pytest.raises(ValueError, match="is a Data2Vec, not a ImageClassifier"):
+        ImageClassifier.from_recipe("digits")
+    with pytest.raises(ValueError, match="the recipe has no module 'studnt'"):
+        Data2Vec.from_recipe("digits", {"studnt.backbone": 1})
+    with pytest.raises(ValueError, match="takes no argument named dpth"):
+        Data2Vec.from_recipe("digits", {"student.backbone.transformer.dpth": 1})
+
+
+def test_a_recorded_tree_builds_the_same_module() -> None:
+    model = tiny_image_model()
+    again = build(model.config)
+    again.load_state_dict(model.state_dict())
+    batch = image_batch(2, 9)
+    assert torch.equal(model.training_step(batch, 0), again.training_step(batch, 0))
+    assert isinstance(from_recipe("digits", "model").backbone, Backbone)
+
+
+@pytest.mark.parametrize(
+    "class_path", ["os.system", "torch.nn.Linear", "Linear", "d2v_lightning.module.torch", "d2v_lightning.no.Such"]
+)
+def test_only_classes_of_this_project_are_built(class_path: str) -> None:
+    with pytest.raises(ValueError, match="is not a class of d2v_lightning"):
+        build({"class_path": class_path, "init_args": {"in_features": 1, "out_features": 1}})
