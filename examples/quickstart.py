@@ -1,6 +1,6 @@
 """data2vec in a few minutes on two CPU cores: pre-train on real digits, fine-tune on few labels, and see what was learned.
 
-    make quickstart            (or: python examples/quickstart.py --seeds 3 --steps 600 --out outputs/quickstart)
+    make quickstart            (or: python examples/quickstart.py --seeds 3 --steps 500 --out outputs/quickstart)
 
 The data are the 1,797 handwritten digits (8x8 grey) that ship inside scikit-learn. Every figure is measured in this run:
 the pre-trained network, the same network untrained, and raw pixels, under the same protocol, over several seeds.
@@ -75,7 +75,7 @@ def pretrain(seed: int, steps: int | None, out: Path) -> tuple[Data2Vec, ImageDa
     data = ImageDataModule.from_recipe("digits", {"seed": seed})
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_steps=steps or 600,
+        max_steps=steps or 500,
         gradient_clip_val=3.0,
         limit_val_batches=0,
         logger=CSVLogger(str(out), name="log", version=f"seed{seed}"),
