@@ -227,7 +227,8 @@ def read_log(path: Path) -> dict[str, tuple[list[float], list[float]]]:
 def quieten() -> None:
     """Leave our own lines on the screen, not Lightning's advice about loggers and workers."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    for module in ("pytorch_lightning", "lightning_fabric"):
+        warnings.filterwarnings("ignore", module=module)
 
 
 if __name__ == "__main__":
