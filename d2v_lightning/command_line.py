@@ -25,65 +25,12 @@ from d2v_lightning.callbacks.preemption import Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.cli_errors import CommandLine, Section, Source, UsageError, explain
+from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.configurable import OWN_PACKAGES
 from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
 
 CONFIG_NAME = "config.yaml"
 _WEIGHTS_DO_NOT_FIT = "Error(s) in loading state_dict"
-
-_ABOUT = {
-    "fit": "Train: pre-training and fine-tuning, also going on with a run that was stopped.",
-    "validate": "Measure a trained model on the validation data.",
-    "test": "Measure a trained model on the test data.",
-    "predict": "Write labels and probabilities, or features, of a trained model to a file.",
-}
-_EXAMPLES = {
-    "fit": (
-        "python cli.py fit --config configs/pretrain/image_base.yaml --data.root /data/imagenet",
-        "python cli.py fit --config runs/image_base/config.yaml --ckpt_path runs/image_base/checkpoints/last.ckpt",
-    ),
-    "validate": (
-        "python cli.py validate --ckpt_path runs/imagenet_base/checkpoints/last.ckpt",
-        "python cli.py validate --ckpt_path last.ckpt --data.root /data/other --data.batch_size 64",
-    ),
-    "test": (
-        "python cli.py test --ckpt_path runs/imagenet_base/checkpoints/last.ckpt",
-        "python cli.py test --ckpt_path last.ckpt --data.root /data/other",
-    ),
-    "predict": (
-        "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures",
-        "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures --predictions.output labels.csv",
-    ),
-}
-_OPTIONS = {
-    "fit": """\
-  --config FILE                   settings; several files add up, the later one wins. Before all other options
-  --model.KEY, --data.KEY VALUE   change one setting, as in --model.optimization.lr 1e-3
-  --trainer.default_root_dir DIR  folder of the run, by default runs/<name of the first config>
-  --trainer.max_epochs N          or --trainer.max_steps N; --trainer.devices, --trainer.precision, ... as in Lightning
-  --trainer.callbacks+ CLASS      add a callback; those of this project stay
-  --model_checkpoint.KEY VALUE    which checkpoints are kept; runs/<name>/checkpoints/last.ckpt always is
-  --config configs/logging/wandb.yaml   add a logger (or tensorboard.yaml); metrics go to a CSV file in any case
-  --ckpt_path FILE                go on with a run; "last" goes on where the folder has a checkpoint, else starts
-  --seed_everything N             default 0""",
-    "validate": """\
-  --ckpt_path FILE                the trained model; its class, arguments and data come from the file
-  --data.KEY VALUE                change a data setting, as in --data.root DIR
-  --config FILE                   take model and data from a file instead
-  --trainer.KEY VALUE             devices, precision, limit_val_batches, ... as in Lightning""",
-    "predict": """\
-  --ckpt_path FILE                the trained model; its class, arguments and data come from the file
-  --data.KEY VALUE                change a data setting, as in --data.root DIR
-  --predictions.output FILE       by default predictions.csv or features.npy in the run's folder
-  --predictions.overwrite true    replace the file
-  --predictions.top N             labels for each sample, default 5
-  --trainer.KEY VALUE             devices, precision, limit_predict_batches, ... as in Lightning""",
-}
-_OPTIONS["test"] = _OPTIONS["validate"].replace("limit_val", "limit_test")
-_MORE = """\
-  --print_config                  print the whole configuration and stop
-  --model.help CLASS              arguments of a class (Data2Vec, ImageClassifier); --data.help ImageDataModule
-  --help_all                      every option"""
 
 
 class Parser(LightningArgumentParser):
@@ -174,9 +121,9 @@ class D2VCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        examples = "\n".join(f"  {example}" for example in _EXAMPLES[subcommand])
+        examples = "\n".join(f"  {example}" for example in EXAMPLES[subcommand])
         parser.short_help = (
-            f"{_ABOUT[subcommand]}\n\n{examples}\n\noptions:\n{_OPTIONS[subcommand]}\n{_MORE}\n\n"
+            f"{ABOUT[subcommand]}\n\n{examples}\n\noptions:\n{OPTIONS[subcommand]}\n{MORE}\n\n"
             "D2V_DEBUG=1 before the command adds the traceback to an error.\n"
         )
         return parser
@@ -187,7 +134,7 @@ class D2VCLI(LightningCLI):
         Raises:
             UsageError: there is a mistake in it.
         """
-        commands = "\n".join(f"  {name:9} {about}" for name, about in _ABOUT.items())
+        commands = "\n".join(f"  {name:9} {about}" for name, about in ABOUT.items())
         parser.short_help = f"{commands}\n\nFor options and examples: python cli.py fit --help\n"
         self._check_order()
         subparser = self._subcommand_parsers.get(self.line.subcommand or "")
@@ -209,9 +156,9 @@ class D2VCLI(LightningCLI):
         """Refuse what jsonargparse takes for something else."""
         names = [name for name, _ in self.line.options]
         if self.line.subcommand is None and not {"--help", "-h"} & set(names):
-            raise UsageError(f"say first what to do: python cli.py {'|'.join(_ABOUT)} ...")
-        if self.line.subcommand is not None and self.line.subcommand not in _ABOUT:
-            raise UsageError(f"'{self.line.subcommand}' is not a command: choose {', '.join(_ABOUT)}")
+            raise UsageError(f"say first what to do: python cli.py {'|'.join(ABOUT)} ...")
+        if self.line.subcommand is not None and self.line.subcommand not in ABOUT:
+            raise UsageError(f"'{self.line.subcommand}' is not a command: choose {', '.join(ABOUT)}")
         last_config = max((place for place, name in enumerate(names) if name == "--config"), default=0)
         for name in names[:last_config]:
             if "." in name or name in ("--model", "--data"):

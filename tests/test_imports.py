@@ -21,7 +21,7 @@ LAYERS = [
     ["checkpoints"],
     ["pretrained"],
     ["module", "finetune"],
-    ["atomic_io", "resuming", "cli_errors"],
+    ["atomic_io", "resuming", "cli_errors", "cli_help"],
     ["command_line"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
