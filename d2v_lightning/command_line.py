@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from d2v_lightning.atomic_io import AtomicCheckpointIO
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
@@ -353,6 +355,8 @@ def main(args: Sequence[str] | None = None) -> None:
         D2VCLI(args)
     except UsageError as error:
         _stop(error, 2)
+    except SIGTERMException as error:  # Lightning's own, outside training: without a code it would pass for success
+        raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:
         origin = _origin(error)
         if not _is_for_people(origin):

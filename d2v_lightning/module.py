@@ -22,11 +22,13 @@ from d2v_lightning.saving import LoadsOwnCheckpoints, load_exactly
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope, Teacher
-from d2v_lightning.types import Batch
+from d2v_lightning.types import Batch, require
 
 # Gradients are accumulated as sums over hidden tokens, counted in units of this many: near the mean of a usual
 # micro-batch, so that the loss scale of 16-bit training stays in its range.
 _TOKENS_PER_UNIT = 4096
+
+_NEEDS_MASKS = "pre-training needs data.task 'pretrain', or BlockMaskCollator(grid) as the DataLoader's collate_fn"
 
 
 class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
@@ -129,6 +131,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
 
     def _regress(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and the flat positions (P,) that it was taken at."""
+        require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
         tokens, padding_mask = self.encoder.features(batch["inputs"], batch.get("padding_mask"))
         hidden = batch["hidden"] if "hidden" in batch else hidden_positions(batch["mask"], padding_mask)
         predictions = self.student(tokens, padding_mask, batch["mask"], hidden)

@@ -46,9 +46,17 @@ class Optimization(Configurable):
         hold: float = 0.9,
         inclusive_warmup: bool = True,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("warmup", warmup), ("final_lr", final_lr)):
+        for name, value in (
+            ("lr", lr),
+            ("eps", eps),
+            ("weight_decay", weight_decay),
+            ("warmup", warmup),
+            ("final_lr", final_lr),
+        ):
             if value < 0:
                 raise ValueError(f"{name} is {value}: it must not be negative")
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas is {tuple(betas)}: two numbers from 0 to below 1 are needed")
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay is {layer_decay}: it must lie in (0, 1]")
         if schedule not in ("cosine", "tri_stage", "polynomial", "constant"):

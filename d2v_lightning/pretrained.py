@@ -68,6 +68,8 @@ def load_backbone(
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`; or the file has no such part.
     """
+    if part not in ("student", "teacher"):
+        raise ValueError(f"part is {part!r}: choose 'student' or 'teacher'")
     if Path(path).is_dir():
         from d2v_lightning.checkpoints.huggingface import load_huggingface
 
@@ -89,6 +91,8 @@ def load_backbone(
 
 def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, dict[str, Tensor]]:
     arguments = pretrained.tree["init_args"]
+    if "student" not in arguments and "backbone" not in arguments:
+        raise ValueError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")
     if "student" not in arguments:
         rank_zero_info(f"backbone from {pretrained.path}, a fine-tuned {pretrained.tree['class_path']}")
         return arguments["backbone"], pretrained.part("backbone.")
@@ -110,6 +114,8 @@ def _resized(state: dict[str, Tensor], encoder: Tree, trunk: Tree, image_size: t
     )
     old_grid = (old[0] // patch[0], old[1] // patch[1])
     new_grid = (image_size[0] // patch[0], image_size[1] // patch[1])
+    if min(new_grid) < 1:
+        raise ValueError(f"image_size is {image_size}, which holds no patch of {patch[0]}x{patch[1]} pixels")
     encoder["image_size"] = list(image_size)
     if trunk["position_bias"] is not None:
         trunk["position_bias"]["init_args"]["grid"] = list(new_grid)

@@ -123,7 +123,14 @@ def check_format(checkpoint: Any, name: str) -> None:
             f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with "
             "d2v_lightning.checkpoints.load_official"
         )
-    version = checkpoint["d2v_lightning"]["format_version"]
+    stamp = checkpoint["d2v_lightning"]
+    version = stamp.get("format_version") if isinstance(stamp, dict) else None
+    tree = checkpoint.get("hyper_parameters")
+    described = isinstance(tree, dict) and {"class_path", "init_args"} <= set(tree) and "state_dict" in checkpoint
+    if not isinstance(version, int) or not described:
+        raise ValueError(
+            f"{name} is not a whole checkpoint: it lacks format version, the model's arguments or its weights"
+        )
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"

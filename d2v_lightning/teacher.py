@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Teacher(nn.Module):
 
     def __init__(self, backbone: Backbone, scope: Scope) -> None:
         super().__init__()
+        if scope not in get_args(Scope):
+            raise ValueError(f"teacher_scope is {scope!r}: choose from {', '.join(get_args(Scope))}")
         self.scope = scope
         self.transformer = copy.deepcopy(backbone.transformer)
         self.encoder = copy.deepcopy(backbone.encoder) if scope == "backbone" else None

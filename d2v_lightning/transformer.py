@@ -182,6 +182,19 @@ class Transformer(Configurable, nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        if depth < 1:
+            raise ValueError(f"depth is {depth}: there must be at least one block")
+        for name, choice, choices in (
+            ("norm", norm, ("pre", "post")),
+            ("qkv_bias", qkv_bias, ("qkv", "qv", "none")),
+            ("init", init, ("vision", "normal")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} is {choice!r}: choose from {', '.join(choices)}")
+        if not 0.0 <= drop_path < 1.0 or not 0.0 <= layer_drop <= 1.0:
+            raise ValueError(
+                f"drop_path is {drop_path}, layer_drop {layer_drop}: both are probabilities, drop_path below 1"
+            )
         if position_bias is not None and len(position_bias.tables) not in (1, depth):
             raise ValueError(
                 f"position_bias has {len(position_bias.tables)} tables: 1 (shared by all blocks) or {depth} (one a block)"

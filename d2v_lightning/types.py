@@ -8,7 +8,7 @@ H heads, L layers, S waveform samples, T text length.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -31,3 +31,14 @@ class Batch(TypedDict, total=False):
     hidden: Tensor
     labels: Tensor
     index: Tensor
+
+
+def require(batch: Any, *fields: str, remedy: str) -> None:
+    """Refuse a batch that is no `Batch` or lacks a field.
+
+    Raises:
+        ValueError: naming what is missing, and `remedy`.
+    """
+    missing = [field for field in fields if not isinstance(batch, dict) or field not in batch]
+    if missing:
+        raise ValueError(f"the batch has no {' and no '.join(map(repr, missing))}: {remedy}")

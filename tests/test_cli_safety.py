@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import cli
 from d2v_lightning import (
@@ -24,6 +25,7 @@ from d2v_lightning import (
     RegressionLoss,
     Targets,
     Transformer,
+    command_line,
 )
 from d2v_lightning.atomic_io import AtomicCheckpointIO
 
@@ -212,3 +214,13 @@ def test_the_command_line_writes_through_it(tmp_path: Path, monkeypatch: pytest.
     config = write(tmp_path / "tiny.yaml", PRETRAIN)
     cli.main(["fit", "--config", config, "--trainer.max_steps", "1"])
     assert "last.ckpt" in written
+
+
+def test_sigterm_outside_training_does_not_pass_for_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(args: object) -> None:
+        raise SIGTERMException
+
+    monkeypatch.setattr(command_line, "D2VCLI", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(["test"])
+    assert stopped.value.code == 143

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning import Data2Vec
+from d2v_lightning import Data2Vec, load_backbone
 from d2v_lightning.checkpoints import load_official, official_state_dict
 
 CASES = ["vision_shared_relpos", "vision_perlayer_relpos"]
@@ -97,3 +99,66 @@ def test_official_state_dict_is_the_inverse_of_load_official(case: GoldenCase, m
     for name, tensor in teacher.items():
         if name not in ("mask_token", "lm_head.weight", "lm_head.bias"):
             assert torch.equal(state["model_ema"][name], tensor)
+
+
+def changed(case: GoldenCase, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The case's official file after `change`."""
+    path = case.write_official_file(folder)
+    file = torch.load(path, weights_only=False)
+    change(file)
+    torch.save(file, path)
+    return path
+
+
+def wrapped(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"module.{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.update(model=wrapped(file["model"]), model_ema=wrapped(file["model_ema"])),
+        lambda file: file.update(model_ema=wrapped(file["model_ema"])),
+        lambda file: file.update(args=vars(file["args"]), optimizer={"state": {}}, epoch=3, scaler={"scale": 1.0}),
+        lambda file: vars(file["args"]).update(target_layers=[-2, -1]),
+        lambda file: vars(file["args"]).update(target_layers="1, 2"),
+    ],
+    ids=["module.", "module. in teacher", "more entries", "list", "text"],
+)
+def test_other_spellings_of_a_file_give_the_same_model(
+    case: GoldenCase, model: Data2Vec, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    other = load_official(changed(case, tmp_path, change))
+    assert other.config == model.config
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: vars(file["args"]).pop("target_layers"), "target_layers is None"),
+        (lambda file: vars(file["args"]).update(target_layers="top"), "target_layers is 'top'"),
+        (lambda file: vars(file["args"]).update(target_layers=[1, 40]), "there are blocks 0 to 2 only"),
+        (lambda file: file.update(args=None), "needs the entries 'model' and 'args'"),
+        (lambda file: file.update(model_ema="teacher"), "does not hold named tensors only"),
+        (lambda file: file["model"].update(step=3), "does not hold named tensors only"),
+        (lambda file: file["model"].pop("blocks.0.mlp.fc1.weight"), "no first block"),
+    ],
+)
+def test_a_file_that_does_not_fit_together_is_refused_in_one_line(
+    case: GoldenCase, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = changed(case, tmp_path, change)
+    with pytest.raises(ValueError, match=message) as error:
+        load_official(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_part_or_no_size_is_refused_and_not_guessed(case: GoldenCase, tmp_path: Path) -> None:
+    path = case.write_official_file(tmp_path)
+    with pytest.raises(ValueError, match="part is 'techer': choose 'student' or 'teacher'"):
+        load_backbone(path, part="techer")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="holds no patch"):
+        load_backbone(path, image_size=0)

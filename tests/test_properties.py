@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny import image_batch, tiny_image_model
+from tiny import image_batch, tiny_backbone, tiny_image_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from d2v_lightning import Data2Vec, EMATeacher, Targets
+from d2v_lightning import Data2Vec, EMATeacher, ImageClassifier, Optimization, Targets
 from d2v_lightning.masking import hidden_positions
+from d2v_lightning.teacher import Teacher
 
 
 def plain_trainer(**options: Any) -> pl.Trainer:
@@ -194,3 +195,29 @@ def test_an_image_or_mask_of_another_size_is_refused_by_name() -> None:
         model.training_step({**batch, "inputs": torch.zeros(2, 3, 20, 20)}, 0)
     with pytest.raises(ValueError, match=r"mask is \(2, 1, 25\)"):
         model.training_step({**batch, "mask": torch.zeros(2, 1, 25, dtype=torch.bool)}, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tiny_backbone(norm="Post"), "norm is 'Post': choose from pre, post"),
+        (lambda: tiny_backbone(qkv_bias="kv"), "qkv_bias is 'kv'"),
+        (lambda: tiny_backbone(init="xavier"), "init is 'xavier'"),
+        (lambda: tiny_backbone(depth=0), "depth is 0"),
+        (lambda: tiny_backbone(drop_path=1.0), "drop_path is 1.0"),
+        (lambda: Teacher(tiny_backbone(), "everything"), "teacher_scope is 'everything'"),  # type: ignore[arg-type]
+        (lambda: Optimization(betas=(0.9, 2.0)), "betas is"),
+        (lambda: ImageClassifier(backbone=tiny_backbone(), label_smoothing=2.0), "label_smoothing is 2.0"),
+        (lambda: ImageClassifier(backbone=tiny_backbone(), mixup=-1.0), "mixup is -1.0"),
+    ],
+)
+def test_a_misspelt_or_impossible_argument_is_refused_in_python_too(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_batch_without_masks_or_labels_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="has no 'mask': pre-training needs"):
+        tiny_image_model().training_step({"inputs": torch.randn(2, 3, 16, 16)}, 0)
+    with pytest.raises(ValueError, match="has no 'inputs' and no 'labels': classification needs"):
+        ImageClassifier(backbone=tiny_backbone()).training_step([torch.randn(2, 3, 16, 16)], 0)  # type: ignore[arg-type]

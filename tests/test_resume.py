@@ -89,6 +89,8 @@ def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path:
     [
         (lambda c: c.pop("d2v_lightning"), "not a checkpoint of d2v_lightning"),
         (lambda c: c["d2v_lightning"].update(format_version=99), "upgrade d2v_lightning"),
+        (lambda c: c["d2v_lightning"].pop("format_version"), "not a whole checkpoint"),
+        (lambda c: c.pop("state_dict"), "not a whole checkpoint"),
         (lambda c: c["hyper_parameters"].update(class_path="os.system"), "not a class of d2v_lightning"),
         (lambda c: c["hyper_parameters"]["init_args"].update(colour=1), "no argument named colour"),
         (lambda c: c["state_dict"].pop("student.mask_token"), "weights missing"),

@@ -6,7 +6,6 @@ Shapes, heads and grids are read off the tensors, the method's options off `args
 from __future__ import annotations
 
 import argparse
-import ast
 import math
 import re
 from collections.abc import Mapping
@@ -85,7 +84,9 @@ def load_official(path: str | Path) -> Data2Vec:
 
 def is_official(file: Any) -> bool:
     """Whether a loaded file is in a layout that `convert_official` knows."""
-    return isinstance(file, dict) and isinstance(file.get("model"), Mapping) and "args" in file
+    if not isinstance(file, dict) or not isinstance(file.get("model"), Mapping):
+        return False
+    return isinstance(file.get("args"), (argparse.Namespace, dict))
 
 
 def convert_official(file: Any, path: str) -> tuple[Tree, State]:
@@ -96,14 +97,15 @@ def convert_official(file: Any, path: str) -> tuple[Tree, State]:
     """
     if not is_official(file):
         raise ValueError(f"{path} is not in the layout of data2vec 1.0 images: it needs the entries 'model' and 'args'")
-    state: State = dict(file["model"])
+    state = _weights(file["model"], path)
     if "patch_embed.proj.weight" not in state:
         raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
-    options = vars(file["args"]) if isinstance(file["args"], argparse.Namespace) else dict(file["args"])
-    teacher = file.get("model_ema")
-    if teacher is None:
+    options = vars(file["args"]) if isinstance(file["args"], argparse.Namespace) else file["args"]
+    teacher = state
+    if file.get("model_ema") is None:
         rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
-        teacher = state
+    else:
+        teacher = _weights(file["model_ema"], f"{path} (model_ema)")
     student = rename({name: state[name] for name in IMAGE_STUDENT if name in state}, IMAGE_STUDENT, path)
     converted = {
         **{f"student.{name}": tensor for name, tensor in student.items()},
@@ -151,6 +153,16 @@ def rename(state: Mapping[str, Tensor], names: Mapping[str, str], path: str) -> 
     return renamed
 
 
+def _weights(state: Any, path: str) -> State:
+    """A file's weights, without the "module." that a model saved inside DistributedDataParallel carries before each name."""
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(f"{path} does not hold named tensors only")
+    wrapped = all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
+
+
 def _backbone(state: Mapping[str, Tensor], path: str) -> State:
     return rename({name: tensor for name, tensor in state.items() if name not in IMAGE_STUDENT}, IMAGE_BACKBONE, path)
 
@@ -172,8 +184,12 @@ def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
     """The module that the tensors' shapes and the trainer's options describe."""
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
     depth = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("blocks.")), default=-1)
-    if depth == 0:
-        raise ValueError(f"{path}: no blocks among its weights")
+    if depth == 0 or "blocks.0.mlp.fc1.weight" not in state:
+        raise ValueError(f"{path}: no first block among its weights")
+    if len(patch) != 2:
+        raise ValueError(
+            f"{path}: patch_embed.proj.weight has shape {(dim, channels, *patch)}, expected four dimensions"
+        )
     tables = [tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table")]
     grid = _grid(state, tables, options, (patch[0], patch[1]))
     num_heads = tables[0].shape[1] if tables else int(options.get("num_heads") or dim // 64)
@@ -210,7 +226,7 @@ def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
     )
     arguments = {
         "student": student,
-        "targets": _targets(options, depth),
+        "targets": _targets(options, depth, path),
         "loss": _loss(options, path),
         "ema_teacher": ema_teacher,
         "optimization": optimization,
@@ -237,11 +253,8 @@ def _grid(state: State, tables: list[Tensor], options: dict[str, Any], patch: tu
     return side, side
 
 
-def _targets(options: dict[str, Any], depth: int) -> Targets:
-    layers = _option(options, "target_layers", default=[])
-    if isinstance(layers, str):
-        layers = ast.literal_eval(layers)
-    layers = [int(layer) % depth for layer in layers]
+def _targets(options: dict[str, Any], depth: int, path: str) -> Targets:
+    layers = _target_layers(options, depth, path)
     top = list(range(depth - len(layers), depth))
     each: list[Norm] = []
     if options.get("target_batch_norm"):
@@ -261,6 +274,20 @@ def _targets(options: dict[str, Any], depth: int) -> Targets:
         norm_each=each,
         norm_after=after,
     )
+
+
+def _target_layers(options: dict[str, Any], depth: int, path: str) -> list[int]:
+    """Blocks to average, 0-based: a list, or the text of one as on the command line."""
+    given = options.get("target_layers")
+    numbers = re.findall(r"-?\d+", given) if isinstance(given, str) else given
+    if not isinstance(numbers, (list, tuple)) or not numbers:
+        raise ValueError(
+            f"{path}: its option target_layers is {given!r}: the blocks to average are needed, as in [6, 7, 8]"
+        )
+    layers = [int(number) for number in numbers]
+    if not all(-depth <= layer < depth for layer in layers):
+        raise ValueError(f"{path}: its option target_layers is {given!r}, but there are blocks 0 to {depth - 1} only")
+    return [layer % depth for layer in layers]
 
 
 def _loss(options: dict[str, Any], path: str) -> RegressionLoss:

@@ -17,7 +17,9 @@ from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import load_backbone
 from d2v_lightning.saving import LoadsOwnCheckpoints
-from d2v_lightning.types import Batch
+from d2v_lightning.types import Batch, require
+
+_NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"
 
 
 class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
@@ -76,6 +78,11 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
             raise ValueError(f"num_classes is {num_classes}: there must be at least 2")
         if pooling not in ("mean", "class_token"):
             raise ValueError(f"pooling is {pooling!r}: choose 'mean' or 'class_token'")
+        if mixup < 0 or cutmix < 0:
+            raise ValueError(f"mixup is {mixup}, cutmix {cutmix}: each is 0 (off) or positive")
+        for name, share in (("mixup_probability", mixup_probability), ("label_smoothing", label_smoothing)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} is {share}: a probability from 0 to 1 is needed")
         if checkpoint is not None:
             backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing)
         assert backbone is not None
@@ -115,6 +122,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy, against mixed labels where mixup or cutmix is on."""
+        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
         images, labels = batch["inputs"], batch["labels"]
         smoothing = self.label_smoothing
         if self.mix is not None:
@@ -140,6 +148,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
         self._evaluate("test/", batch, self.test_metrics)
 
     def _evaluate(self, prefix: str, batch: Batch, metrics: MetricCollection) -> None:
+        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
         logits, size = self(batch["inputs"]).float(), len(batch["inputs"])
         loss = F.cross_entropy(logits, batch["labels"])
         metrics.update(logits, batch["labels"])
