@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
-from d2v_lightning.callbacks.finite_loss import FiniteLoss
+from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.losses import RegressionLoss
@@ -78,6 +79,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         self.averaged_layers = targets.layers(student.backbone.transformer.depth)
         if checkpoint is not None:
             self._warm_start(checkpoint, teacher_from)
+        self._running: Batch = {}  # the micro-batch between its loss and its backward pass
         self._units = 0.0  # hidden tokens of the running micro-batch and ...
         self._units_in_window = 0.0  # ... of those accumulated since the last optimiser step
 
@@ -107,6 +109,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         """Loss of one micro-batch: the mean over its hidden tokens."""
         loss, hidden = self._regress(batch)
         self._units = hidden.numel() / _TOKENS_PER_UNIT
+        self._running = batch
         self.log("train/loss", loss, batch_size=len(batch["inputs"]))  # `Progress` shows it: prog_bar would wait for it
         return loss
 
@@ -174,7 +177,9 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.on_nonfinite == "skip" and self._any_rank_nonfinite(loss):
-            rank_zero_warn(f"optimiser step {self.global_step}: loss is {loss.item()}, micro-batch skipped")
+            if not torch.isfinite(loss):
+                where = f"optimiser step {self.global_step}{named_samples(self._running)}"
+                warnings.warn(f"loss is {loss.item()} at {where}: this micro-batch is left out", stacklevel=1)
             return
         self._units_in_window += self._units
         super().backward(loss * self._units, *args, **kwargs)

@@ -103,9 +103,9 @@ def test_the_teacher_is_in_eval_mode_and_moves_once_per_optimiser_step_by_the_fo
             torch.testing.assert_close(ours, expected)
 
 
-def trained(rows: list[dict[str, Tensor]], accumulate: int, steps: int = 2) -> Data2Vec:
+def trained(rows: list[dict[str, Tensor]], accumulate: int, steps: int = 2, clip: float | None = 0.5) -> Data2Vec:
     model = tiny_image_model()
-    trainer = plain_trainer(max_steps=steps, accumulate_grad_batches=accumulate, gradient_clip_val=0.5)
+    trainer = plain_trainer(max_steps=steps, accumulate_grad_batches=accumulate, gradient_clip_val=clip)
     trainer.fit(model, loader(rows))
     return model
 
@@ -129,6 +129,20 @@ def test_a_last_incomplete_accumulation_window_has_the_full_gradient() -> None:
     ]
     for ours, expected in zip(trained(rows, 2).parameters(), trained(whole, 1).parameters(), strict=True):
         torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-4)
+
+
+def test_a_skipped_batch_leaves_no_trace_in_the_student_and_is_named() -> None:
+    rows = batches([9, 9])
+    rows[1]["inputs"][1, 0, 0, 0] = float("nan")
+    rows[1]["index"] = torch.tensor([70, 71])
+    model = tiny_image_model(on_nonfinite="skip")
+    with pytest.warns(
+        UserWarning, match=r"loss is nan at optimiser step 1; .* samples 71: this micro-batch is left out"
+    ):
+        plain_trainer(max_steps=2).fit(model, loader(rows))
+    expected = trained(rows[:1], 1, steps=1, clip=None)
+    for ours, theirs in zip(model.student.parameters(), expected.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_features_are_deterministic_and_leave_the_mode_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,8 +44,8 @@ class _Look:
             self.event.synchronize()
         if not bool(self.finite):
             raise NonFiniteLossError(
-                f"loss is {float(self.loss)} at {self.where}{_named(self.batch)}. Nothing was saved after it: resume from "
-                "the last checkpoint with a lower learning rate, a longer warm-up, gradient clipping or 'bf16-mixed' "
+                f"loss is {float(self.loss)} at {self.where}{named_samples(self.batch)}. Nothing was saved after it: "
+                "resume from the last checkpoint with a lower learning rate, a longer warm-up, gradient clipping or 'bf16-mixed' "
                 "instead of '16-mixed'; look at these samples; or leave such batches out with on_nonfinite 'skip'"
             )
 
@@ -111,7 +112,8 @@ def _names(batch: Any, inputs: bool) -> dict[str, Any]:
     return {name: batch[name] for name in ("index", *(("inputs",) if inputs else ())) if name in batch}
 
 
-def _named(batch: dict[str, Any]) -> str:
+def named_samples(batch: Mapping[str, Any]) -> str:
+    """The samples of a batch by their `index`, those with inputs that are not finite where there are any; or nothing."""
     index, inputs = batch.get("index"), batch.get("inputs")
     if index is None:
         return ""
