@@ -45,8 +45,8 @@ class _Look:
         if not bool(self.finite):
             raise NonFiniteLossError(
                 f"loss is {float(self.loss)} at {self.where}{named_samples(self.batch)}. Nothing was saved after it: "
-                "resume from the last checkpoint with a lower learning rate, a longer warm-up, gradient clipping or 'bf16-mixed' "
-                "instead of '16-mixed'; look at these samples; or leave such batches out with on_nonfinite 'skip'"
+                "resume from the last checkpoint with a lower learning rate, a longer warm-up, gradient clipping "
+                "or 'bf16-mixed' instead of '16-mixed'; look at these samples; or leave them out with on_nonfinite 'skip'"
             )
 
 
