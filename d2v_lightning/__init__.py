@@ -16,8 +16,8 @@ from d2v_lightning.callbacks import (
     StepSeed,
 )
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.decoder import LinearDecoder
-from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.decoder import LinearDecoder, MlpDecoder
+from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.finetune import ImageClassifier
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
@@ -30,18 +30,21 @@ from d2v_lightning.transformer import Transformer
 from d2v_lightning.types import Batch
 
 __all__ = [
+    "AudioEncoder",
     "Backbone",
     "Batch",
     "CollapseMonitor",
     "Configurable",
     "Data2Vec",
     "EMATeacher",
+    "Encoder",
     "Features",
     "FiniteLoss",
     "ImageClassifier",
     "ImageEncoder",
     "LinearDecoder",
     "MaskTokenStudent",
+    "MlpDecoder",
     "OnlineProbe",
     "Optimization",
     "PictureLogger",
@@ -52,6 +55,7 @@ __all__ = [
     "RunSummary",
     "StepSeed",
     "Targets",
+    "TextEncoder",
     "Transformer",
     "load_backbone",
 ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.encoders import Encoder, Position
+from d2v_lightning.position import RelativePositionBias
 from d2v_lightning.transformer import LayerResult, Transformer
 
 
@@ -31,13 +32,14 @@ class Backbone(Configurable, nn.Module):
         ValueError: encoder and transformer, or the transformer's relative positions, do not fit each other.
     """
 
-    def __init__(self, encoder: ImageEncoder, transformer: Transformer) -> None:
+    def __init__(self, encoder: Encoder, transformer: Transformer) -> None:
         super().__init__()
         if encoder.dim != transformer.dim:
             raise ValueError(f"encoder.dim is {encoder.dim}, transformer.dim is {transformer.dim}: make them equal")
         bias = transformer.position_bias
-        if bias is not None and bias.grid != encoder.grid:
-            raise ValueError(f"position_bias.grid is {bias.grid}, but the encoder makes {encoder.grid} patches")
+        if isinstance(bias, RelativePositionBias) and bias.grid != getattr(encoder, "grid", None):
+            made = getattr(encoder, "grid", "no grid of")
+            raise ValueError(f"position_bias.grid is {bias.grid}, but the encoder makes {made} patches")
         self.encoder, self.transformer = encoder, transformer
 
     @property
@@ -106,10 +108,10 @@ class Backbone(Configurable, nn.Module):
 
 
 def contextualize(
-    position: nn.Module, transformer: Transformer, tokens: Tensor, padding_mask: Tensor | None, keep: Sequence[int]
+    position: Position, transformer: Transformer, tokens: Tensor, padding_mask: Tensor | None, keep: Sequence[int]
 ) -> tuple[Tensor, list[LayerResult]]:
     """`Backbone.contextualize` with the parts given one by one, because a teacher may own some and borrow others."""
-    x = position(tokens)
+    x = position(tokens, padding_mask)
     extra = x.shape[1] - tokens.shape[1]
     if padding_mask is not None and extra:
         padding_mask = torch.cat([padding_mask.new_zeros(padding_mask.shape[0], extra), padding_mask], dim=1)

@@ -14,7 +14,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
 from d2v_lightning.callbacks.step_seed import StepSeed
-from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.encoders import Encoder
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.masking import hidden_positions, take_tokens
 from d2v_lightning.optim import Optimization
@@ -44,6 +44,8 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         ema_teacher: how the teacher follows the student.
         optimization: optimiser, parameter groups, schedule.
         teacher_scope: how much of the backbone the teacher holds, see `Teacher`. Images: "backbone".
+        official_padding: as in Meta's code, norms of the targets run over padding too, and padding that is hidden is
+            scored. Released weights were trained that way; ours leaves padding out.
         compile: compile the step from inputs to loss (`torch.compile`); parameters keep their names.
         on_nonfinite: a loss that is not finite "stop"s the run before it touches the weights on a CPU and one step later
             on a GPU, where waiting for every loss would stall the device; "skip" leaves the micro-batch out, on all ranks
@@ -61,6 +63,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         ema_teacher: EMATeacher,
         optimization: Optimization,
         teacher_scope: Scope = "backbone",
+        official_padding: bool = False,
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         checkpoint: str | None = None,
@@ -75,6 +78,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         self.teacher = Teacher(student.backbone, teacher_scope)
         self.make_targets, self.loss = targets, loss
         self.ema_teacher, self.optimization = ema_teacher, optimization
+        self.official_padding = official_padding
         self.compile_parts, self.on_nonfinite = compile, on_nonfinite
         self.averaged_layers = targets.layers(student.backbone.transformer.depth)
         if checkpoint is not None:
@@ -99,7 +103,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         return self.student.backbone
 
     @property
-    def encoder(self) -> ImageEncoder:
+    def encoder(self) -> Encoder:
         """The student's encoder, whose sizes a datamodule reads."""
         return self.student.backbone.encoder
 
@@ -135,9 +139,9 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
     def _regress(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and the flat positions (P,) that it was taken at."""
         require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
-        tokens, padding_mask = self.encoder.features(batch["inputs"], batch.get("padding_mask"))
-        hidden = batch["hidden"] if "hidden" in batch else hidden_positions(batch["mask"], padding_mask)
-        predictions = self.student(tokens, padding_mask, batch["mask"], hidden)
+        tokens, padding_mask = self._student_tokens(batch)
+        hidden = batch["hidden"] if "hidden" in batch else self._hidden(batch, padding_mask)
+        predictions = self.student(tokens, padding_mask, batch["mask"], hidden, batch.get("corrupted"))
         targets = self._targets(batch, tokens, padding_mask)
         return self.loss(predictions, take_tokens(targets, hidden)), hidden
 
@@ -152,12 +156,16 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
     def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The student's predictions (P, D) and their flat positions (P,) in (B, M, N)."""
         tokens, padding_mask = self._student_tokens(batch)
-        hidden = hidden_positions(batch["mask"], padding_mask)
-        return self.student(tokens, padding_mask, batch["mask"], hidden), hidden
+        hidden = self._hidden(batch, padding_mask)
+        return self.student(tokens, padding_mask, batch["mask"], hidden, batch.get("corrupted")), hidden
+
+    def _hidden(self, batch: Batch, padding_mask: Tensor | None) -> Tensor:
+        return hidden_positions(batch["mask"], None if self.official_padding else padding_mask)
 
     @torch.no_grad()
     def _targets(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
-        return self.make_targets(self._layer_results(batch, tokens, padding_mask))
+        results = self._layer_results(batch, tokens, padding_mask)
+        return self.make_targets(results, None if self.official_padding else padding_mask)
 
     def _layer_results(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
         results = self.teacher(self.backbone, batch["inputs"], tokens, padding_mask, keep=self.averaged_layers)

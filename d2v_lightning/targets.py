@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -61,23 +62,40 @@ class Targets(Configurable):
         """Block or FFN outputs, whichever is averaged."""
         return [result.block if self.layer_results == "block" else result.ffn for result in results]
 
-    def __call__(self, layer_results: Sequence[Tensor]) -> Tensor:
-        """K layer results (B, N, D) -> targets (B, N, D) in float32."""
+    def __call__(self, layer_results: Sequence[Tensor], padding_mask: Tensor | None = None) -> Tensor:
+        """K layer results (B, N, D) and their padding (B, N), True = padding -> targets (B, N, D) in float32.
+
+        What stands at padding is neither zero nor of use.
+        """
         total: Tensor | None = None
         for result in layer_results:
-            result = normalize(result.float(), self.norm_each)
+            result = normalize(result.float(), self.norm_each, padding_mask)
             total = result if total is None else total + result
         assert total is not None, "no layer result given"
-        return normalize(total / len(layer_results), self.norm_after)
+        return normalize(total / len(layer_results), self.norm_after, padding_mask)
 
 
-def normalize(x: Tensor, norms: Sequence[Norm]) -> Tensor:
-    """Norms without parameters on x (B, N, D): "layer" over D, "instance" over N, "batch" over B and N."""
+def normalize(x: Tensor, norms: Sequence[Norm], padding_mask: Tensor | None = None) -> Tensor:
+    """Norms without parameters on x (B, N, D): "layer" over D, "instance" over N, "batch" over B and N.
+
+    Statistics leave out padding, (B, N) with True = padding, so that a sample alone and padded in a batch is the same.
+    """
     for norm in norms:
         if norm == "layer":
             x = F.layer_norm(x, x.shape[-1:])
+        elif padding_mask is not None:
+            x = _norm_inside(x, ~padding_mask, over=1 if norm == "instance" else (0, 1))
         elif norm == "instance":
             x = F.instance_norm(x.transpose(1, 2)).transpose(1, 2)
         else:
             x = F.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2)
     return x
+
+
+def _norm_inside(x: Tensor, inside: Tensor, over: int | tuple[int, int]) -> Tensor:
+    """Mean 0, variance 1 of x (B, N, D) over the tokens `inside` (B, N), True = counts."""
+    weights = inside[..., None].to(x.dtype)
+    count = weights.sum(dim=over, keepdim=True).clamp(min=1)
+    mean = (x * weights).sum(dim=over, keepdim=True) / count
+    variance = ((x - mean).square() * weights).sum(dim=over, keepdim=True) / count
+    return (x - mean) * torch.rsqrt(variance + 1e-5)

@@ -148,9 +148,11 @@ class Transformer(Configurable, nn.Module):
         norm: layer norm before ("pre") or after ("post") attention and FFN.
         norm_eps: epsilon of every layer norm.
         final_norm: a layer norm after the last block (pre-norm stacks need one).
+        input_norm: a layer norm before the first block (speech 1.0; 2.0 but for text).
         qkv_bias: see `Attention`.
         layer_scale: starting value of LayerScale; None for none.
         dropout, attention_dropout, activation_dropout: after attention and FFN; on attention weights; inside the FFN.
+        input_dropout: before the first block, after its norm (speech, text: .1).
         drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last.
         layer_drop: probability of skipping a whole block in training (speech: .05).
         init: "vision": truncated normal of std .02 cut at one std, residual projections divided by sqrt(2 x layer
@@ -168,11 +170,13 @@ class Transformer(Configurable, nn.Module):
         norm: Literal["pre", "post"] = "pre",
         norm_eps: float = 1e-6,
         final_norm: bool = True,
+        input_norm: bool = False,
         qkv_bias: Literal["qkv", "qv", "none"] = "qv",
         layer_scale: float | None = 1e-4,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        input_dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_drop: float = 0.0,
         init: Literal["vision", "normal"] = "vision",
@@ -202,6 +206,8 @@ class Transformer(Configurable, nn.Module):
         self.dim, self.depth, self.layer_drop = dim, depth, layer_drop
         self.gradient_checkpointing = gradient_checkpointing
         self.position_bias = position_bias
+        self.input_norm = nn.LayerNorm(dim, eps=norm_eps) if input_norm else nn.Identity()
+        self.input_dropout = nn.Dropout(input_dropout)
         self.blocks = nn.ModuleList(
             Block(
                 dim=dim,
@@ -251,6 +257,7 @@ class Transformer(Configurable, nn.Module):
         """
         biases = self._attention_biases(x.device.type, padding_mask)
         results = []
+        x = self.input_dropout(self.input_norm(x))
         for layer, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0.0 and torch.rand(()) < self.layer_drop:
                 # Plain DDP waits for a gradient of every parameter: a skipped block stays in the graph, times zero.

@@ -19,6 +19,8 @@ class Batch(TypedDict, total=False):
     inputs: the clean input, which is also what the teacher sees: images (B, C, H, W), waveforms (B, S) or token ids (B, T).
     mask: (B, M, N) bool, True = hidden from the student. N counts maskable tokens only: no class token.
     padding_mask: (B, S) or (B, T) bool, True = padding; absent where nothing is padded.
+    corrupted: (B, M, T) int64, the ids that the student reads instead (text with BERT's 80/10/10); where it is absent
+        hidden tokens become `<mask>`.
     hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken: what `masking.hidden_positions` makes of
         `mask`. Our collators add it, so that nothing has to be counted on the device; without it the model counts.
     labels: (B,) int64 classes, where the data has them.
@@ -28,6 +30,7 @@ class Batch(TypedDict, total=False):
     inputs: Tensor
     mask: Tensor
     padding_mask: Tensor
+    corrupted: Tensor
     hidden: Tensor
     labels: Tensor
     index: Tensor

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.configurable import Configurable
+from d2v_lightning.encoders.encoder import Encoder, Position
 
 
-class ImagePosition(nn.Module):
+class ImagePosition(Position):
     """Puts the class token in front and adds learned positions.
 
     Args:
@@ -26,13 +26,13 @@ class ImagePosition(nn.Module):
         for parameter in self.parameters():
             nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Patches (B, N, D), hidden ones replaced already -> the trunk's input (B, 1 + N, D)."""
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Patches (B, N, D), hidden ones replaced already -> the trunk's input (B, 1 + N, D). Images have no padding."""
         x = torch.cat([self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return x if self.embedding is None else x + self.embedding
 
 
-class ImageEncoder(Configurable, nn.Module):
+class ImageEncoder(Encoder):
     """Patch embedding of images of any size, patch size and number of channels.
 
     Args:

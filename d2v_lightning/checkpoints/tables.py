@@ -1,0 +1,113 @@
+"""Name tables: one mapping of our weight names to another format's, read in both directions.
+
+A table maps a name of ours to the names of the tensors that it is made of, joined along the first dimension. In both, "#"
+stands for a block's or layer's number and "#+1" for the number after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+Table = Mapping[str, tuple[str, ...]]
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
+    """Table rows for the weight and the bias of one module."""
+    return {f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")}
+
+
+def their_names(ours: str, table: Table) -> tuple[str, ...]:
+    """What `table` calls a weight of ours.
+
+    Raises:
+        KeyError: it has no place in the format.
+    """
+    number = _NUMBER.search(ours)
+    if ours in table or number is None:
+        return table[ours]
+    pattern = f"{ours[: number.start()]}#{ours[number.end() :]}"
+    following = str(int(number[0]) + 1)
+    return tuple(theirs.replace("#+1", following).replace("#", number[0]) for theirs in table[pattern])
+
+
+def to_ours(own: Mapping[str, Tensor], theirs: State, table: Table, path: str) -> State:
+    """Weights of a file under our names; what is used is taken out of `theirs`.
+
+    Args:
+        own: state dict of the module that wants them; only its names and shapes are read.
+        theirs: what is left of the file.
+        path: what messages call the file.
+
+    Raises:
+        ValueError: a weight is missing, of another shape, or holds NaN or infinity.
+    """
+    state, missing = {}, []
+    for ours, wanted in own.items():
+        names = their_names(ours, table)
+        absent = [name for name in names if name not in theirs]
+        if absent:
+            missing += absent
+            continue
+        parts = [theirs.pop(name) for name in names]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if _squeezed(tensor) != _squeezed(wanted):
+            raise ValueError(
+                f"{path}: weight {names[0]!r} has shape {tuple(parts[0].shape)}, which does not fit {tuple(wanted.shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
+        state[ours] = tensor.reshape(wanted.shape)
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} weights missing, such as {', '.join(missing[:3])}")
+    return state
+
+
+def to_theirs(state: Mapping[str, Tensor], table: Table, flat: Mapping[str, Any] | None = None) -> State:
+    """Our weights under the other format's names.
+
+    Args:
+        flat: shapes of tensors that have other dimensions of size 1 there.
+    """
+    theirs = {}
+    for ours, tensor in state.items():
+        names = their_names(ours, table)
+        for name, part in zip(names, tensor.detach().chunk(len(names)), strict=True):
+            theirs[name] = part.clone() if flat is None or name not in flat else part.reshape(flat[name]).clone()
+    return theirs
+
+
+def prefixed(table: Table, ours: str = "", theirs: str = "") -> dict[str, tuple[str, ...]]:
+    """The table of a module that sits below a prefix on either side."""
+    return {ours + name: tuple(theirs + other for other in others) for name, others in table.items()}
+
+
+def named_tensors(state: Any, path: str) -> State:
+    """A file's weights, without the "module." that a model saved inside DistributedDataParallel carries before each name.
+
+    Raises:
+        ValueError: something else is among them.
+    """
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise ValueError(f"{path} does not hold named tensors only")
+    wrapped = bool(state) and all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
+
+
+def depth_of(state: Mapping[str, Any], prefix: str) -> int:
+    """Numbered modules below `prefix`: 1 + the highest number."""
+    numbers = [int(match[1]) for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))]
+    return 1 + max(numbers, default=-1)
+
+
+def _squeezed(tensor: Tensor) -> list[int]:
+    return [size for size in tensor.shape if size != 1]

@@ -1,0 +1,186 @@
+"""Waveforms to frames: wav2vec 2.0's seven convolutions (arXiv 2006.11477), a projection, convolutional positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from d2v_lightning.encoders.encoder import Encoder, Position
+
+CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
+"""(channels, kernel, stride) of the published feature encoder: 16 kHz to 50 Hz, 400 samples for the first frame."""
+
+Padding = Literal["exact", "released_1", "released_2"]
+Length = TypeVar("Length", int, Tensor)
+
+
+def feature_lengths(samples: Length, conv_layers: Sequence[Sequence[int]] = CONV_LAYERS) -> Length:
+    """Waveform samples -> frames, for one length or a tensor of them; 0 where there is not enough for a frame."""
+    for _, kernel, stride in conv_layers:
+        samples = (samples - kernel) // stride + 1
+    return samples.clamp(min=0) if isinstance(samples, Tensor) else max(0, samples)
+
+
+def shortest_input(frames: int, conv_layers: Sequence[Sequence[int]] = CONV_LAYERS) -> int:
+    """Samples that just make so many frames."""
+    for _, kernel, stride in reversed(conv_layers):
+        frames = (frames - 1) * stride + kernel
+    return frames
+
+
+class ConvPosition(Position):
+    """Adds to each frame what grouped convolutions over its neighbours make of them.
+
+    Args:
+        dim: width D.
+        depth: convolutions, each followed by a layer norm without parameters and GELU; 1 is the single weight-normed
+            convolution of wav2vec 2.0, followed by GELU alone.
+        width: receptive field in frames, shared out among the `depth` convolutions.
+        groups: of each convolution.
+        padding: see `AudioEncoder`.
+    """
+
+    def __init__(
+        self, dim: int = 768, depth: int = 5, width: int = 95, groups: int = 16, padding: Padding = "exact"
+    ) -> None:
+        super().__init__()
+        if depth < 1 or width < 1 or dim % groups:
+            raise ValueError(
+                f"position_depth is {depth}, position_width {width}, position_groups {groups}: depth and width start at 1, "
+                f"the groups must divide dim {dim}"
+            )
+        self.dim, self.padding = dim, padding
+        kernel = width if depth == 1 else max(3, width // depth)
+        convs = [nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)]
+        if depth == 1:
+            nn.init.normal_(convs[0].weight, std=math.sqrt(4.0 / (kernel * dim)))
+            assert convs[0].bias is not None
+            nn.init.zeros_(convs[0].bias)
+            convs[0] = nn.utils.parametrizations.weight_norm(convs[0], dim=2)
+        self.convs = nn.ModuleList(convs)
+
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        length = tokens.shape[1]
+        if padding_mask is not None and self.padding == "released_1":  # also in what the trunk reads
+            tokens = tokens.masked_fill(padding_mask[..., None], 0.0)
+        x = tokens.transpose(1, 2)
+        for conv in self.convs:
+            if padding_mask is not None and self.padding == "exact":
+                x = x.masked_fill(padding_mask[:, None, :], 0.0)
+            x = conv(x)[..., :length]  # an even kernel makes one frame too many
+            if len(self.convs) > 1:
+                x = F.layer_norm(x.transpose(1, 2), (self.dim,)).transpose(1, 2)
+            x = F.gelu(x)
+        return tokens + x.transpose(1, 2)
+
+
+class AudioEncoder(Encoder):
+    """Convolutional feature encoder of waveforms at 16 kHz.
+
+    The defaults are data2vec 1.0 for speech, Base (RECIPES "1.0, audio B").
+
+    Args:
+        dim: width D.
+        conv_layers: (channels, kernel, stride) of each convolution.
+        conv_norm: "layer" norms every convolution over its channels; "group" norms the first one over time, per channel.
+        conv_bias: biases in the convolutions.
+        position_depth, position_width, position_groups: see `ConvPosition`.
+        feature_grad_mult: factor on the gradient into the convolutions; 0 trains none of them.
+        padding: "exact": a clip alone and padded in a batch gives the same frames. "released_1" and "released_2" do as
+            Meta's code of data2vec 1.0 and 2.0: padding leaks into group norm and positions (1.0 zeroes padded frames
+            once, before the positions; 2.0 never). Released weights were trained that way.
+
+    Raises:
+        ValueError: no convolutions, or an unknown choice.
+    """
+
+    def __init__(
+        self,
+        dim: int = 768,
+        conv_layers: Sequence[Sequence[int]] = CONV_LAYERS,
+        conv_norm: Literal["layer", "group"] = "layer",
+        conv_bias: bool = False,
+        position_depth: int = 5,
+        position_width: int = 95,
+        position_groups: int = 16,
+        feature_grad_mult: float = 1.0,
+        padding: Padding = "exact",
+    ) -> None:
+        super().__init__()
+        if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
+            raise ValueError(f"conv_layers is {conv_layers}: a list of (channels, kernel, stride), all positive, is needed")
+        if conv_norm not in ("layer", "group"):
+            raise ValueError(f"conv_norm is {conv_norm!r}: choose 'layer' or 'group'")
+        if padding not in get_args(Padding):
+            raise ValueError(f"padding is {padding!r}: choose from {', '.join(get_args(Padding))}")
+        self.dim, self.conv_norm, self.feature_grad_mult, self.padding = dim, conv_norm, feature_grad_mult, padding
+        self.conv_layers = [(channels, kernel, stride) for channels, kernel, stride in conv_layers]
+        widths = [1] + [channels for channels, _, _ in self.conv_layers]
+        self.convs = nn.ModuleList(
+            nn.Conv1d(before, after, kernel, stride, bias=conv_bias)
+            for before, (after, kernel, stride) in zip(widths[:-1], self.conv_layers, strict=True)
+        )
+        for conv in self.convs:
+            assert isinstance(conv, nn.Conv1d)
+            nn.init.kaiming_normal_(conv.weight)
+        normed = widths[1:] if conv_norm == "layer" else widths[1:2]
+        self.conv_norms = nn.ModuleList(nn.LayerNorm(channels) for channels in normed)
+        self.norm = nn.LayerNorm(widths[-1])
+        self.proj = nn.Linear(widths[-1], dim)
+        self.position = ConvPosition(dim, position_depth, position_width, position_groups, padding)
+
+    def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Waveforms (B, S) -> frames (B, N, D) and their padding (B, N), N = feature_lengths(S).
+
+        Raises:
+            ValueError: the waveforms are not (B, S), or too short for a frame.
+        """
+        if inputs.ndim != 2:
+            raise ValueError(f"waveforms are {tuple(inputs.shape)}: (B, S), one channel, is needed")
+        if feature_lengths(inputs.shape[1], self.conv_layers) < 1:
+            least = shortest_input(1, self.conv_layers)
+            raise ValueError(f"the waveforms have {inputs.shape[1]} samples: the first frame needs {least}")
+        lengths = None if padding_mask is None else (~padding_mask).sum(dim=1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
+            x = self._convolve(inputs, lengths)
+        if 0 < self.feature_grad_mult != 1:
+            x = x.detach() + self.feature_grad_mult * (x - x.detach())
+        tokens = self.proj(self.norm(x))
+        if lengths is None:
+            return tokens, None
+        frames = feature_lengths(lengths, self.conv_layers)
+        return tokens, torch.arange(tokens.shape[1], device=tokens.device) >= frames[:, None]
+
+    def _convolve(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
+        """(B, S) -> (B, N, C)."""
+        x = inputs[:, None, :]
+        for layer, conv in enumerate(self.convs):
+            x = conv(x)
+            if self.conv_norm == "layer":
+                x = self.conv_norms[layer](x.transpose(1, 2)).transpose(1, 2)
+            elif layer == 0:
+                frames = None
+                if lengths is not None and self.padding == "exact":
+                    frames = feature_lengths(lengths, self.conv_layers[:1])
+                x = self._norm_over_time(x, frames)
+            x = F.gelu(x)
+        return x.transpose(1, 2)
+
+    def _norm_over_time(self, x: Tensor, frames: Tensor | None) -> Tensor:
+        """Group norm with one group a channel, over the first `frames` (B,) of x (B, C, N) or all of them."""
+        norm = self.conv_norms[0]
+        assert isinstance(norm, nn.LayerNorm)
+        if frames is None:
+            return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
+        x32 = x.float()
+        inside = (torch.arange(x.shape[2], device=x.device) < frames[:, None])[:, None, :]
+        count = frames.clamp(min=1)[:, None, None]
+        mean = x32.where(inside, 0.0).sum(dim=2, keepdim=True) / count
+        variance = (x32 - mean).square().where(inside, 0.0).sum(dim=2, keepdim=True) / count
+        normed = (x32 - mean) * torch.rsqrt(variance + norm.eps)
+        return (normed * norm.weight[:, None] + norm.bias[:, None]).to(x.dtype)
