@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -45,9 +46,7 @@ class MlpDecoder(Configurable, nn.Module):
         if depth < 2:
             raise ValueError(f"depth is {depth}: an MlpDecoder has 2 linear maps or more, a LinearDecoder has one")
         widths = [dim, *[2 * dim] * (depth - 1), dim]
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             initialise_head(layer, init)

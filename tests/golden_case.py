@@ -28,7 +28,15 @@ class GoldenCase:
         return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
 
     def write_official_file(self, folder: Path) -> Path:
-        """The 1.0 image file that the official trainer would have written."""
+        """The file that the official trainer would have written."""
+        if self.json["kind"] == "vision":
+            return self._write_image_file(folder)
+        path = folder / f"{self.name}.pt"
+        state: dict[str, Any] = {**self.group("model."), "_ema": self.group("teacher_init.")}
+        torch.save({"model": state, "cfg": {"model": self.json["official_options_set"], "task": {}}}, path)
+        return path
+
+    def _write_image_file(self, folder: Path) -> Path:
         options, engine = self.json["official_options_set"], self.json["engine_options"]
         args = argparse.Namespace(
             layer_scale_init_value=options["init_values"],
@@ -54,5 +62,19 @@ class GoldenCase:
 
     def batch(self) -> dict[str, Tensor]:
         """The case's inputs as a batch of ours."""
-        mask = self.tensors["in.bool_masked_pos"].bool().flatten(1).unsqueeze(1)
-        return {"inputs": self.tensors["in.samples"], "mask": mask}
+        tensors, kind = self.tensors, self.json["kind"]
+        if kind == "vision":
+            return {
+                "inputs": tensors["in.samples"],
+                "mask": tensors["in.bool_masked_pos"].bool().flatten(1).unsqueeze(1),
+            }
+        if kind == "text":
+            read, clean = tensors["in.src_tokens"], tensors["in.target_tokens"]
+            batch = {"inputs": clean, "mask": (read == 119).unsqueeze(1), "padding_mask": clean == 1}
+        else:
+            batch = {"inputs": tensors["in.source"], "mask": tensors["in.mask_indices"].bool().unsqueeze(1)}
+            if "in.padding_mask" in tensors:
+                batch["padding_mask"] = tensors["in.padding_mask"].bool()
+        if not batch.get("padding_mask", torch.zeros(1)).any():
+            batch.pop("padding_mask", None)
+        return batch

@@ -109,6 +109,7 @@ def huggingface_config(backbone: Backbone) -> Any:
 
     _check_expressible(backbone)
     encoder, transformer = backbone.encoder, backbone.transformer
+    assert isinstance(encoder, ImageEncoder)
     options, bias = transformer.config["init_args"], transformer.position_bias
     return Data2VecVisionConfig(
         architectures=["Data2VecVisionModel"],
@@ -225,6 +226,7 @@ def _network(state: Mapping[str, Tensor], config: Any, name: str) -> State:
 def _backbone(config: Any, network: State, name: str) -> Backbone:
     """The network that `config` describes, with the weights in `network`, every one of which must have its place."""
     backbone = _untrained(config, name)
+    assert isinstance(backbone.encoder, ImageEncoder)
     grid, state, missing = backbone.encoder.grid, {}, []
     for ours, own in backbone.state_dict().items():
         theirs = _their_names(ours)
@@ -308,6 +310,8 @@ def _their_names(ours: str) -> tuple[str, ...]:
 
 def _check_expressible(backbone: Backbone) -> None:
     encoder, options = backbone.encoder, backbone.transformer.config["init_args"]
+    if not isinstance(encoder, ImageEncoder):
+        raise ValueError(f"transformers has no such network: the encoder is {type(encoder).__name__}")
     needed = {"norm": "pre", "qkv_bias": "qv", "activation_dropout": 0.0, "layer_drop": 0.0}
     for option, value in needed.items():
         if options[option] != value:

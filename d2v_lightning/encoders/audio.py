@@ -113,7 +113,9 @@ class AudioEncoder(Encoder):
     ) -> None:
         super().__init__()
         if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
-            raise ValueError(f"conv_layers is {conv_layers}: a list of (channels, kernel, stride), all positive, is needed")
+            raise ValueError(
+                f"conv_layers is {conv_layers}: a list of (channels, kernel, stride), all positive, is needed"
+            )
         if conv_norm not in ("layer", "group"):
             raise ValueError(f"conv_norm is {conv_norm!r}: choose 'layer' or 'group'")
         if padding not in get_args(Padding):

@@ -109,6 +109,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
     @property
     def encoder(self) -> ImageEncoder:
         """The backbone's encoder, whose sizes a datamodule reads."""
+        assert isinstance(self.backbone.encoder, ImageEncoder)
         return self.backbone.encoder
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,0 +1,212 @@
+"""data2vec 1.0 for images as BEiT's trainer wrote it: `{"model", "model_ema", "args"}`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.checkpoints.options import as_options, option
+from d2v_lightning.checkpoints.tables import State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.configurable import Tree, build, plain
+from d2v_lightning.decoder import LinearDecoder
+from d2v_lightning.encoders.image import ImageEncoder
+from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.optim import Optimization
+from d2v_lightning.position import RelativePositionBias, relative_position_index
+from d2v_lightning.student import MaskTokenStudent
+from d2v_lightning.targets import Norm, Targets
+from d2v_lightning.transformer import Transformer
+
+if TYPE_CHECKING:
+    from d2v_lightning.module import Data2Vec
+
+BACKBONE = {
+    "encoder.position.class_token": ("cls_token",),
+    "encoder.position.embedding": ("pos_embed",),
+    **both("encoder.patch_embed", "patch_embed.proj"),
+    "transformer.position_bias.shared_table": ("rel_pos_bias.relative_position_bias_table",),
+    "transformer.position_bias.block_tables.#": ("blocks.#.attn.relative_position_bias_table",),
+    "transformer.blocks.#.scale1.gamma": ("blocks.#.gamma_1",),
+    "transformer.blocks.#.scale2.gamma": ("blocks.#.gamma_2",),
+    "transformer.blocks.#.attn.qkv.weight": ("blocks.#.attn.qkv.weight",),
+    "transformer.blocks.#.attn.q_bias": ("blocks.#.attn.q_bias",),
+    "transformer.blocks.#.attn.v_bias": ("blocks.#.attn.v_bias",),
+    **both("transformer.norm", "norm"),
+}
+for _part in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"):
+    BACKBONE |= both(f"transformer.blocks.#.{_part}", f"blocks.#.{_part}")
+HEAD = {"mask_token": ("mask_token",), **both("decoder.proj", "lm_head")}
+STUDENT = HEAD | prefixed(BACKBONE, "backbone.")
+DERIVED = re.compile(r"(^|\.)relative_position_index$")  # a function of the grid
+
+
+def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
+    """The constructor tree of a `Data2Vec` and its state dict, see `convert_official`."""
+    options = as_options(file.get("args"))
+    if options is None:
+        raise ValueError(f"{path} is not in the layout of data2vec 1.0 images: it needs the entries 'model' and 'args'")
+    student = named_tensors(file["model"], path)
+    if "patch_embed.proj.weight" not in student:
+        raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
+    teacher = dict(student)
+    if file.get("model_ema") is None:
+        rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
+    else:
+        teacher = named_tensors(file["model_ema"], f"{path} (model_ema)")
+    tree = _image_tree(student, options, path)
+    with torch.device("meta"):
+        model: Data2Vec = build(tree)
+    converted: State = {}
+    for prefix, part, theirs, table, name in (
+        ("student.", model.student, student, STUDENT, path),
+        ("teacher.", model.teacher, teacher, BACKBONE, f"{path} (model_ema)"),
+    ):
+        state = to_ours(part.state_dict(), theirs, table, name)
+        converted |= {prefix + ours: tensor for ours, tensor in state.items()}
+        unused = {"mask_token", "lm_head.weight", "lm_head.bias"} if part is model.teacher else set()
+        strange = sorted(other for other in set(theirs) - unused if not DERIVED.search(other))
+        if strange:
+            raise ValueError(f"{name}: weight {strange[0]!r} is not part of data2vec 1.0 for images")
+    return tree, converted
+
+
+def state_dict(model: Data2Vec) -> dict[str, State]:
+    """`{"model": ..., "model_ema": ...}`, see `official_state_dict`.
+
+    The official teacher also averages mask token and head, which it never uses and ours does not have; the student's stand
+    in their place, so that the official code loads the file.
+    """
+    student = to_theirs(model.student.state_dict(), STUDENT)
+    shared = {name: student[name] for names in HEAD.values() for name in names}
+    teacher = {**to_theirs(model.teacher.state_dict(), BACKBONE), **shared}
+    assert isinstance(model.encoder, ImageEncoder)
+    index = relative_position_index(model.encoder.grid)
+    for state in (student, teacher):
+        for name in [name for name in state if name.endswith("relative_position_bias_table")]:
+            state[name.replace("relative_position_bias_table", "relative_position_index")] = index.clone()
+    return {"model": student, "model_ema": teacher}
+
+
+def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
+    """The module that the tensors' shapes and the trainer's options describe."""
+    dim, channels, *patch = state["patch_embed.proj.weight"].shape
+    depth = depth_of(state, "blocks.")
+    if depth == 0 or "blocks.0.mlp.fc1.weight" not in state:
+        raise ValueError(f"{path}: no first block among its weights")
+    if len(patch) != 2:
+        raise ValueError(
+            f"{path}: patch_embed.proj.weight has shape {(dim, channels, *patch)}, expected four dimensions"
+        )
+    tables = [tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table")]
+    grid = _grid(state, tables, options, (patch[0], patch[1]))
+    num_heads = tables[0].shape[1] if tables else int(options.get("num_heads") or dim // 64)
+    with torch.device("meta"):  # only the arguments are wanted
+        encoder = ImageEncoder(
+            image_size=(grid[0] * patch[0], grid[1] * patch[1]),
+            patch_size=(patch[0], patch[1]),
+            in_channels=channels,
+            dim=dim,
+            learned_positions="pos_embed" in state,
+        )
+        transformer = Transformer(
+            dim=dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            qkv_bias="qv" if "blocks.0.attn.q_bias" in state else "none",
+            layer_scale=(options.get("layer_scale_init_value") or 1e-4) if "blocks.0.gamma_1" in state else None,
+            attention_dropout=float(options.get("attn_drop_rate") or 0.0),
+            drop_path=float(options.get("drop_path") or 0.0),
+            position_bias=RelativePositionBias(grid, num_heads, len(tables)) if tables else None,
+        )
+        student = MaskTokenStudent(Backbone(encoder, transformer), LinearDecoder(dim))
+    ema_teacher = EMATeacher(
+        decay_start=float(option(options, "ema_decay_init", "decay_init", default=0.999)),
+        decay_end=float(option(options, "ema_decay", "decay", default=0.9998)),
+        anneal_steps=int(option(options, "ema_start_at", default=25000)),
+        first_update=0,
+    )
+    optimization = Optimization(
+        lr=float(option(options, "lr", default=5e-4)),
+        betas=tuple(option(options, "opt_betas", default=(0.9, 0.999))),
+        weight_decay=float(option(options, "weight_decay", default=0.05)),
+    )
+    arguments = {
+        "student": student,
+        "targets": _targets(options, depth, path),
+        "loss": _loss(options, path),
+        "ema_teacher": ema_teacher,
+        "optimization": optimization,
+        "teacher_scope": "backbone",
+    }
+    return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
+
+
+def _grid(state: State, tables: list[Tensor], options: dict[str, Any], patch: tuple[int, int]) -> tuple[int, int]:
+    """Patches (down, across): the one grid whose table of relative positions is the file's, square where that is open."""
+    index = next((tensor for name, tensor in state.items() if DERIVED.search(name)), None)
+    if index is not None:
+        patches = index.shape[0] - 1
+        for height in range(1, patches + 1):
+            grid = (height, patches // height)
+            if patches % height == 0 and torch.equal(relative_position_index(grid), index.long()):
+                return grid
+    if tables:
+        side = (math.isqrt(tables[0].shape[0] - 3) + 1) // 2
+    elif "pos_embed" in state:
+        side = math.isqrt(state["pos_embed"].shape[1] - 1)
+    else:
+        side = int(option(options, "input_size", default=224)) // patch[0]
+    return side, side
+
+
+def _targets(options: dict[str, Any], depth: int, path: str) -> Targets:
+    layers = _target_layers(options, depth, path)
+    top = list(range(depth - len(layers), depth))
+    each: list[Norm] = []
+    if options.get("target_batch_norm"):
+        each.append("batch")
+    if options.get("target_instance_norm"):
+        each.append("instance")
+    if options.get("target_layer_norm_last", not options.get("no_target_layer_norm_last", False)):
+        each.append("layer")
+    after: list[Norm] = []
+    if options.get("post_target_instance_norm"):
+        after.append("instance")
+    if options.get("post_target_layer_norm"):
+        after.append("layer")
+    return Targets(
+        average_top_k_layers=len(layers) if sorted(layers) == top else layers,
+        layer_results="ffn" if options.get("layer_results") == "fc" else "block",
+        norm_each=each,
+        norm_after=after,
+    )
+
+
+def _target_layers(options: dict[str, Any], depth: int, path: str) -> list[int]:
+    """Blocks to average, 0-based: a list, or the text of one as on the command line."""
+    given = options.get("target_layers")
+    numbers = re.findall(r"-?\d+", given) if isinstance(given, str) else given
+    if not isinstance(numbers, (list, tuple)) or not numbers:
+        raise ValueError(
+            f"{path}: its option target_layers is {given!r}: the blocks to average are needed, as in [6, 7, 8]"
+        )
+    layers = [int(number) for number in numbers]
+    if not all(-depth <= layer < depth for layer in layers):
+        raise ValueError(f"{path}: its option target_layers is {given!r}, but there are blocks 0 to {depth - 1} only")
+    return [layer % depth for layer in layers]
+
+
+def _loss(options: dict[str, Any], path: str) -> RegressionLoss:
+    if (options.get("var_w0") or 0) > 0:
+        raise ValueError(f"{path} was trained with a variance loss (var_w0), which no released model uses")
+    scale = float(option(options, "loss_scale", default=-1))
+    beta = 0.0 if options.get("l2_loss") else float(option(options, "l1_beta", default=0.12))
+    return RegressionLoss(beta=beta, over_width="mean", scale=1.0 if scale == -1 else scale)

@@ -1,0 +1,106 @@
+"""data2vec 1.0 for speech and text against numbers of Meta's own code, at the tolerances that came with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from golden_case import GoldenCase
+
+from d2v_lightning import Data2Vec
+from d2v_lightning.checkpoints import load_official, official_state_dict
+
+CASES = ["audio_padded", "audio_unpadded", "audio_variant_prenorm", "text_padded", "text_unpadded_variant"]
+FORWARD = {"atol": 1e-5, "rtol": 1e-4}
+LATER = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> GoldenCase:
+    return GoldenCase(request.param)
+
+
+@pytest.fixture
+def model(case: GoldenCase, tmp_path: Path) -> Data2Vec:
+    model = load_official(case.write_official_file(tmp_path)).train()
+    model.teacher.eval()
+    return model
+
+
+def exported(model: Data2Vec) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Student and teacher under their official names."""
+    student = dict(official_state_dict(model)["model"])
+    return student, student.pop("_ema")
+
+
+def without_key_bias(name: str) -> bool:
+    """Key biases have no true gradient: what an optimiser makes of them is rounding."""
+    return "k_proj.bias" not in name
+
+
+def test_loss_targets_and_layer_results(case: GoldenCase, model: Data2Vec) -> None:
+    batch = case.batch()
+    loss = model.training_step(batch, 0)
+    torch.testing.assert_close(loss, torch.tensor(case.facts["loss_per_sample_size"]), **FORWARD)
+    predictions, hidden = model.predictions(batch)
+    assert hidden.numel() == case.facts["sample_size"]
+    torch.testing.assert_close(predictions, case.tensors["out.pred_masked"], **FORWARD)
+    for layer, result in zip(model.averaged_layers, model.teacher_layer_results(batch), strict=True):
+        torch.testing.assert_close(result, case.tensors[f"teacher.layer{layer}.ffn_out"], **FORWARD)
+    targets = model.targets(batch)
+    torch.testing.assert_close(targets, case.tensors["teacher.targets_all"], **FORWARD)
+    torch.testing.assert_close(targets.flatten(0, 1)[hidden], case.tensors["out.target_masked"], **FORWARD)
+
+
+def test_frames_and_their_padding(case: GoldenCase, model: Data2Vec) -> None:
+    if case.json["kind"] != "audio":
+        pytest.skip("text has no features of its own")
+    batch = case.batch()
+    tokens, padding_mask = model.encoder.features(batch["inputs"], batch.get("padding_mask"))
+    torch.testing.assert_close(tokens, case.tensors["out.features"], **FORWARD)
+    if "out.feature_padding_mask" in case.tensors:
+        assert padding_mask is not None
+        assert torch.equal(padding_mask, case.tensors["out.feature_padding_mask"].bool())
+
+
+def test_gradients(case: GoldenCase, model: Data2Vec) -> None:
+    model.training_step(case.batch(), 0).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.student.parameters() if p.grad is not None])
+    torch.testing.assert_close(norm, torch.tensor(case.facts["grad_norm"]), rtol=1e-4, atol=0.0)
+    for parameter in model.student.parameters():
+        assert parameter.grad is not None
+        parameter.data = parameter.grad
+    gradients, _ = exported(model)
+    for name, expected in case.group("grad.").items():
+        torch.testing.assert_close(gradients[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_three_optimiser_and_ema_steps(case: GoldenCase, model: Data2Vec) -> None:
+    options = dict(case.json["optimizer"])
+    optimizer = getattr(torch.optim, options.pop("name"))(model.student.parameters(), **options)
+    for step in (1, 2, 3):
+        facts = case.facts["steps"][step - 1]
+        loss = model.training_step(case.batch(), 0)
+        torch.testing.assert_close(loss, torch.tensor(facts["loss_per_sample_size"]), **LATER)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.ema_teacher.update(model, step)
+        student, teacher = exported(model)
+        for name, expected in case.group(f"step{step}.student.").items():
+            torch.testing.assert_close(student[name], expected, **LATER)
+        for name, expected in case.group(f"step{step}.teacher.").items():
+            torch.testing.assert_close(teacher[name], expected, **LATER)
+    for state, entry in ((student, "final_student"), (teacher, "final_teacher")):
+        for name, (norm, total, *_) in filter(lambda item: without_key_bias(item[0]), case.facts[entry].items()):
+            torch.testing.assert_close(state[name].norm(), torch.tensor(norm), **LATER)
+            torch.testing.assert_close(state[name].sum(), torch.tensor(total), rtol=1e-4, atol=1e-3)
+
+
+def test_official_state_dict_is_the_inverse_of_load_official(case: GoldenCase, model: Data2Vec) -> None:
+    for state, group in zip(exported(model), ("model.", "teacher_init."), strict=True):
+        expected = case.group(group)
+        assert set(state) == set(expected)
+        for name, tensor in expected.items():
+            assert torch.equal(state[name], tensor), name
