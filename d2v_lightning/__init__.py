@@ -16,25 +16,27 @@ from d2v_lightning.callbacks import (
     StepSeed,
 )
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.decoder import LinearDecoder, MlpDecoder
+from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.finetune import ImageClassifier
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
 from d2v_lightning.optim import Optimization
-from d2v_lightning.position import RelativePositionBias
+from d2v_lightning.position import Alibi, RelativePositionBias
 from d2v_lightning.pretrained import load_backbone
-from d2v_lightning.student import MaskTokenStudent
+from d2v_lightning.student import MaskTokenStudent, VisibleStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.transformer import Transformer
 from d2v_lightning.types import Batch
 
 __all__ = [
+    "Alibi",
     "AudioEncoder",
     "Backbone",
     "Batch",
     "CollapseMonitor",
     "Configurable",
+    "ConvDecoder",
     "Data2Vec",
     "EMATeacher",
     "Encoder",
@@ -57,5 +59,6 @@ __all__ = [
     "Targets",
     "TextEncoder",
     "Transformer",
+    "VisibleStudent",
     "load_backbone",
 ]

@@ -20,7 +20,7 @@ from d2v_lightning.masking import hidden_positions, take_tokens
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import read_pretrained
 from d2v_lightning.saving import LoadsOwnCheckpoints, load_exactly
-from d2v_lightning.student import MaskTokenStudent
+from d2v_lightning.student import MaskTokenStudent, Predictions, VisibleStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope, Teacher
 from d2v_lightning.types import Batch, require
@@ -44,8 +44,8 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         ema_teacher: how the teacher follows the student.
         optimization: optimiser, parameter groups, schedule.
         teacher_scope: how much of the backbone the teacher holds, see `Teacher`. Images: "backbone".
-        official_padding: as in Meta's code, norms of the targets run over padding too, and padding that is hidden is
-            scored. Released weights were trained that way; ours leaves padding out.
+        class_loss: weight of the same loss between the student's class token and the mean of the targets, summed over the
+            rows of the batch and its masks (2.0 images: .01).
         compile: compile the step from inputs to loss (`torch.compile`); parameters keep their names.
         on_nonfinite: a loss that is not finite "stop"s the run before it touches the weights on a CPU and one step later
             on a GPU, where waiting for every loss would stall the device; "skip" leaves the micro-batch out, on all ranks
@@ -57,13 +57,13 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
 
     def __init__(
         self,
-        student: MaskTokenStudent,
+        student: MaskTokenStudent | VisibleStudent,
         targets: Targets,
         loss: RegressionLoss,
         ema_teacher: EMATeacher,
         optimization: Optimization,
         teacher_scope: Scope = "backbone",
-        official_padding: bool = False,
+        class_loss: float = 0.0,
         compile: bool = False,
         on_nonfinite: Literal["stop", "skip"] = "stop",
         checkpoint: str | None = None,
@@ -78,8 +78,10 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         self.teacher = Teacher(student.backbone, teacher_scope)
         self.make_targets, self.loss = targets, loss
         self.ema_teacher, self.optimization = ema_teacher, optimization
-        self.official_padding = official_padding
         self.compile_parts, self.on_nonfinite = compile, on_nonfinite
+        if class_loss and student.backbone.num_extra_tokens != 1:
+            raise ValueError(f"class_loss is {class_loss}, but the encoder makes no class token: set it to 0")
+        self.class_loss = class_loss
         self.averaged_layers = targets.layers(student.backbone.transformer.depth)
         if checkpoint is not None:
             self._warm_start(checkpoint, teacher_from)
@@ -141,9 +143,14 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
         tokens, padding_mask = self._student_tokens(batch)
         hidden = batch["hidden"] if "hidden" in batch else self._hidden(batch, padding_mask)
-        predictions = self.student(tokens, padding_mask, batch["mask"], hidden, batch.get("corrupted"))
+        predictions = self._predict(batch, tokens, padding_mask, hidden)
         targets = self._targets(batch, tokens, padding_mask)
-        return self.loss(predictions, take_tokens(targets, hidden)), hidden
+        num_masks = batch["mask"].shape[1]
+        loss = self.loss(predictions.hidden, take_tokens(targets, hidden, num_masks))
+        if self.class_loss:
+            means = targets.mean(dim=1).repeat_interleave(num_masks, dim=0)
+            loss = loss + self.class_loss * len(means) * self.loss(predictions.extra[:, 0], means)
+        return loss, hidden
 
     def targets(self, batch: Batch) -> Tensor:
         """Targets at every position (B, N, D), float32."""
@@ -157,15 +164,19 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         """The student's predictions (P, D) and their flat positions (P,) in (B, M, N)."""
         tokens, padding_mask = self._student_tokens(batch)
         hidden = self._hidden(batch, padding_mask)
-        return self.student(tokens, padding_mask, batch["mask"], hidden, batch.get("corrupted")), hidden
+        return self._predict(batch, tokens, padding_mask, hidden).hidden, hidden
+
+    def _predict(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None, hidden: Tensor) -> Predictions:
+        corrupted, visible = batch.get("corrupted"), batch.get("visible")
+        return self.student(tokens, padding_mask, batch["mask"], hidden, corrupted, visible)
 
     def _hidden(self, batch: Batch, padding_mask: Tensor | None) -> Tensor:
-        return hidden_positions(batch["mask"], None if self.official_padding else padding_mask)
+        return hidden_positions(batch["mask"], padding_mask if self.encoder.padding == "exact" else None)
 
     @torch.no_grad()
     def _targets(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
         results = self._layer_results(batch, tokens, padding_mask)
-        return self.make_targets(results, None if self.official_padding else padding_mask)
+        return self.make_targets(results, padding_mask if self.encoder.padding == "exact" else None)
 
     def _layer_results(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
         results = self.teacher(self.backbone, batch["inputs"], tokens, padding_mask, keep=self.averaged_layers)

@@ -37,14 +37,92 @@ class RelativePositionBias(Configurable, nn.Module):
         """The one shared table, or one per block; each (R, H)."""
         return list(self.parameters())
 
-    def forward(self) -> list[Tensor]:
-        """Biases, one (1, H, 1 + N, 1 + N) tensor per table."""
-        length = self.index.shape[0]
+    def forward(self, length: int, positions: Tensor | None = None) -> list[Tensor]:
+        """Biases, one (1, H, 1 + N, 1 + N) tensor per table.
+
+        Raises:
+            ValueError: some tokens were left out (`positions` is given), or there are more or fewer than in the grid.
+        """
+        if positions is not None or length != self.index.shape[0]:
+            raise ValueError(
+                f"RelativePositionBias is for all {self.index.shape[0]} tokens of a {self.grid[0]}x{self.grid[1]} grid: "
+                "a student that drops hidden tokens needs Alibi or position embeddings"
+            )
         biases = []
         for table in self.tables:
             bias = table[self.index.reshape(-1)].reshape(length, length, -1)
             biases.append(bias.permute(2, 0, 1).unsqueeze(0).contiguous())
         return biases
+
+
+class Alibi(Configurable, nn.Module):
+    """Bias that falls with the distance of two tokens, -slope x scale x |i - j| (arXiv 2108.12409; recipe row "2.0 audio").
+
+    The scale is learned, one per head, starts at 1 and counts as 0 where it is negative. It is symmetric: tokens see both
+    sides. Extra tokens, which stand nowhere, get no bias.
+
+    Args:
+        num_heads: heads of the attention that adds the bias.
+        num_scales: 1 = one set of scales shared by all blocks, which is what is released; otherwise one set per block.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, num_heads: int = 12, num_scales: int = 1) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_scales, num_heads))
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads)), persistent=False)
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """Scales (H,), one or one per block."""
+        return list(self.scale)
+
+    def forward(self, length: int, positions: Tensor | None = None) -> list[Tensor]:
+        """Biases on the scores.
+
+        Args:
+            length: tokens, extra ones in front included.
+            positions: (R, V) int64, where each token that is not extra stood in the whole sequence. Without it they stand
+                side by side, all of them, none extra, and the bias is shared by the batch.
+
+        Returns:
+            One (R or 1, H, length, length) tensor per set of scales.
+        """
+        if positions is None:
+            positions = torch.arange(length, device=self.scale.device)[None]
+        distance = (positions[:, None, :, None] - positions[:, None, None, :]).abs()
+        extra = length - positions.shape[1]
+        distance = nn.functional.pad(distance, (extra, 0, extra, 0)).to(self.scale.dtype)
+        return [-(self.slopes * scale.clamp(min=0.0))[:, None, None] * distance for scale in self.scale]
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """Slope of each head: 2 ** (-8 h / H) for a power of two H; otherwise those of the power below, and every other one
+    of the power above."""
+    power = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
+    if power < num_heads:
+        slopes += [2.0 ** (-8.0 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)][: num_heads - power]
+    return slopes
+
+
+def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Tensor:
+    """Fixed positions on a grid (1, N, D), row by row: sines and cosines of the column in the first half of the channels,
+    of the row in the second (MAE; recipe row "2.0 image").
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"dim is {dim}: sine-cosine positions on a grid need a multiple of 4")
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    halves = []
+    for place in (column.flatten(), row.flatten()):
+        angle = place[:, None].double() * frequency
+        halves += [angle.sin(), angle.cos()]
+    return torch.cat(halves, dim=1)[None].float()
 
 
 def relative_position_index(grid: tuple[int, int]) -> Tensor:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.decoder import LinearDecoder, MlpDecoder
+from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import TextEncoder
-from d2v_lightning.masking import take_tokens
+from d2v_lightning.masking import gather_tokens, restore_tokens, take_tokens, visible_positions
+
+
+class Predictions(NamedTuple):
+    """What a student says: `hidden` (P, D) about the hidden tokens, `extra` (B x M, E, D) the trunk's output at extras."""
+
+    hidden: Tensor
+    extra: Tensor
 
 
 class MaskTokenStudent(Configurable, nn.Module):
@@ -49,7 +56,8 @@ class MaskTokenStudent(Configurable, nn.Module):
         mask: Tensor,
         hidden: Tensor,
         corrupted: Tensor | None = None,
-    ) -> Tensor:
+        visible: Tensor | None = None,
+    ) -> Predictions:
         """Predict the hidden tokens.
 
         Args:
@@ -58,9 +66,7 @@ class MaskTokenStudent(Configurable, nn.Module):
             mask: (B, 1, N) bool, True = hidden.
             hidden: (P,) int64, flat positions in (B, N) at which predictions are wanted.
             corrupted: (B, 1, T) ids that are read in place of `tokens` with hidden ones replaced (text).
-
-        Returns:
-            Predictions (P, D).
+            visible: not read, every token goes through the trunk.
 
         Raises:
             ValueError: the mask is not of this batch's shape.
@@ -76,7 +82,8 @@ class MaskTokenStudent(Configurable, nn.Module):
         else:
             tokens = torch.where(mask[:, 0, :, None], self._mask_token().to(tokens.dtype), tokens)
         x, _ = self.backbone.contextualize(tokens, padding_mask)
-        return self.decoder(take_tokens(x[:, self.backbone.num_extra_tokens :], hidden))
+        extra = self.backbone.num_extra_tokens
+        return Predictions(self.decoder(take_tokens(x[:, extra:], hidden)), x[:, :extra])
 
     def _mask_token(self) -> Tensor:
         if self.mask_token is not None:
@@ -84,3 +91,85 @@ class MaskTokenStudent(Configurable, nn.Module):
         encoder = self.backbone.encoder
         assert isinstance(encoder, TextEncoder)
         return encoder.mask_token
+
+
+class VisibleStudent(Configurable, nn.Module):
+    """Student of data2vec 2.0: the trunk sees visible tokens only, under M masks a sample; a decoder fills in the rest.
+
+    Args:
+        backbone: what is pre-trained.
+        decoder: maps trunk outputs and noise to predictions.
+        mask_noise_std: standard deviation of the noise that stands at hidden places when the decoder begins.
+    """
+
+    def __init__(self, backbone: Backbone, decoder: ConvDecoder, mask_noise_std: float = 0.01) -> None:
+        super().__init__()
+        if mask_noise_std < 0:
+            raise ValueError(f"mask_noise_std is {mask_noise_std}: it must not be negative")
+        self.backbone, self.decoder, self.mask_noise_std = backbone, decoder, mask_noise_std
+
+    def forward(
+        self,
+        tokens: Tensor,
+        padding_mask: Tensor | None,
+        mask: Tensor,
+        hidden: Tensor,
+        corrupted: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Predictions:
+        """Predict the hidden tokens under every mask.
+
+        Args:
+            tokens: local features (B, N, D).
+            padding_mask: (B, N) bool, True = padding, or None.
+            mask: (B, M, N) bool, True = hidden, the same number in every row.
+            hidden: (P,) int64, flat positions in (B, M, N) at which predictions are wanted.
+            corrupted: must be None: what is hidden is dropped, not replaced.
+            visible: (B, M, V) int64, the visible positions of `mask`; counted here where the batch lacks them.
+
+        Raises:
+            ValueError: the mask is not of this batch's shape, its rows hide different numbers, or `corrupted` is given.
+        """
+        batch, length, _ = tokens.shape
+        num_masks = mask.shape[1]
+        if mask.shape != (batch, num_masks, length):
+            raise ValueError(
+                f"mask is {tuple(mask.shape)}, the student needs (B, M, N) = {(batch, num_masks, length)}: "
+                "does the datamodule mask the same patch grid, frames or tokens?"
+            )
+        if corrupted is not None:
+            raise ValueError(
+                "data2vec 2.0 drops hidden tokens: set the datamodule's leave_unmasked_prob and random_token_prob to 0"
+            )
+        visible = visible_positions(mask) if visible is None else visible
+        x, padding = self._drop_hidden(tokens, padding_mask, mask, visible)
+        extra = self.backbone.num_extra_tokens
+        trunk_padding = padding if padding is None or not extra else nn.functional.pad(padding, (extra, 0))
+        x, _ = self.backbone.transformer(x, trunk_padding, positions=visible.flatten(0, 1))
+        filled = restore_tokens(
+            self.decoder.input_dropout(x[:, extra:]), visible.flatten(0, 1), length, self.mask_noise_std
+        )
+        if padding_mask is None or self.backbone.encoder.padding != "exact":
+            return Predictions(self.decoder(filled, hidden), x[:, :extra])
+        padding = padding_mask.repeat_interleave(num_masks, dim=0)
+        return Predictions(self.decoder(filled, hidden, padding), x[:, :extra])
+
+    def _drop_hidden(
+        self, tokens: Tensor, padding_mask: Tensor | None, mask: Tensor, visible: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The trunk's input (B x M, E + V, D) and the padding of its visible tokens (B x M, V)."""
+        num_masks, extra = mask.shape[1], self.backbone.num_extra_tokens
+        position = self.backbone.encoder.position
+        padding = (
+            None if padding_mask is None else gather_tokens(padding_mask[..., None], visible).flatten(0, 1)[..., 0]
+        )
+        if position.mixes_tokens:  # what is hidden must not reach its neighbours
+            masked = tokens[:, None].masked_fill(mask[..., None], 0.0).flatten(0, 1)
+            whole = None if padding_mask is None else padding_mask.repeat_interleave(num_masks, dim=0)
+            placed = position(masked, whole)
+            seen = gather_tokens(placed[:, extra:], visible.flatten(0, 1)[:, None])
+            return torch.cat([placed[:, :extra], seen[:, 0]], dim=1), padding
+        placed = position(tokens, padding_mask)
+        seen = gather_tokens(placed[:, extra:], visible).flatten(0, 1)
+        first = placed[:, :extra].repeat_interleave(num_masks, dim=0)
+        return torch.cat([first, seen], dim=1), padding

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.position import RelativePositionBias
+from d2v_lightning.position import Alibi, RelativePositionBias
 
 
 class LayerResult(NamedTuple):
@@ -180,7 +180,7 @@ class Transformer(Configurable, nn.Module):
         drop_path: float = 0.0,
         layer_drop: float = 0.0,
         init: Literal["vision", "normal"] = "vision",
-        position_bias: RelativePositionBias | None = None,
+        position_bias: RelativePositionBias | Alibi | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -243,7 +243,11 @@ class Transformer(Configurable, nn.Module):
                     block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
 
     def forward(
-        self, x: Tensor, padding_mask: Tensor | None = None, keep: Sequence[int] = ()
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        keep: Sequence[int] = (),
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerResult]]:
         """Contextualise tokens.
 
@@ -251,11 +255,13 @@ class Transformer(Configurable, nn.Module):
             x: tokens (B, N, D).
             padding_mask: (B, N) bool, True = padding, which no token attends to.
             keep: blocks whose results are wanted, 0-based.
+            positions: (B, V) int64, where in the whole sequence each token stands that is not extra; None where all are
+                there. Only a bias that depends on distance reads it.
 
         Returns:
             Output after the final norm (B, N, D), and the `LayerResult` of each block in `keep`, in the order of the stack.
         """
-        biases = self._attention_biases(x.device.type, padding_mask)
+        biases = self._attention_biases(x, padding_mask, positions)
         results = []
         x = self.input_dropout(self.input_norm(x))
         for layer, block in enumerate(self.blocks):
@@ -275,8 +281,11 @@ class Transformer(Configurable, nn.Module):
                 results.append(result)
         return self.norm(x), results
 
-    def _attention_biases(self, device_type: str, padding_mask: Tensor | None) -> list[Tensor] | list[None]:
-        biases = self.position_bias() if self.position_bias is not None else None
+    def _attention_biases(
+        self, x: Tensor, padding_mask: Tensor | None, positions: Tensor | None
+    ) -> list[Tensor] | list[None]:
+        device_type = x.device.type
+        biases = self.position_bias(x.shape[1], positions) if self.position_bias is not None else None
         if biases is not None and torch.is_autocast_enabled(device_type):  # once here, not in every block
             biases = [bias.to(torch.get_autocast_dtype(device_type)) for bias in biases]
         if padding_mask is None:

@@ -23,6 +23,7 @@ class Batch(TypedDict, total=False):
         hidden tokens become `<mask>`.
     hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken: what `masking.hidden_positions` makes of
         `mask`. Our collators add it, so that nothing has to be counted on the device; without it the model counts.
+    visible: (B, M, V) int64, what `masking.visible_positions` makes of `mask`, for 2.0: our collators add it where M > 1.
     labels: (B,) int64 classes, where the data has them.
     index: (B,) int64, place of each sample in its data set; it names the batch when something goes wrong.
     """
@@ -32,6 +33,7 @@ class Batch(TypedDict, total=False):
     padding_mask: Tensor
     corrupted: Tensor
     hidden: Tensor
+    visible: Tensor
     labels: Tensor
     index: Tensor
 

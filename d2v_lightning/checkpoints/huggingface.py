@@ -260,7 +260,7 @@ def _untrained(config: Any, name: str) -> Backbone:
         patch_size=_one_or_two(config.patch_size),
         in_channels=config.num_channels,
         dim=config.hidden_size,
-        learned_positions=config.use_absolute_position_embeddings,
+        positions="learned" if config.use_absolute_position_embeddings else "none",
     )
     depth, num_heads = config.num_hidden_layers, config.num_attention_heads
     position_bias = None

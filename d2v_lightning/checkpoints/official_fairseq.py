@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.options import as_options, option, parse_conv_layers, target_norms
-from d2v_lightning.checkpoints.tables import State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import Names, State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
@@ -24,7 +24,7 @@ from d2v_lightning.transformer import Transformer
 if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec
 
-TRUNK = {
+TRUNK: Names = {
     **both(
         "blocks.#.attn.qkv",
         "layers.#.self_attn.q_proj",
@@ -40,7 +40,7 @@ TRUNK = {
     **both("norm", "layer_norm"),  # pre-norm trunks the other
 }
 # Speech: convolutions with a layer norm each, or with one group norm after the first.
-AUDIO_FEATURES = {
+AUDIO_FEATURES: Names = {
     **both("convs.#", "feature_extractor.conv_layers.#.0"),
     **both("norm", "layer_norm"),
     **both("proj", "post_extract_proj"),
@@ -48,13 +48,13 @@ AUDIO_FEATURES = {
 LAYER_NORMS = both("conv_norms.#", "feature_extractor.conv_layers.#.2.1")
 GROUP_NORM = both("conv_norms.0", "feature_extractor.conv_layers.0.2")
 POSITIONS = both("convs.#", "pos_conv.#.0")
-ONE_POSITION = {
+ONE_POSITION: Names = {
     "convs.0.bias": ("pos_conv.0.bias",),
     "convs.0.parametrizations.weight.original0": ("pos_conv.0.weight_g",),
     "convs.0.parametrizations.weight.original1": ("pos_conv.0.weight_v",),
 }
-AUDIO_HEAD = {"mask_token": ("mask_emb",), **both("decoder.proj", "final_proj")}
-TEXT_EMBEDDING = {
+AUDIO_HEAD: Names = {"mask_token": ("mask_emb",), **both("decoder.proj", "final_proj")}
+TEXT_EMBEDDING: Names = {
     "embedding.weight": ("embed_tokens.weight",),
     "position.embedding.weight": ("embed_positions.weight",),
     **both("position.norm", "layernorm_embedding"),
@@ -78,7 +78,9 @@ def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
         tree = _text_tree(student, options, cfg, path)
     else:
         raise ValueError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
-    rank_zero_info(f"{path}: padding is handled as in Meta's code (official_padding), under which it was trained")
+    rank_zero_info(
+        f"{path}: padding is handled as in Meta's code (encoder.padding: released_1), under which it was trained"
+    )
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     converted = {
@@ -124,12 +126,12 @@ def state_dict(model: Data2Vec) -> dict[str, State]:
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def _student_table(model: Data2Vec) -> dict[str, tuple[str, ...]]:
+def _student_table(model: Data2Vec) -> Names:
     encoder = model.encoder
     if isinstance(encoder, TextEncoder):
         decoder = model.student.decoder
-        head: dict[str, tuple[str, ...]] = both("decoder.proj", "encoder.regression_head.0")
-        for layer in range(len(decoder.layers) if isinstance(decoder, MlpDecoder) else 0):
+        head: Names = both("decoder.proj", "encoder.regression_head.0")
+        for layer in range(decoder.config["init_args"]["depth"] if isinstance(decoder, MlpDecoder) else 0):
             head |= both(f"decoder.layers.{layer}", f"encoder.regression_head.{2 * layer}")
         below = prefixed(TEXT_EMBEDDING, "backbone.encoder.") | prefixed(TRUNK, "backbone.transformer.")
         return head | prefixed(below, theirs=TEXT_PREFIX)
@@ -140,7 +142,7 @@ def _student_table(model: Data2Vec) -> dict[str, tuple[str, ...]]:
     return AUDIO_HEAD | prefixed(backbone, "backbone.")
 
 
-def _teacher_table(model: Data2Vec) -> dict[str, tuple[str, ...]]:
+def _teacher_table(model: Data2Vec) -> Names:
     trunk = prefixed(TRUNK, "transformer.")
     if isinstance(model.encoder, TextEncoder):
         return trunk | prefixed(TEXT_EMBEDDING, "encoder.")
@@ -153,9 +155,8 @@ def _teacher_table(model: Data2Vec) -> dict[str, tuple[str, ...]]:
     return trunk | prefixed(_audio_positions(model), "position.")
 
 
-def _audio_positions(model: Data2Vec) -> dict[str, tuple[str, ...]]:
-    assert isinstance(model.encoder, AudioEncoder)
-    return POSITIONS if len(model.encoder.position.convs) > 1 else ONE_POSITION
+def _audio_positions(model: Data2Vec) -> Names:
+    return POSITIONS if model.encoder.config["init_args"]["position_depth"] > 1 else ONE_POSITION
 
 
 def _student_name(teacher_name: str) -> str:
@@ -237,6 +238,7 @@ def _text_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path:
             max_positions=state[f"{TEXT_PREFIX}embed_positions.weight"].shape[0] - 2,
             pad_id=1,
             mask_id=vocab_size - 1,
+            padding="released_1",
         )
         transformer = _transformer(
             state,
@@ -330,6 +332,5 @@ def _tree(
             hold=0.9,
         ),
         "teacher_scope": scope,
-        "official_padding": True,
     }
     return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}

@@ -113,7 +113,7 @@ def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
             patch_size=(patch[0], patch[1]),
             in_channels=channels,
             dim=dim,
-            learned_positions="pos_embed" in state,
+            positions="learned" if "pos_embed" in state else "none",
         )
         transformer = Transformer(
             dim=dim,

@@ -15,11 +15,12 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 Table = Mapping[str, tuple[str, ...]]
+Names = dict[str, tuple[str, ...]]
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def both(ours: str, *theirs: str) -> dict[str, tuple[str, ...]]:
+def both(ours: str, *theirs: str) -> Names:
     """Table rows for the weight and the bias of one module."""
     return {f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")}
 
@@ -84,7 +85,7 @@ def to_theirs(state: Mapping[str, Tensor], table: Table, flat: Mapping[str, Any]
     return theirs
 
 
-def prefixed(table: Table, ours: str = "", theirs: str = "") -> dict[str, tuple[str, ...]]:
+def prefixed(table: Table, ours: str = "", theirs: str = "") -> Names:
     """The table of a module that sits below a prefix on either side."""
     return {ours + name: tuple(theirs + other for other in others) for name, others in table.items()}
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2v_lightning.encoders.encoder import Encoder, Position
+from d2v_lightning.encoders.encoder import Encoder, Padding, Position
 
 CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 """(channels, kernel, stride) of the published feature encoder: 16 kHz to 50 Hz, 400 samples for the first frame."""
 
-Padding = Literal["exact", "released_1", "released_2"]
 Length = TypeVar("Length", int, Tensor)
 
 
@@ -44,6 +43,8 @@ class ConvPosition(Position):
         groups: of each convolution.
         padding: see `AudioEncoder`.
     """
+
+    mixes_tokens = True
 
     def __init__(
         self, dim: int = 768, depth: int = 5, width: int = 95, groups: int = 16, padding: Padding = "exact"
@@ -91,9 +92,8 @@ class AudioEncoder(Encoder):
         conv_bias: biases in the convolutions.
         position_depth, position_width, position_groups: see `ConvPosition`.
         feature_grad_mult: factor on the gradient into the convolutions; 0 trains none of them.
-        padding: "exact": a clip alone and padded in a batch gives the same frames. "released_1" and "released_2" do as
-            Meta's code of data2vec 1.0 and 2.0: padding leaks into group norm and positions (1.0 zeroes padded frames
-            once, before the positions; 2.0 never). Released weights were trained that way.
+        padding: see `Encoder`. In the released code padding leaks into group norm and positions; 1.0 zeroes padded frames
+            once, before the positions, 2.0 never.
 
     Raises:
         ValueError: no convolutions, or an unknown choice.

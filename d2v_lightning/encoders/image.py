@@ -1,33 +1,49 @@
-"""Images to tokens: a linear map of square patches, then a class token and, where wanted, learned positions."""
+"""Images to tokens: a linear map of square patches, then a class token and, where wanted, positions."""
 
 from __future__ import annotations
+
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from d2v_lightning.encoders.encoder import Encoder, Position
+from d2v_lightning.position import sine_cosine_positions
+
+PositionKind = Literal["none", "learned", "sine_cosine"]
 
 
 class ImagePosition(Position):
-    """Puts the class token in front and adds learned positions.
+    """Puts the class token in front and adds positions.
 
     Args:
         dim: width D.
-        num_patches: N.
-        learned: add a learned vector per position. data2vec 1.0 has none: its relative-position bias says where a patch is.
+        grid: patches (down, across).
+        kind: "none": data2vec 1.0, whose relative-position bias says where a patch is; "learned": a vector per position,
+            class token included; "sine_cosine": fixed, for patches only (2.0).
+        class_token_std: the class token starts normal with this deviation, cut at one deviation where it is below 1.
     """
 
     num_extra_tokens = 1
 
-    def __init__(self, dim: int, num_patches: int, learned: bool) -> None:
+    fixed: Tensor | None
+
+    def __init__(self, dim: int, grid: tuple[int, int], kind: PositionKind, class_token_std: float) -> None:
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.embedding = nn.Parameter(torch.zeros(1, 1 + num_patches, dim)) if learned else None
-        for parameter in self.parameters():
-            nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
+        self.embedding = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], dim)) if kind == "learned" else None
+        fixed = sine_cosine_positions(grid, dim) if kind == "sine_cosine" else None
+        self.register_buffer("fixed", fixed, persistent=False)  # a function of the grid
+        if class_token_std < 1:
+            for parameter in self.parameters():
+                nn.init.trunc_normal_(parameter, std=class_token_std, a=-class_token_std, b=class_token_std)
+        else:
+            nn.init.normal_(self.class_token, std=class_token_std)
 
     def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Patches (B, N, D), hidden ones replaced already -> the trunk's input (B, 1 + N, D). Images have no padding."""
+        if self.fixed is not None:
+            tokens = tokens + self.fixed
         x = torch.cat([self.class_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return x if self.embedding is None else x + self.embedding
 
@@ -40,10 +56,12 @@ class ImageEncoder(Encoder):
         patch_size: pixels, likewise. Both sides of the image must be multiples of it.
         in_channels: 3 for colour, 1 for grey, any number for other sensors.
         dim: width D.
-        learned_positions: see `ImagePosition`.
+        positions: see `ImagePosition`.
+        init: "vision": truncated normal of std .02 cut at one std for patches and class token (1.0); "xavier": uniform on
+            the flattened patch weight, class token normal of std 1 (2.0).
 
     Raises:
-        ValueError: the image is not a whole number of patches.
+        ValueError: the image is not a whole number of patches, or an unknown choice.
     """
 
     def __init__(
@@ -52,17 +70,25 @@ class ImageEncoder(Encoder):
         patch_size: int | tuple[int, int] = 16,
         in_channels: int = 3,
         dim: int = 768,
-        learned_positions: bool = False,
+        positions: PositionKind = "none",
+        init: Literal["vision", "xavier"] = "vision",
     ) -> None:
         super().__init__()
+        if positions not in get_args(PositionKind) or init not in ("vision", "xavier"):
+            raise ValueError(
+                f"positions is {positions!r}, init {init!r}: choose {', '.join(get_args(PositionKind))}; vision or xavier"
+            )
         self.image_size, self.patch_size = _pair(image_size), _pair(patch_size)
         self.in_channels, self.dim = in_channels, dim
         self.grid = patch_grid(self.image_size, self.patch_size)
         self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
-        nn.init.trunc_normal_(self.patch_embed.weight, std=0.02, a=-0.02, b=0.02)
+        if init == "vision":
+            nn.init.trunc_normal_(self.patch_embed.weight, std=0.02, a=-0.02, b=0.02)
+        else:
+            nn.init.xavier_uniform_(self.patch_embed.weight.view(dim, -1))
         if self.patch_embed.bias is not None:
             nn.init.zeros_(self.patch_embed.bias)
-        self.position = ImagePosition(dim, self.grid[0] * self.grid[1], learned_positions)
+        self.position = ImagePosition(dim, self.grid, positions, 0.02 if init == "vision" else 1.0)
 
     def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, None]:
         """Images (B, C, H, W) -> patches (B, N, D), row by row, each knowing nothing of the others. No padding.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.encoders.encoder import Encoder, Position
+from d2v_lightning.encoders.encoder import Encoder, Padding, Position
 
 
 class TextPosition(Position):
@@ -45,20 +47,29 @@ class TextEncoder(Encoder):
         vocab_size: number of ids.
         max_positions: longest text in tokens.
         pad_id, mask_id: ids of padding and `<mask>`. RoBERTa's tokenizer has `<mask>` last.
+        padding: see `Encoder`.
 
     Raises:
         ValueError: an id lies outside the vocabulary.
     """
 
     def __init__(
-        self, dim: int = 768, vocab_size: int = 50265, max_positions: int = 512, pad_id: int = 1, mask_id: int = 50264
+        self,
+        dim: int = 768,
+        vocab_size: int = 50265,
+        max_positions: int = 512,
+        pad_id: int = 1,
+        mask_id: int = 50264,
+        padding: Padding = "exact",
     ) -> None:
         super().__init__()
+        if padding not in get_args(Padding):
+            raise ValueError(f"padding is {padding!r}: choose from {', '.join(get_args(Padding))}")
         for name, value in (("pad_id", pad_id), ("mask_id", mask_id)):
             if not 0 <= value < vocab_size:
                 raise ValueError(f"{name} is {value}: it must be below vocab_size {vocab_size}")
         self.dim, self.vocab_size, self.max_positions = dim, vocab_size, max_positions
-        self.pad_id, self.mask_id = pad_id, mask_id
+        self.pad_id, self.mask_id, self.padding = pad_id, mask_id, padding
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.embedding.weight[pad_id])

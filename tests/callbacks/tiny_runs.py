@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -37,7 +37,8 @@ def tiny_model(seed: int = 0, learned_positions: bool = True, dropout: float = 0
     trunk = Transformer(
         dim=16, depth=2, num_heads=2, layer_scale=None, dropout=dropout, position_bias=bias, init="normal"
     )
-    encoder = ImageEncoder(image_size=8, patch_size=2, in_channels=1, dim=16, learned_positions=learned_positions)
+    positions: Literal["none", "learned"] = "learned" if learned_positions else "none"
+    encoder = ImageEncoder(image_size=8, patch_size=2, in_channels=1, dim=16, positions=positions)
     return Data2Vec(
         student=MaskTokenStudent(Backbone(encoder, trunk), LinearDecoder(16)),
         targets=Targets(average_top_k_layers=2),

@@ -46,7 +46,6 @@ def audio_model(
         ema_teacher=EMATeacher(0.9, 0.99, 10, 1),
         optimization=Optimization(),
         teacher_scope="transformer",
-        official_padding=padding != "exact",
     )
 
 

@@ -1,0 +1,281 @@
+"""Does a speech run learn, and does the monitor see when it does not? 59 minutes of voice prompts in five languages.
+
+    python benchmarks/speech_curve.py --data audio.npz --setting A --seed 0 --out outputs/speech_curve
+
+Meta's own code was measured on these data under two settings: A collapses while its loss and both variances look healthy,
+B learns. At full size (256 wide, 6 blocks, 4 s crops, batch 32) that takes a GPU; `--width`, `--depth`, `--channels`,
+`--seconds` and `--batch` make it smaller. Probes: the language of one-second crops of held-out clips (linear, chance .2),
+and the character error rate of a linear CTC head trained 300 steps on frozen features of the English clips; the log-mel
+row of the latter is printed at step 0. One JSON line at each probe; it goes on from the last checkpoint when started again.
+
+`audio.npz` holds `mu` (8 kHz, 8-bit mu-law), `lens`, `lang`, `langs`, `split` (0 pre-training, 1 held out), `texts`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import soxr
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from torchmetrics.functional.text import char_error_rate
+
+from d2v_lightning import (
+    AudioEncoder,
+    Backbone,
+    CollapseMonitor,
+    Data2Vec,
+    EMATeacher,
+    LinearDecoder,
+    MaskTokenStudent,
+    Optimization,
+    RegressionLoss,
+    Targets,
+    Transformer,
+)
+from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask
+from d2v_lightning.probing import linear_accuracy
+
+LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
+RATE = 16000
+# lr, warm-up, EMA start, EMA end, anneal (part of the run), norm of each layer, averaged top layers, dropout, layer drop
+SETTINGS: dict[str, dict[str, Any]] = {
+    "A": {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3},
+    "B": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
+}
+
+
+class Clips:
+    """The clips at 16 kHz; per language one stream of pre-training clips and one of held-out clips."""
+
+    def __init__(self, path: str) -> None:
+        file = np.load(path)
+        levels = np.arange(256) / 127.5 - 1
+        table = (np.sign(levels) * (256.0 ** np.abs(levels) - 1) / 255).astype(np.float32)
+        pieces = np.split(table[file["mu"]], np.cumsum(file["lens"])[:-1])
+        self.clips = [torch.from_numpy(soxr.resample(piece, RATE // 2, RATE)) for piece in pieces]
+        self.language, self.held_out = file["lang"], file["split"].astype(bool)
+        self.texts, self.languages = [str(text) for text in file["texts"]], [str(name) for name in file["langs"]]
+
+    def stream(self, language: int, held_out: bool) -> Tensor:
+        wanted = (self.language == language) & (self.held_out == held_out)
+        return torch.cat([self.clips[i] for i in np.flatnonzero(wanted)])
+
+    def transcribed(self, held_out: bool, longest: float = 4.0) -> list[int]:
+        english = (self.language == self.languages.index("en")) & (self.held_out == held_out)
+        usable = [i for i in np.flatnonzero(english) if self.texts[i]]
+        return [int(i) for i in usable if 0.5 * RATE <= len(self.clips[i]) <= longest * RATE]
+
+
+def normed(waveforms: Tensor) -> Tensor:
+    return F.layer_norm(waveforms, waveforms.shape[-1:])
+
+
+class Batches(IterableDataset[dict[str, Tensor]]):
+    """Random crops of the streams, each language by its length; a pure function of (seed, step)."""
+
+    def __init__(self, clips: Clips, args: argparse.Namespace, start: int) -> None:
+        self.streams = [clips.stream(language, False) for language in range(len(clips.languages))]
+        self.args, self.start, self.samples = args, start, int(args.seconds * RATE)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        frames = feature_lengths(self.samples)
+        count = num_span_masked(frames, 0.65, 10)
+        weights = torch.tensor([float(max(0, len(stream) - self.samples)) for stream in self.streams])
+        for step in range(self.start, self.args.steps):
+            generator = torch.Generator().manual_seed(1_000_003 * (self.args.seed + 1) + step)
+            languages = torch.multinomial(weights, self.args.batch, replacement=True, generator=generator).tolist()
+            crops = []
+            for language, place in zip(
+                languages, torch.rand(self.args.batch, generator=generator).tolist(), strict=True
+            ):
+                first = int(place * (len(self.streams[language]) - self.samples))
+                crops.append(self.streams[language][first : first + self.samples])
+            mask = torch.stack([span_mask(frames, count, 10, generator) for _ in range(self.args.batch)])[:, None]
+            yield {"inputs": normed(torch.stack(crops)), "mask": mask, "hidden": hidden_positions(mask)}
+
+
+def network(args: argparse.Namespace) -> Data2Vec:
+    setting = SETTINGS[args.setting]
+    convs = [(args.channels, kernel, stride) for _, kernel, stride in CONV_LAYERS]
+    transformer = Transformer(
+        dim=args.width,
+        depth=args.depth,
+        num_heads=4,
+        norm="post",
+        norm_eps=1e-5,
+        final_norm=False,
+        input_norm=True,
+        qkv_bias="qkv",
+        layer_scale=None,
+        dropout=0.1,
+        input_dropout=0.1,
+        attention_dropout=0.1,
+        layer_drop=0.05,
+        init="normal",
+    )
+    backbone = Backbone(AudioEncoder(args.width, convs), transformer)
+    return Data2Vec(
+        student=MaskTokenStudent(backbone, LinearDecoder(args.width, "default"), "uniform"),
+        targets=Targets(min(4, args.depth), "ffn", setting.get("norm_each", ["instance"]), []),
+        loss=RegressionLoss(0.0, "sum", "rsqrt_width"),
+        ema_teacher=EMATeacher(*setting["decay"], int(setting["anneal"] * args.steps), 1),
+        optimization=Optimization(
+            lr=setting["lr"],
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            weight_decay=0.01,
+            decay_all=True,
+            schedule="tri_stage",
+            warmup=setting.get("warmup", 0.03),
+            hold=setting.get("hold", 0.9),
+            final_lr=0.01 * setting["lr"],
+        ),
+        teacher_scope="transformer",
+    )
+
+
+class Probe(pl.Callback):
+    """Language accuracy of mean features of the last block and CER of a linear CTC head, of the teacher's features."""
+
+    def __init__(self, clips: Clips, args: argparse.Namespace) -> None:
+        self.clips, self.args, self.started = clips, args, time.time()
+        generator, crops = torch.Generator().manual_seed(777), []
+        for held_out, per_language in ((False, 400), (True, 200)):
+            for language in range(len(clips.languages)):
+                stream = clips.stream(language, held_out)
+                places = (torch.rand(per_language, generator=generator) * (len(stream) - RATE)).long().tolist()
+                crops.append(normed(torch.stack([stream[place : place + RATE] for place in places])))
+        languages = len(clips.languages)
+        self.train, self.test = torch.cat(crops[:languages]), torch.cat(crops[languages:])
+        self.labels = [torch.arange(languages).repeat_interleave(per) for per in (400, 200)]
+
+    def tokens(self, model: Data2Vec, waveforms: Tensor) -> Tensor:
+        local, _ = model.encoder.features(waveforms.to(model.device))
+        last = model.backbone.transformer.depth - 1
+        return model.teacher(model.backbone, waveforms, local, None, keep=[last])[0].block.float().cpu()
+
+    @torch.no_grad()
+    def probe(self, step: int, model: Data2Vec, loss: float | None, ctc: bool) -> None:
+        model.eval()
+        features = [
+            torch.cat([self.tokens(model, chunk).mean(dim=1) for chunk in waveforms.split(50)])
+            for waveforms in (self.train, self.test)
+        ]
+        row: dict[str, Any] = {"step": step, "setting": self.args.setting, "seed": self.args.seed, "loss": loss}
+        row["language"] = linear_accuracy(features[0], self.labels[0], features[1], self.labels[1])
+        if ctc:
+            row["cer"] = self.ctc(lambda clip: self.tokens(model, normed(clip)[None])[0])
+        if step == 0:
+            row["cer_log_mel"] = self.ctc(log_mel)
+        model.train()
+        model.teacher.eval()
+        row["seconds"] = round(time.time() - self.started)
+        print(json.dumps(row), flush=True)
+        with open(self.args.out / f"{self.args.setting}{self.args.seed}.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def ctc(self, features: Any) -> float:
+        sets = [self.clips.transcribed(held_out) for held_out in (False, True)]
+        frames = [[features(self.clips.clips[i]) for i in chosen] for chosen in sets]
+        texts = [[self.clips.texts[i] for i in chosen] for chosen in sets]
+        return ctc_error(frames[0], texts[0], frames[1], texts[1])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.probe(0, pl_module, None, ctc=True)  # type: ignore[arg-type]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, total = trainer.global_step, self.args.steps
+        if step % math.ceil(total / 6) == 0 or step == total:
+            self.probe(step, pl_module, float(outputs["loss"]), ctc=step == total)
+
+
+@torch.enable_grad()
+def ctc_error(train: list[Tensor], train_texts: list[str], test: list[Tensor], test_texts: list[str]) -> float:
+    """CER of greedy decoding after 300 full-batch Adam steps on a linear head over standardised frames (N, D)."""
+    everything = torch.cat(train)
+    mean, std = everything.mean(0), everything.std(0).clamp_min(1e-6)
+
+    def batch(frames: list[Tensor]) -> Tensor:
+        return torch.nn.utils.rnn.pad_sequence([(x - mean) / std for x in frames], batch_first=True)
+
+    labels = [torch.tensor([LETTERS.index(letter) for letter in text]) for text in train_texts]
+    flat, sizes = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True), torch.tensor([len(x) for x in labels])
+    lengths, inputs = torch.tensor([len(x) for x in train]), batch(train)
+    weight = torch.zeros(inputs.shape[-1], len(LETTERS), requires_grad=True)
+    bias = torch.zeros(len(LETTERS), requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=1e-3)
+    for _ in range(300):
+        log_probs = F.log_softmax(inputs @ weight + bias, dim=-1).transpose(0, 1)
+        loss = F.ctc_loss(log_probs, flat, lengths, sizes, blank=0, zero_infinity=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    best = (batch(test) @ weight + bias).argmax(dim=-1)
+    decoded = []
+    for row, frames in zip(best, test, strict=True):
+        classes = torch.unique_consecutive(row[: len(frames)]).tolist()
+        decoded.append("".join(LETTERS[k] for k in classes if k))
+    return float(char_error_rate(decoded, test_texts))
+
+
+def log_mel(waveform: Tensor, bands: int = 80) -> Tensor:
+    """(S,) -> (frames, 80) at 50 Hz, windows of 25 ms."""
+    spectrum = torch.stft(normed(waveform), 512, 320, 400, torch.hann_window(400), return_complex=True).abs().square()
+    top = 2595 * math.log10(1 + RATE / 2 / 700)
+    edges = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)
+    frequency = torch.linspace(0, RATE / 2, spectrum.shape[0])
+    rising = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - frequency) / (edges[2:] - edges[1:-1])[:, None]
+    filters = torch.minimum(rising, falling).clamp_min(0.0)
+    return (filters @ spectrum + 1e-6).log().T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--setting", choices=sorted(SETTINGS), required=True)
+    for name, default in (("seed", 0), ("steps", 3000), ("batch", 32), ("width", 256), ("depth", 6), ("channels", 256)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--out", type=Path, default=Path("outputs/speech_curve"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    pl.seed_everything(args.seed)
+    clips = Clips(args.data)
+    last = args.out / f"{args.setting}{args.seed}" / "last.ckpt"
+    start = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    trainer = pl.Trainer(
+        max_steps=args.steps,
+        precision=args.precision,
+        logger=pl.loggers.CSVLogger(args.out, name=f"{args.setting}{args.seed}", version="log"),
+        log_every_n_steps=10,
+        enable_progress_bar=False,
+        callbacks=[
+            CollapseMonitor(every_n_steps=max(1, args.steps // 60)),
+            Probe(clips, args),
+            pl.callbacks.ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=50),
+        ],
+    )
+    loader = DataLoader(Batches(clips, args, start), batch_size=None)
+    trainer.fit(network(args), loader, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+if __name__ == "__main__":
+    main()
