@@ -82,7 +82,9 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         if class_loss and student.backbone.num_extra_tokens != 1:
             raise ValueError(f"class_loss is {class_loss}, but the encoder makes no class token: set it to 0")
         self.class_loss = class_loss
-        self.averaged_layers = targets.layers(student.backbone.transformer.depth)
+        self.averaged_layers = targets.layers(
+            student.backbone.transformer.depth, student.backbone.transformer.prenet_depth
+        )
         if checkpoint is not None:
             self._warm_start(checkpoint, teacher_from)
         self._running: Batch = {}  # the micro-batch between its loss and its backward pass

@@ -46,16 +46,17 @@ class Targets(Configurable):
         self.layer_results = layer_results
         self.norm_each, self.norm_after = tuple(norm_each), tuple(norm_after)
 
-    def layers(self, depth: int) -> list[int]:
+    def layers(self, depth: int, prenet_depth: int = 0) -> list[int]:
         """The averaged blocks of a trunk with `depth` blocks, 0-based and ascending.
 
         Raises:
-            ValueError: the trunk has fewer blocks.
+            ValueError: the trunk has fewer blocks above the lowest `prenet_depth`, which are never averaged.
         """
         top = self.average_top_k_layers
         layers = list(range(depth - top, depth)) if isinstance(top, int) else sorted(top)
-        if layers[0] < 0 or layers[-1] >= depth:
-            raise ValueError(f"average_top_k_layers is {top}, but the trunk has {depth} blocks")
+        if layers[0] < prenet_depth or layers[-1] >= depth:
+            below = f" of which {prenet_depth} (prenet_depth) are never averaged" if prenet_depth else ""
+            raise ValueError(f"average_top_k_layers is {top}, but the trunk has {depth} blocks{below}")
         return layers
 
     def select(self, results: Sequence[LayerResult]) -> list[Tensor]:

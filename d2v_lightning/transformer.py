@@ -158,6 +158,7 @@ class Transformer(Configurable, nn.Module):
         init: "vision": truncated normal of std .02 cut at one std, residual projections divided by sqrt(2 x layer
             number) (BEiT); "normal": normal of std .02 (BERT). Biases start at 0.
         position_bias: bias on the attention scores; None for none.
+        prenet_depth: of the `depth` blocks, how many at the bottom are never averaged into targets (2.0, Base images: 2).
         gradient_checkpointing: recompute activations in the backward pass: less memory for about a third more time.
     """
 
@@ -181,6 +182,7 @@ class Transformer(Configurable, nn.Module):
         layer_drop: float = 0.0,
         init: Literal["vision", "normal"] = "vision",
         position_bias: RelativePositionBias | Alibi | None = None,
+        prenet_depth: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -203,7 +205,9 @@ class Transformer(Configurable, nn.Module):
             raise ValueError(
                 f"position_bias has {len(position_bias.tables)} tables: 1 (shared by all blocks) or {depth} (one a block)"
             )
-        self.dim, self.depth, self.layer_drop = dim, depth, layer_drop
+        if not 0 <= prenet_depth < depth:
+            raise ValueError(f"prenet_depth is {prenet_depth}: it must lie below depth {depth}")
+        self.dim, self.depth, self.prenet_depth, self.layer_drop = dim, depth, prenet_depth, layer_drop
         self.gradient_checkpointing = gradient_checkpointing
         self.position_bias = position_bias
         self.input_norm = nn.LayerNorm(dim, eps=norm_eps) if input_norm else nn.Identity()

@@ -68,7 +68,13 @@ class GoldenCase:
                 "inputs": tensors["in.samples"],
                 "mask": tensors["in.bool_masked_pos"].bool().flatten(1).unsqueeze(1),
             }
-        if kind == "text":
+        if kind == "multi":
+            clean, count = tensors["in.source"], self.json["official_options_set"]["clone_batch"]
+            mask = tensors["in.precomputed_mask"].bool()
+            batch = {"inputs": clean, "mask": mask.reshape(len(clean), count, -1)}
+            if "in.padding_mask" in tensors:
+                batch["padding_mask"] = tensors["in.padding_mask"].bool()
+        elif kind == "text":
             read, clean = tensors["in.src_tokens"], tensors["in.target_tokens"]
             batch = {"inputs": clean, "mask": (read == 119).unsqueeze(1), "padding_mask": clean == 1}
         else:

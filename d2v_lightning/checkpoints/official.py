@@ -1,7 +1,8 @@
 """Meta's released data2vec files, in and out.
 
 Shapes, heads and grids are read off the tensors, the method's options off the file's plain data; nothing in the file is
-executed. Each layout has a file of its own: `official_image` (1.0 images), `official_fairseq` (1.0 speech and text).
+executed. Each layout has a file of its own: `official_image` (1.0 images), `official_fairseq` (1.0 speech
+and text), `official_multi` (2.0).
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2v_lightning.checkpoints import official_fairseq, official_image
+from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
 from d2v_lightning.checkpoints.options import as_options
 from d2v_lightning.checkpoints.tables import State
 from d2v_lightning.configurable import Tree, build
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.saving import load_exactly, read_tensors
+from d2v_lightning.student import VisibleStudent
 
 if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec
@@ -59,11 +61,14 @@ def convert_official(file: Any, path: str) -> tuple[Tree, State]:
         raise ValueError(
             f"{path} is not in a layout of data2vec: it needs the entries 'model' and 'args' or 'model' and 'cfg'"
         )
-    return (official_fairseq if as_options(file.get("cfg")) is not None else official_image).convert(file, path)
+    if as_options(file.get("cfg")) is None:
+        return official_image.convert(file, path)
+    return (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
 
 
 def official_state_dict(model: Data2Vec) -> dict[str, Any]:
     """Student and teacher under the official names: `{"model": ..., "model_ema": ...}` for 1.0 images, otherwise
     `{"model": {..., "_ema": {...}}}`."""
-    layout = official_image if isinstance(model.encoder, ImageEncoder) else official_fairseq
-    return layout.state_dict(model)
+    if isinstance(model.student, VisibleStudent):
+        return official_multi.state_dict(model)
+    return (official_image if isinstance(model.encoder, ImageEncoder) else official_fairseq).state_dict(model)

@@ -19,11 +19,12 @@ class TextPosition(Position):
         dim: width D.
         max_positions: longest text in tokens.
         pad_id: id of the padding token.
+        padding: see `Encoder`; 2.0 as released leaves at padding what the norm makes of it, otherwise it becomes 0.
     """
 
-    def __init__(self, dim: int, max_positions: int, pad_id: int) -> None:
+    def __init__(self, dim: int, max_positions: int, pad_id: int, padding: Padding) -> None:
         super().__init__()
-        self.max_positions, self.pad_id = max_positions, pad_id
+        self.pad_id, self.padding = pad_id, padding
         self.embedding = nn.Embedding(max_positions + pad_id + 1, dim, padding_idx=pad_id)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.embedding.weight[pad_id])
@@ -34,7 +35,8 @@ class TextPosition(Position):
             places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
             return self.norm(tokens + self.embedding(self.pad_id + places))
         places = (~padding_mask).cumsum(dim=1).masked_fill(padding_mask, 0)
-        return self.norm(tokens + self.embedding(self.pad_id + places)).masked_fill(padding_mask[..., None], 0.0)
+        x = self.norm(tokens + self.embedding(self.pad_id + places))
+        return x if self.padding == "released_2" else x.masked_fill(padding_mask[..., None], 0.0)
 
 
 class TextEncoder(Encoder):
@@ -73,7 +75,7 @@ class TextEncoder(Encoder):
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.embedding.weight[pad_id])
-        self.position = TextPosition(dim, max_positions, pad_id)
+        self.position = TextPosition(dim, max_positions, pad_id, padding)
 
     @property
     def mask_token(self) -> Tensor:

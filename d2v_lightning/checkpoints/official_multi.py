@@ -1,0 +1,311 @@
+"""data2vec 2.0 as fairseq wrote it: `{"model": {..., "_ema": {...}}, "cfg": {"model": {...}}}`, one modality a file."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.checkpoints.options import as_options, option, parse_conv_layers, target_norms
+from d2v_lightning.checkpoints.tables import Names, State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.configurable import Tree, build, plain
+from d2v_lightning.decoder import ConvDecoder
+from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.optim import Optimization
+from d2v_lightning.position import Alibi, sine_cosine_positions
+from d2v_lightning.student import VisibleStudent
+from d2v_lightning.targets import Targets
+from d2v_lightning.teacher import Scope
+from d2v_lightning.transformer import Transformer
+
+if TYPE_CHECKING:
+    from d2v_lightning.module import Data2Vec
+
+_BLOCK_PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+# Below "modality_encoders.<MODALITY>.":
+CONTEXT: Names = {
+    **both("transformer.input_norm", "context_encoder.norm"),
+    "transformer.position_bias.scale": ("alibi_scale",),
+}
+IMAGE: Names = {
+    **both("encoder.patch_embed", "local_encoder.proj"),
+    "encoder.position.class_token": ("extra_tokens",),
+}
+AUDIO: Names = {
+    **both("encoder.convs.#", "local_encoder.conv_layers.#.0"),
+    **both("encoder.norm", "project_features.1"),
+    **both("encoder.proj", "project_features.2"),
+    **both("encoder.position.convs.#", "relative_positional_encoder.#+1.0"),
+}
+LAYER_NORMS = both("encoder.conv_norms.#", "local_encoder.conv_layers.#.2.1")
+GROUP_NORM = both("encoder.conv_norms.0", "local_encoder.conv_layers.0.2")
+TEXT: Names = {
+    "encoder.embedding.weight": ("local_encoder.embed_tokens.weight",),
+    "encoder.position.embedding.weight": ("local_encoder.embed_positions.weight",),
+    **both("encoder.position.norm", "local_encoder.layernorm_embedding"),
+}
+FIXED = "fixed_positional_encoder.positions"  # a function of the grid
+
+
+def is_multi(weights: Any) -> bool:
+    """Whether the names of a file's weights are those of data2vec 2.0."""
+    return any(str(name).startswith("modality_encoders.") for name in weights)
+
+
+def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
+    """The constructor tree of a `Data2Vec` and its state dict, see `convert_official`."""
+    cfg = as_options(file["cfg"]) or {}
+    options = as_options(cfg.get("model"))
+    if options is None:
+        raise ValueError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
+    weights = dict(file["model"])
+    ema = weights.pop("_ema", None)
+    student = named_tensors(weights, path)
+    modalities = sorted({name.split(".")[1] for name in student if name.startswith("modality_encoders.")})
+    if len(modalities) != 1 or modalities[0] not in ("AUDIO", "IMAGE", "TEXT"):
+        raise ValueError(f"{path} has encoders for {', '.join(modalities)}: one of AUDIO, IMAGE and TEXT is expected")
+    tree = _tree(student, modalities[0], options, cfg, path)
+    rank_zero_info(
+        f"{path}: padding is handled as in Meta's code (encoder.padding: released_2), under which it was trained"
+    )
+    with torch.device("meta"):
+        model: Data2Vec = build(tree)
+    state = to_ours(model.student.state_dict(), student, _student_table(model), path)
+    converted = {f"student.{name}": tensor for name, tensor in state.items()}
+    _refuse_rest(student, path)
+    if ema is None:
+        rank_zero_info(f"{path} has no teacher ('_ema'): the teacher starts as a copy of the student")
+        for name in model.teacher.state_dict():
+            below = f"encoder.{name}" if name.startswith("position.") else name
+            converted[f"teacher.{name}"] = state[f"backbone.{below}"].clone()
+        return tree, converted
+    teacher = named_tensors(ema, f"{path} (_ema)")
+    state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)")
+    _refuse_rest(teacher, f"{path} (_ema)")
+    return tree, converted | {f"teacher.{name}": tensor for name, tensor in state.items()}
+
+
+def state_dict(model: Data2Vec) -> dict[str, Any]:
+    """`{"model": {..., "_ema": {...}}}`, see `official_state_dict`."""
+    below = f"modality_encoders.{_modality(model.encoder)}."
+    heads = model.backbone.transformer.config["init_args"]["num_heads"]
+    shapes = {f"{below}alibi_scale": (-1, 1, heads, 1, 1)}
+    student: dict[str, Any] = to_theirs(model.student.state_dict(), _student_table(model), shapes)
+    teacher = to_theirs(model.teacher.state_dict(), _teacher_table(model), shapes)
+    encoder = model.encoder
+    if isinstance(encoder, ImageEncoder) and encoder.position.fixed is not None:
+        for state in (student, teacher):
+            state[below + FIXED] = sine_cosine_positions(encoder.grid, encoder.dim)
+    return {"model": {**student, "_ema": teacher}}
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def _modality(encoder: Encoder) -> str:
+    return {ImageEncoder: "IMAGE", AudioEncoder: "AUDIO", TextEncoder: "TEXT"}[type(encoder)]
+
+
+def _student_table(model: Data2Vec) -> Names:
+    below = f"modality_encoders.{_modality(model.encoder)}."
+    decoder = model.student.decoder.config["init_args"]
+    convs, projections = decoder["depth"], decoder["projection_depth"]
+    names: Names = both("decoder.proj.0", f"{below}decoder.proj")
+    for layer in range(projections if projections > 1 else 0):
+        names |= both(f"decoder.proj.{layer}", f"{below}decoder.proj.{2 * layer}")
+    for layer in range(convs):
+        names |= both(f"decoder.convs.{layer}", f"{below}decoder.blocks.{layer}.0")
+    return names | prefixed(_backbone_table(model), "backbone.")
+
+
+def _teacher_table(model: Data2Vec) -> Names:
+    backbone = _backbone_table(model)
+    if model.teacher.scope == "backbone":
+        return backbone
+    if model.teacher.scope == "transformer":  # the blocks alone, without the name of their list
+        return {name: tuple(other.removeprefix("blocks.") for other in others) for name, others in backbone.items()}
+    position = {
+        name.removeprefix("encoder."): others
+        for name, others in backbone.items()
+        if name.startswith("encoder.position.")
+    }
+    return backbone | position
+
+
+def _backbone_table(model: Data2Vec) -> Names:
+    """Prenet blocks are those that the options keep out of the averaged ones: how many follows from the file's names."""
+    encoder, below = model.encoder, f"modality_encoders.{_modality(model.encoder)}."
+    prenet = model.backbone.transformer.depth - _averaged_depth(model)
+    own = {"IMAGE": IMAGE, "AUDIO": AUDIO, "TEXT": TEXT}[_modality(encoder)]
+    if isinstance(encoder, AudioEncoder):
+        own = own | (LAYER_NORMS if encoder.conv_norm == "layer" else GROUP_NORM)
+    names = prefixed(CONTEXT | own, theirs=below)
+    for layer in range(model.backbone.transformer.depth):
+        theirs = f"{below}context_encoder.blocks.{layer}" if layer < prenet else f"blocks.{layer - prenet}"
+        for part in _BLOCK_PARTS:
+            names |= both(f"transformer.blocks.{layer}.{part}", f"{theirs}.{part}")
+    return names | both("transformer.norm", "norm")
+
+
+def _averaged_depth(model: Data2Vec) -> int:
+    return model.backbone.transformer.depth - model.backbone.transformer.prenet_depth
+
+
+def _refuse_rest(state: State, path: str) -> None:
+    rest = [name for name in state if not name.endswith(FIXED)]
+    if rest:
+        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 2.0 pre-training")
+
+
+# ---- options ---------------------------------------------------------------------------------------------------------
+
+
+def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+    below = f"modality_encoders.{modality}."
+    own = as_options(option(options, f"modalities.{modality.lower()}", default={})) or {}
+    if "blocks.0.norm1.weight" not in state:
+        raise ValueError(f"{path}: no first block among its weights")
+    if options.get("layer_norm_first"):
+        raise ValueError(
+            f"{path} is pre-norm (layer_norm_first), which loses its residual in Meta's code and is not read"
+        )
+    dim = state["blocks.0.norm1.weight"].shape[0]
+    prenet, depth = depth_of(state, f"{below}context_encoder.blocks."), depth_of(state, "blocks.")
+    heads = int(option(options, "num_heads", default=dim // 64))
+    with torch.device("meta"):
+        encoder = _encoder(state, below, modality, dim, own, path)
+        alibi = state.get(f"{below}alibi_scale")
+        if bool(own.get("use_alibi_encoder")) != (alibi is not None):
+            raise ValueError(
+                f"{path}: its option use_alibi_encoder contradicts its weights: learned scales are expected"
+            )
+        transformer = Transformer(
+            dim=dim,
+            depth=prenet + depth,
+            num_heads=heads,
+            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            norm="post",
+            norm_eps=float(option(options, "norm_eps", default=1e-5)),
+            final_norm="norm.weight" in state,
+            input_norm=f"{below}context_encoder.norm.weight" in state,
+            qkv_bias="qkv",
+            layer_scale=None,
+            dropout=float(option(options, "encoder_dropout", default=0.1)),
+            attention_dropout=float(option(options, "attention_dropout", default=0.1)),
+            activation_dropout=float(option(options, "activation_dropout", default=0.0)),
+            input_dropout=float(option(own, "dropout" if modality == "TEXT" else "prenet_dropout", default=0.0)),
+            drop_path=float(option(options, "end_drop_path_rate", default=0.0)),
+            layer_drop=float(option(options, "layerdrop", default=0.0)),
+            init="normal",
+            position_bias=None if alibi is None else Alibi(heads, alibi.shape[0]),
+            prenet_depth=prenet,
+        )
+        student = VisibleStudent(
+            Backbone(encoder, transformer),
+            _decoder(state, f"{below}decoder.", dim, encoder, as_options(own.get("decoder")) or {}, path),
+            mask_noise_std=float(option(own, "mask_noise_std", default=0.01)),
+        )
+    scope: Scope = "transformer"
+    if not option(options, "ema_encoder_only", default=True):
+        scope = "backbone" if own.get("ema_local_encoder") else "context"
+    each, after = target_norms(options)
+    lr = option(cfg, "optimization.lr", default=7.5e-4)
+    arguments = {
+        "student": student,
+        "targets": Targets(
+            average_top_k_layers=int(option(options, "average_top_k_layers", default=8)),
+            layer_results="block" if options.get("end_of_block_targets") else "ffn",
+            norm_each=each,
+            norm_after=after,
+        ),
+        "loss": RegressionLoss(
+            beta=float(option(options, "loss_beta", default=0.0)),
+            over_width="sum",
+            scale=option(options, "loss_scale", default="rsqrt_width"),
+        ),
+        "ema_teacher": EMATeacher(
+            decay_start=float(option(options, "ema_decay", default=0.999)),
+            decay_end=float(option(options, "ema_end_decay", default=0.9999)),
+            anneal_steps=int(option(options, "ema_anneal_end_step", default=0)),
+            first_update=1,
+        ),
+        "optimization": Optimization(
+            lr=float(lr[0] if isinstance(lr, (list, tuple)) else lr), betas=(0.9, 0.98), eps=1e-6
+        ),
+        "teacher_scope": scope,
+        "class_loss": float(option(options, "cls_loss", default=0.0)),
+    }
+    return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
+
+
+def _encoder(state: State, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:
+    if modality == "IMAGE":
+        weight = state[f"{below}local_encoder.proj.weight"]
+        patches = state[below + FIXED].shape[1] if below + FIXED in state else 0
+        side = math.isqrt(patches) or int(option(own, "input_size", default=224)) // weight.shape[2]
+        return ImageEncoder(
+            image_size=side * weight.shape[2],
+            patch_size=weight.shape[2],
+            in_channels=weight.shape[1],
+            dim=dim,
+            positions="sine_cosine" if patches else "none",
+            init="xavier",
+        )
+    if modality == "TEXT":
+        vocab_size = state[f"{below}local_encoder.embed_tokens.weight"].shape[0]
+        return TextEncoder(
+            dim=dim,
+            vocab_size=vocab_size,
+            max_positions=state[f"{below}local_encoder.embed_positions.weight"].shape[0] - 2,
+            pad_id=1,
+            mask_id=vocab_size - 1,
+            padding="released_2",
+        )
+    conv_layers = parse_conv_layers(own.get("feature_encoder_spec"), path)
+    weights = [state[f"{below}local_encoder.conv_layers.{n}.0.weight"] for n in range(len(conv_layers))]
+    if [tuple(weight.shape[::2]) for weight in weights] != [layer[:2] for layer in conv_layers]:
+        raise ValueError(f"{path}: its options say convolutions {own.get('feature_encoder_spec')}, its weights others")
+    if own.get("conv_pos_pre_ln"):
+        raise ValueError(f"{path}: its option conv_pos_pre_ln is set, which no released model has")
+    positions = [
+        name for name in state if re.fullmatch(re.escape(below) + r"relative_positional_encoder\.\d+\.0\.weight", name)
+    ]
+    kernel = state[positions[0]]
+    return AudioEncoder(
+        dim=dim,
+        conv_layers=conv_layers,
+        conv_norm="layer" if f"{below}local_encoder.conv_layers.0.2.1.weight" in state else "group",
+        conv_bias=f"{below}local_encoder.conv_layers.0.0.bias" in state,
+        position_depth=len(positions),
+        position_width=int(option(own, "conv_pos_width", default=kernel.shape[-1] * len(positions))),
+        position_groups=dim // kernel.shape[1],
+        feature_grad_mult=float(option(own, "local_grad_mult", default=1.0)),
+        padding="released_2",
+    )
+
+
+def _decoder(state: State, below: str, dim: int, encoder: Encoder, options: dict[str, Any], path: str) -> ConvDecoder:
+    depth, first = depth_of(state, f"{below}blocks."), state[f"{below}blocks.0.0.weight"]
+    for name in ("add_positions_masked", "add_positions_all"):
+        if options.get(name):
+            raise ValueError(f"{path}: its decoder has {name}, which no released model has")
+    projection = depth_of(state, f"{below}proj.") // 2 + 1
+    ratio = state[f"{below}proj.0.weight"].shape[0] / first.shape[0] if projection > 1 else 2.0
+    return ConvDecoder(
+        dim=dim,
+        grid=encoder.grid if isinstance(encoder, ImageEncoder) else None,
+        depth=depth,
+        kernel=first.shape[-1],
+        width=first.shape[0],
+        groups=dim // first.shape[1],
+        residual=bool(option(options, "decoder_residual", default=True)),
+        projection_depth=projection,
+        projection_ratio=ratio,
+        input_dropout=float(option(options, "input_dropout", default=0.0)),
+    )
