@@ -67,7 +67,7 @@ def to_ours(own: Mapping[str, Tensor], theirs: State, table: Table, path: str) -
             raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
         state[ours] = tensor.reshape(wanted.shape)
     if missing:
-        raise ValueError(f"{path}: {len(missing)} weights missing, such as {', '.join(missing[:3])}")
+        raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {sorted(theirs)[:3]}")
     return state
 
 

@@ -22,13 +22,13 @@ class TextPosition(Position):
         padding: see `Encoder`; 2.0 as released leaves at padding what the norm makes of it, otherwise it becomes 0.
     """
 
-    def __init__(self, dim: int, max_positions: int, pad_id: int, padding: Padding) -> None:
+    def __init__(self, dim: int, max_positions: int, pad_id: int, padding: Padding, norm_eps: float) -> None:
         super().__init__()
         self.pad_id, self.padding = pad_id, padding
         self.embedding = nn.Embedding(max_positions + pad_id + 1, dim, padding_idx=pad_id)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.embedding.weight[pad_id])
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         if padding_mask is None:
@@ -50,6 +50,7 @@ class TextEncoder(Encoder):
         max_positions: longest text in tokens.
         pad_id, mask_id: ids of padding and `<mask>`. RoBERTa's tokenizer has `<mask>` last.
         padding: see `Encoder`.
+        norm_eps: epsilon of the norm after positions.
 
     Raises:
         ValueError: an id lies outside the vocabulary.
@@ -63,6 +64,7 @@ class TextEncoder(Encoder):
         pad_id: int = 1,
         mask_id: int = 50264,
         padding: Padding = "exact",
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
         if padding not in get_args(Padding):
@@ -75,7 +77,7 @@ class TextEncoder(Encoder):
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.embedding.weight[pad_id])
-        self.position = TextPosition(dim, max_positions, pad_id, padding)
+        self.position = TextPosition(dim, max_positions, pad_id, padding, norm_eps)
 
     @property
     def mask_token(self) -> Tensor:

@@ -1,0 +1,155 @@
+"""Data2VecAudio of the `transformers` library, and Wav2Vec2 where it is the same network."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.encoders.audio import AudioEncoder
+from d2v_lightning.transformer import Transformer
+
+TYPES = {"data2vec-audio": "Data2VecAudioConfig", "wav2vec2": "Wav2Vec2Config"}
+PREFIXES = ("data2vec_audio.", "wav2vec2.")
+DERIVED = re.compile(r"$^")  # nothing is
+HEAD = re.compile(r"^(masked_spec_embed|(lm_head|projector|classifier|quantizer|project_hid|project_q|dropout)\b.*)$")
+
+_THEIRS = "encoder.layers.#."
+NAMES: Names = {
+    **both("encoder.convs.#", "feature_extractor.conv_layers.#.conv"),
+    **both("encoder.conv_norms.#", "feature_extractor.conv_layers.#.layer_norm"),
+    **both("encoder.norm", "feature_projection.layer_norm"),
+    **both("encoder.proj", "feature_projection.projection"),
+    **both("encoder.position.convs.#", "encoder.pos_conv_embed.layers.#.conv"),
+    **both("transformer.input_norm", "encoder.layer_norm"),
+    **both("transformer.norm", "encoder.layer_norm"),
+    **both(
+        "transformer.blocks.#.attn.qkv",
+        *(f"{_THEIRS}attention.{part}_proj" for part in ("q", "k", "v")),
+    ),
+    **both("transformer.blocks.#.attn.proj", f"{_THEIRS}attention.out_proj"),
+    **both("transformer.blocks.#.norm1", f"{_THEIRS}layer_norm"),
+    **both("transformer.blocks.#.norm2", f"{_THEIRS}final_layer_norm"),
+    **both("transformer.blocks.#.mlp.fc1", f"{_THEIRS}feed_forward.intermediate_dense"),
+    **both("transformer.blocks.#.mlp.fc2", f"{_THEIRS}feed_forward.output_dense"),
+}
+_CONV = "encoder.pos_conv_embed.conv."
+ONE_POSITION: Names = {
+    "encoder.position.convs.0.bias": (f"{_CONV}bias",),
+    "encoder.position.convs.0.parametrizations.weight.original0": (f"{_CONV}parametrizations.weight.original0",),
+    "encoder.position.convs.0.parametrizations.weight.original1": (f"{_CONV}parametrizations.weight.original1",),
+}
+
+
+def names(backbone: Backbone) -> Names:
+    """Our names and theirs."""
+    several = backbone.encoder.config["init_args"]["position_depth"] > 1
+    return NAMES if several else {**NAMES, **ONE_POSITION}
+
+
+def is_head(weight: str, inside: bool, config: Any) -> bool:
+    """Whether a weight, without the model's prefix, belongs to a head."""
+    return bool(HEAD.match(weight))
+
+
+def adjust(state: State, backbone: Backbone) -> State:
+    """Older files spell the two halves of a weight-normed convolution g and v."""
+    spelt = {f"{_CONV}weight_g": "original0", f"{_CONV}weight_v": "original1"}
+    return {
+        f"{_CONV}parametrizations.weight.{spelt[name]}" if name in spelt else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def untrained(config: Any, name: str) -> Backbone:
+    """The network that a configuration of theirs describes."""
+    if config.hidden_act != "gelu" or config.feat_extract_activation != "gelu":
+        raise ValueError(f"{name}: it has an activation other than 'gelu', which is all that ours knows")
+    if config.add_adapter:
+        raise ValueError(f"{name}: it has an adapter (add_adapter), which ours does not know")
+    wav2vec = config.model_type == "wav2vec2"
+    pre_norm = wav2vec and config.do_stable_layer_norm
+    depth = 1 if wav2vec else config.num_conv_pos_embeddings
+    encoder = AudioEncoder(
+        dim=config.hidden_size,
+        conv_layers=list(zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)),
+        conv_norm="group" if wav2vec and config.feat_extract_norm == "group" else "layer",
+        conv_bias=config.conv_bias,
+        position_depth=depth,
+        position_width=config.num_conv_pos_embeddings if wav2vec else depth * config.conv_pos_kernel_size,
+        position_groups=config.num_conv_pos_embedding_groups,
+        padding="released_1",
+    )
+    transformer = Transformer(
+        dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        norm="pre" if pre_norm else "post",
+        norm_eps=config.layer_norm_eps,
+        final_norm=pre_norm,
+        input_norm=not pre_norm,
+        qkv_bias="qkv",
+        layer_scale=None,
+        dropout=float(config.hidden_dropout),
+        attention_dropout=float(config.attention_dropout),
+        activation_dropout=float(config.activation_dropout),
+        input_dropout=float(config.hidden_dropout),
+        layer_drop=float(config.layerdrop),
+        init="normal",
+    )
+    return Backbone(encoder, transformer)
+
+
+def config(backbone: Backbone) -> Any:
+    """The `Data2VecAudioConfig` of a backbone, or the `Wav2Vec2Config` where its positions are a single convolution."""
+    from transformers import Data2VecAudioConfig, Wav2Vec2Config
+
+    encoder, options = backbone.encoder.config["init_args"], backbone.transformer.config["init_args"]
+    wav2vec, pre_norm = encoder["position_depth"] == 1, options["norm"] == "pre"
+    needed = {"qkv_bias": "qkv", "layer_scale": None, "position_bias": None, "drop_path": 0.0}
+    needed |= {"final_norm": pre_norm, "input_norm": not pre_norm}
+    for option, value in needed.items():
+        if options[option] != value:
+            raise ValueError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
+    if not wav2vec and (pre_norm or encoder["conv_norm"] != "layer"):
+        raise ValueError(
+            "transformers has no such network: with several convolutions for positions it knows layer-normed features and "
+            "post-norm blocks only"
+        )
+    channels, kernels, strides = zip(*encoder["conv_layers"], strict=True)
+    assert isinstance(backbone.encoder, AudioEncoder)
+    sizes = {
+        "hidden_size": backbone.dim,
+        "num_hidden_layers": backbone.transformer.depth,
+        "num_attention_heads": options["num_heads"],
+        "intermediate_size": backbone.get_parameter("transformer.blocks.0.mlp.fc1.weight").shape[0],
+        "hidden_dropout": options["dropout"],
+        "attention_dropout": options["attention_dropout"],
+        "activation_dropout": options["activation_dropout"],
+        "layerdrop": options["layer_drop"],
+        "layer_norm_eps": options["norm_eps"],
+        "conv_dim": channels,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": encoder["conv_bias"],
+        "num_conv_pos_embedding_groups": encoder["position_groups"],
+    }
+    if wav2vec:
+        return Wav2Vec2Config(
+            architectures=["Wav2Vec2Model"],
+            feat_extract_norm=encoder["conv_norm"],
+            do_stable_layer_norm=pre_norm,
+            num_conv_pos_embeddings=encoder["position_width"],
+            mask_time_prob=0.0,
+            **sizes,
+        )
+    kernel = max(3, encoder["position_width"] // encoder["position_depth"])
+    return Data2VecAudioConfig(
+        architectures=["Data2VecAudioModel"],
+        num_conv_pos_embeddings=encoder["position_depth"],
+        conv_pos_kernel_size=kernel,
+        mask_time_prob=0.0,
+        **sizes,
+    )
