@@ -18,7 +18,7 @@ from d2v_lightning.callbacks import (
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
-from d2v_lightning.finetune import ImageClassifier
+from d2v_lightning.finetune import GLUEClassifier, ImageClassifier
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
 from d2v_lightning.optim import Optimization
@@ -42,6 +42,7 @@ __all__ = [
     "Encoder",
     "Features",
     "FiniteLoss",
+    "GLUEClassifier",
     "ImageClassifier",
     "ImageEncoder",
     "LinearDecoder",

@@ -1,5 +1,6 @@
 """Fine-tuning: a pre-trained backbone, a head and a task."""
 
+from d2v_lightning.finetune.glue import GLUEClassifier
 from d2v_lightning.finetune.image_classification import ImageClassifier
 
-__all__ = ["ImageClassifier"]
+__all__ = ["GLUEClassifier", "ImageClassifier"]

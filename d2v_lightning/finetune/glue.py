@@ -1,0 +1,242 @@
+"""GLUEClassifier: fine-tuning of a text backbone on a GLUE task, or on any sentences or pairs with labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
+from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.finite_loss import FiniteLoss
+from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.encoders import TextEncoder
+from d2v_lightning.optim import Optimization
+from d2v_lightning.pretrained import load_backbone
+from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.types import Batch, require
+
+STSB_SCALE = 5.0  # similarities go from 0 to 5; the released fine-tuning learns them as 0 to 1
+_NEEDS_LABELS = "fine-tuning needs sentences with labels, as GLUEDataModule reads them"
+
+
+class Task(NamedTuple):
+    """What a task asks for: `num_classes` (1 = a number), the `metrics` whose mean is its published score."""
+
+    num_classes: int
+    metrics: tuple[str, ...]
+
+
+TASKS = {
+    "cola": Task(2, ("matthews",)),
+    "sst2": Task(2, ("accuracy",)),
+    "mrpc": Task(2, ("accuracy", "f1")),
+    "stsb": Task(1, ("pearson", "spearman")),
+    "qqp": Task(2, ("accuracy", "f1")),
+    "mnli": Task(3, ("accuracy",)),
+    "qnli": Task(2, ("accuracy",)),
+    "rte": Task(2, ("accuracy",)),
+    "wnli": Task(2, ("accuracy",)),
+}
+
+
+class GLUEClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+    """A backbone and, on its first token, RoBERTa's head: dropout, linear, tanh, dropout, linear.
+
+    The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").
+
+    Logged at validation and test: the task's own metrics and `score`, their mean, which the papers report. MNLI's second
+    set of pairs (mismatched) is logged as `mismatched_accuracy`.
+
+    Args:
+        task: one of GLUE's nine; "custom" for sentences of your own, with accuracy.
+        num_classes: for "custom"; 1 learns a number.
+        backbone: a network to train from scratch; or
+        checkpoint: a file to start from, see `load_backbone`. A checkpoint of the fine-tuned model holds the network
+            itself and never looks for this file again.
+        part: which network of a pre-training file to start from.
+        head_dropout: before both linear maps of the head.
+        freeze_backbone: linear probing: only the head is trained, and the backbone stays in eval mode.
+        optimization: optimiser and schedule.
+        class_names: one for each class; taken from the datamodule where it knows them, and stored in checkpoints.
+        compile: compile the trunk in place.
+
+    Raises:
+        ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
+    """
+
+    def __init__(
+        self,
+        task: Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "custom"] = "sst2",
+        num_classes: int | None = None,
+        backbone: Backbone | None = None,
+        checkpoint: str | None = None,
+        part: Literal["student", "teacher"] = "student",
+        head_dropout: float = 0.1,
+        freeze_backbone: bool = False,
+        optimization: Optimization | None = None,
+        class_names: list[str] | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if (backbone is None) == (checkpoint is None):
+            raise ValueError(
+                "GLUEClassifier needs exactly one of model.checkpoint (a pre-trained file to start from) and "
+                "model.backbone (a network to train from scratch)"
+            )
+        if task not in (*TASKS, "custom"):
+            raise ValueError(f"task is {task!r}: choose from {', '.join(TASKS)}, custom")
+        if (task == "custom") != (num_classes is not None):
+            raise ValueError(
+                f"task is {task!r}, num_classes {num_classes}: give num_classes for 'custom', and only there"
+            )
+        if not 0.0 <= head_dropout < 1.0:
+            raise ValueError(f"head_dropout is {head_dropout}: it must lie in [0, 1)")
+        if checkpoint is not None:
+            backbone = load_backbone(checkpoint, part)
+        assert backbone is not None
+        if not isinstance(backbone.encoder, TextEncoder):
+            raise ValueError(f"GLUEClassifier needs a text backbone, this one has a {type(backbone.encoder).__name__}")
+        self.backbone = backbone
+        self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.task = task
+        self.kind = Task(num_classes, ("accuracy",)) if num_classes is not None else TASKS[task]
+        if task == "custom" and num_classes == 1:
+            self.kind = Task(1, TASKS["stsb"].metrics)
+        self.class_names, self.freeze_backbone, self.compile_parts = class_names, freeze_backbone, compile
+        self.optimization = optimization or Optimization(
+            lr=2e-5,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            weight_decay=0.1,
+            decay_all=True,
+            schedule="polynomial",
+            warmup=0.06,
+            final_lr=0.0,
+        )
+        self.dropout = nn.Dropout(head_dropout)
+        self.dense = nn.Linear(backbone.dim, backbone.dim)
+        self.out_proj = nn.Linear(backbone.dim, self.kind.num_classes)
+        for linear in (self.dense, self.out_proj):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        if freeze_backbone:
+            backbone.requires_grad_(False).eval()
+        self.val_metrics = nn.ModuleList([_metrics(self.kind), _metrics(self.kind)])
+        self.test_metrics = nn.ModuleList([_metrics(self.kind), _metrics(self.kind)])
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The backbone's encoder, whose sizes a datamodule reads."""
+        assert isinstance(self.backbone.encoder, TextEncoder)
+        return self.backbone.encoder
+
+    def forward(self, inputs: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Ids (B, T) and their padding (B, T), True = padding -> logits (B, num_classes), or numbers (B, 1)."""
+        first = self.backbone(inputs, padding_mask)[:, 0]
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(first)))))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy; the squared error of numbers scaled to 0 to 1 for similarities."""
+        loss, _ = self._loss(batch)
+        self.log("train/loss", loss, batch_size=len(batch["inputs"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("val/", batch, self.val_metrics[dataloader_idx], dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate("test/", batch, self.test_metrics[dataloader_idx], dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val/", self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test/", self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """`index` (B,) where the batch has it, and `probabilities` (B, num_classes), or `values` (B,) of a number."""
+        outputs = self(batch["inputs"], batch.get("padding_mask")).float()
+        index = {"index": batch["index"]} if "index" in batch else {}
+        if self.kind.num_classes == 1:
+            return {"values": outputs[:, 0] * STSB_SCALE, **index}
+        return {"probabilities": outputs.softmax(dim=-1), **index}
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
+        outputs = self(batch["inputs"], batch.get("padding_mask")).float()
+        if self.kind.num_classes == 1:
+            return F.mse_loss(outputs[:, 0], batch["labels"].float() / STSB_SCALE), outputs
+        return F.cross_entropy(outputs, batch["labels"]), outputs
+
+    def _evaluate(self, prefix: str, batch: Batch, metrics: Any, dataloader_idx: int) -> None:
+        loss, outputs = self._loss(batch)
+        if self.kind.num_classes == 1:
+            metrics.update(outputs[:, 0] * STSB_SCALE, batch["labels"].float())
+        else:
+            metrics.update(outputs.argmax(dim=-1), batch["labels"])
+        if dataloader_idx == 0:
+            size = len(batch["inputs"])
+            self.log(f"{prefix}loss", loss, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+
+    def _log_scores(self, prefix: str, collections: nn.ModuleList) -> None:
+        for metrics, name in zip(collections, ("", "mismatched_"), strict=True):
+            assert isinstance(metrics, MetricCollection)
+            if not all(metric.update_called for metric in metrics.values()):
+                continue  # a second set of pairs is MNLI's alone
+            values = metrics.compute()
+            metrics.reset()
+            self.log_dict({f"{prefix}{name}{metric}": value for metric, value in values.items()})
+            if not name:
+                self.log(f"{prefix}score", torch.stack(list(values.values())).mean(), prog_bar=True)
+
+    def setup(self, stage: str) -> None:
+        """Compile where asked to; take the names of the classes from the datamodule.
+
+        Raises:
+            ValueError: the data is of another task.
+        """
+        if self.compile_parts:
+            self.backbone.transformer.compile()
+        data = getattr(self.trainer, "datamodule", None)
+        other = getattr(data, "task", self.task)
+        if other != self.task and stage != "predict":
+            raise ValueError(
+                f"the data is of task {other!r}, the model of {self.task!r}: set model.task and data.task alike"
+            )
+        names = getattr(data, "class_names", None)
+        if stage == "fit" and names:
+            if len(names) != self.kind.num_classes:
+                raise ValueError(f"the data has {len(names)} classes, the model {self.kind.num_classes}")
+            self.class_names = list(names)
+            self.config["init_args"]["class_names"] = self.class_names
+
+    def configure_optimizers(self) -> Any:
+        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepSeed(), FiniteLoss()]
+
+
+class Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews correlation that is 0, as scikit-learn's, where only one class is predicted or occurs."""
+
+    def compute(self) -> Tensor:
+        used = min(int((self.confmat.sum(dim=dim) > 0).sum()) for dim in (0, 1))
+        return super().compute() if used > 1 else self.confmat.new_zeros((), dtype=torch.float32)
+
+
+def _metrics(kind: Task) -> MetricCollection:
+    made: dict[str, Metric] = {
+        "accuracy": MulticlassAccuracy(max(2, kind.num_classes), average="micro"),
+        "f1": BinaryF1Score(),
+        "matthews": Matthews(max(2, kind.num_classes)),
+        "pearson": PearsonCorrCoef(),
+        "spearman": SpearmanCorrCoef(),
+    }
+    return MetricCollection({name: made[name] for name in kind.metrics}, compute_groups=False)
