@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_lightning.masking import block_mask, hidden_positions
+from d2v_lightning.masking import block_mask, hidden_positions, inverse_block_mask, visible_positions
 from d2v_lightning.types import Batch
 from datamodules.samplers import derived_seed
 
@@ -40,11 +40,44 @@ class ImageCollator:
         return batch  # type: ignore[return-value]  # the loader takes the one foreign key out
 
 
-class BlockMaskCollator(ImageCollator):
-    """Stacks images and draws block masks for them, the same number of hidden patches in every row.
+class MaskCollator(ImageCollator):
+    """Stacks images and draws masks for them; a subclass says how one is drawn.
 
     The mask of a sample with a key (epoch, index) is a pure function of (seed, epoch, index). Samples without keys, as
     from a plain data set in a plain `DataLoader`, get masks from torch's global generator.
+    """
+
+    def __init__(self, num_masks: int, seed: int, report_unreadable: bool) -> None:
+        super().__init__(report_unreadable)
+        if num_masks < 1:
+            raise ValueError(f"num_masks {num_masks}: permitted is 1 or more")
+        self.num_masks, self.seed = num_masks, seed
+        self._mask(torch.Generator())  # refuses wrong arguments now, not in a worker process
+
+    def __call__(self, samples: Sequence[Any]) -> Batch:
+        """Samples -> what `ImageCollator` gives, "mask" (B, M, N) bool, True = hidden, "hidden" (P,) int64, and with M > 1
+        "visible" (B, M, V) int64."""
+        batch = super().__call__(samples)
+        batch["mask"] = torch.stack([self._masks(sample) for sample in samples])
+        batch["hidden"] = hidden_positions(batch["mask"])
+        if self.num_masks > 1:
+            batch["visible"] = visible_positions(batch["mask"])
+        return batch
+
+    def _masks(self, sample: Any) -> Tensor:
+        """(M, N) for one sample."""
+        key = sample.get("key") if isinstance(sample, dict) else None
+        generator = None
+        if key is not None:
+            generator = torch.Generator().manual_seed(derived_seed("mask", self.seed, *key))
+        return torch.stack([self._mask(generator) for _ in range(self.num_masks)])
+
+    def _mask(self, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define _mask(generator)")
+
+
+class BlockMaskCollator(MaskCollator):
+    """Stacks images and draws block masks for them (1.0), the same number of hidden patches in every row.
 
     Args:
         grid: (rows, columns) of patches, N = rows x columns.
@@ -73,43 +106,61 @@ class BlockMaskCollator(ImageCollator):
         seed: int = 0,
         report_unreadable: bool = False,
     ) -> None:
-        super().__init__(report_unreadable)
         num_patches = grid[0] * grid[1]
-        if num_masked is not None and mask_ratio is not None:
-            raise ValueError(
-                f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them"
-            )
-        if mask_ratio is not None:
-            if not 0 < mask_ratio < 1:
-                raise ValueError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
-            num_masked = round(mask_ratio * num_patches)
-        elif num_masked is None:
-            num_masked = round(PUBLISHED_MASKED / PUBLISHED_PATCHES * num_patches)
+        num_masked = _count(num_masked, mask_ratio, PUBLISHED_MASKED / PUBLISHED_PATCHES, num_patches)
         if min_block is None:
             min_block = min(num_masked, max(2, round(PUBLISHED_MIN_BLOCK / PUBLISHED_PATCHES * num_patches)))
-        if num_masks < 1:
-            raise ValueError(f"num_masks {num_masks}: permitted is 1 or more")
-        self.grid, self.num_masked, self.num_masks, self.seed = grid, num_masked, num_masks, seed
+        self.grid, self.num_masked = grid, num_masked
         self.min_block, self.max_block, self.min_aspect = min_block, max_block, min_aspect
-        self._mask(torch.Generator())  # refuses wrong arguments now, not in a worker process
-
-    def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Samples -> what `ImageCollator` gives, "mask" (B, M, N) bool, True = hidden, and "hidden" (P,) int64."""
-        batch = super().__call__(samples)
-        batch["mask"] = torch.stack([self._masks(sample) for sample in samples])
-        batch["hidden"] = hidden_positions(batch["mask"])
-        return batch
-
-    def _masks(self, sample: Any) -> Tensor:
-        """(M, N) for one sample."""
-        key = sample.get("key") if isinstance(sample, dict) else None
-        generator = None
-        if key is not None:
-            generator = torch.Generator().manual_seed(derived_seed("mask", self.seed, *key))
-        return torch.stack([self._mask(generator) for _ in range(self.num_masks)])
+        super().__init__(num_masks, seed, report_unreadable)
 
     def _mask(self, generator: torch.Generator | None) -> Tensor:
         return block_mask(self.grid, self.num_masked, generator, self.min_block, self.max_block, self.min_aspect)
+
+
+class InverseBlockMaskCollator(MaskCollator):
+    """Stacks images and hides all but squares of patches (2.0), the same number in every row.
+
+    Args:
+        grid: (rows, columns) of patches, N = rows x columns.
+        num_masked: hidden patches per row. By default 157 of 196, as data2vec 2.0 Base, scaled to N.
+        mask_ratio: the same as a share of N; give one of the two.
+        block: side of the visible squares in patches.
+        num_masks: M, masks per sample.
+        seed: of the masks.
+        report_unreadable: see `ImageCollator`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        num_masked: int | None = None,
+        mask_ratio: float | None = None,
+        block: int = 3,
+        num_masks: int = 16,
+        seed: int = 0,
+        report_unreadable: bool = False,
+    ) -> None:
+        self.grid, self.block = grid, block
+        self.num_masked = _count(num_masked, mask_ratio, 157 / PUBLISHED_PATCHES, grid[0] * grid[1])
+        super().__init__(num_masks, seed, report_unreadable)
+
+    def _mask(self, generator: torch.Generator | None) -> Tensor:
+        return inverse_block_mask(self.grid, self.num_masked, self.block, generator)
+
+
+def _count(num_masked: int | None, mask_ratio: float | None, published_ratio: float, num_patches: int) -> int:
+    """Hidden patches of a row: as given, or as a share of all."""
+    if num_masked is not None and mask_ratio is not None:
+        raise ValueError(f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them")
+    if mask_ratio is not None and not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
+    if num_masked is not None:
+        return num_masked
+    return round((published_ratio if mask_ratio is None else mask_ratio) * num_patches)
 
 
 def _as_dict(sample: Any) -> dict[str, Any]:

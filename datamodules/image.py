@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.recipes import from_recipe
-from datamodules.collators import BlockMaskCollator, ImageCollator
+from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.image_sources import (
     SPLIT_NAMES,
     DigitsSource,
@@ -89,11 +89,13 @@ class ImageDataModule(Configurable, LightningDataModule):
         mean: per channel, of values in 0..1. By default the released ones, for one channel their average.
         std: likewise.
         interpolation: of all resizing.
-        num_masked_patches: hidden patches; by default 120 of 196, scaled to the grid.
+        masking: what is hidden: "blocks" (1.0), or all but squares of patches: "inverse_blocks" (2.0).
+        num_masked_patches: hidden patches; by default 120 (1.0) or 157 (2.0) of 196, scaled to the grid.
         mask_ratio: the same as a share.
         min_block: patches in the smallest block; by default 16 of 196, scaled.
         max_block: patches in the largest block; by default as many as are still to be hidden.
         min_aspect: of blocks.
+        visible_block: side in patches of the squares that "inverse_blocks" leave visible.
         num_masks: M.
         probe_samples: most pictures in either of `probe_dataloaders`.
         num_workers: processes that load.
@@ -130,11 +132,13 @@ class ImageDataModule(Configurable, LightningDataModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: Interpolation = "bicubic",
+        masking: Literal["blocks", "inverse_blocks"] = "blocks",
         num_masked_patches: int | None = None,
         mask_ratio: float | None = None,
         min_block: int | None = None,
         max_block: int | None = None,
         min_aspect: float = 0.3,
+        visible_block: int = 3,
         num_masks: int = 1,
         probe_samples: int = 10_000,
         num_workers: int = 8,
@@ -143,6 +147,8 @@ class ImageDataModule(Configurable, LightningDataModule):
         super().__init__()
         if task not in ("pretrain", "classify"):
             raise ValueError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
+        if masking not in ("blocks", "inverse_blocks"):
+            raise ValueError(f"masking {masking!r}: permitted are 'blocks' and 'inverse_blocks'")
         if root is not None and dataset is not None:
             raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
         if not 0 < scale[0] <= scale[1] <= 1:
@@ -179,6 +185,7 @@ class ImageDataModule(Configurable, LightningDataModule):
         self.scale, self.flip, self.colour_jitter = (scale[0], scale[1]), flip, colour_jitter
         self.rand_augment, self.random_erasing = rand_augment, random_erasing
         self.crop_share, self.mean, self.std, self.interpolation = crop_share, mean, std, interpolation
+        self.masking, self.visible_block = masking, visible_block
         self.num_masked_patches, self.mask_ratio = num_masked_patches, mask_ratio
         self.min_block, self.max_block, self.min_aspect, self.num_masks = min_block, max_block, min_aspect, num_masks
         self.probe_samples, self.num_workers, self.seed = probe_samples, num_workers, seed
@@ -502,6 +509,16 @@ class ImageDataModule(Configurable, LightningDataModule):
     def _collator(self, task: str, report_unreadable: bool = False) -> ImageCollator:
         if task != "pretrain":
             return ImageCollator(report_unreadable)
+        if self.masking == "inverse_blocks":
+            return InverseBlockMaskCollator(
+                self._grid,
+                self.num_masked_patches,
+                self.mask_ratio,
+                self.visible_block,
+                self.num_masks,
+                self.seed,
+                report_unreadable,
+            )
         return BlockMaskCollator(
             self._grid,
             self.num_masked_patches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,50 @@ import yaml
 from tiny import image_batch, tiny_image_model
 from torch.utils.data import DataLoader
 
-from d2v_lightning import Backbone, Data2Vec, ImageClassifier
+from d2v_lightning import AudioEncoder, Backbone, Data2Vec, ImageClassifier, ImageEncoder, VisibleStudent
 from d2v_lightning.configurable import build, own_class
+from d2v_lightning.encoders.audio import feature_lengths
 from d2v_lightning.recipes import from_recipe, overridden, recipe_path
-from datamodules import ImageDataModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(
     path for folder in ("pretrain", "finetune", "quickstart") for path in (CONFIGS / folder).glob("*.yaml")
 )
-SMALL = {
-    "student.backbone.encoder.dim": 32,
-    "student.decoder.dim": 32,
-    "student.backbone.transformer.dim": 32,
-    "student.backbone.transformer.depth": 2,
-    "student.backbone.transformer.num_heads": 2,
-    "student.backbone.transformer.position_bias.num_heads": 2,
-    "targets.average_top_k_layers": 2,
-}
+
+
+def made_small(tree: Any) -> Any:
+    """The tree of a pre-training recipe with depth and width cut down."""
+    tree = copy.deepcopy(tree)
+    student = tree["init_args"]["student"]["init_args"]
+    encoder, trunk = (student["backbone"]["init_args"][name]["init_args"] for name in ("encoder", "transformer"))
+    decoder = student["decoder"]["init_args"]
+    for part in (encoder, trunk, decoder):
+        part["dim"] = 32
+    trunk |= {"depth": 3, "num_heads": 2}
+    if trunk.get("position_bias"):
+        trunk["position_bias"]["init_args"]["num_heads"] = 2
+    if "width" in decoder:
+        decoder |= {"width": 16, "groups": min(4, decoder["groups"])}
+    if "conv_layers" in encoder or encoder.get("position_groups"):
+        encoder |= {"conv_layers": [[8, 10, 5], [8, 8, 8], [8, 8, 8]], "position_groups": 4}
+    if encoder.get("vocab_size"):
+        encoder |= {"vocab_size": 50, "mask_id": 49}
+    trunk.pop("prenet_depth", None)
+    tree["init_args"]["targets"]["init_args"]["average_top_k_layers"] = 2
+    return tree
+
+
+def batch_for(module: Any, num_masks: int) -> dict[str, torch.Tensor]:
+    """Two random samples, half of every row hidden."""
+    encoder = module.encoder
+    if isinstance(encoder, ImageEncoder):
+        inputs, length = torch.randn(2, encoder.in_channels, *encoder.image_size), encoder.grid[0] * encoder.grid[1]
+    elif isinstance(encoder, AudioEncoder):
+        inputs, length = torch.randn(2, 16000), feature_lengths(16000, encoder.conv_layers)
+    else:
+        inputs, length = torch.randint(3, 40, (2, 24)), 24
+    mask = torch.rand(2, num_masks, length).argsort(dim=-1) < length // 2
+    return {"inputs": inputs, "mask": mask}
 
 
 def steps(module: Any, batch: Any, count: int = 2) -> None:
@@ -49,26 +76,21 @@ def steps(module: Any, batch: Any, count: int = 2) -> None:
 def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, tmp_path: Path) -> None:
     sections = yaml.safe_load(path.read_text())
     tree = sections["model"]
-    data = build(
-        overridden(sections["data"], {"root": str(tmp_path)} if "dataset" not in str(sections["data"]) else {})
-    )
-    assert isinstance(data, ImageDataModule)
+    build(overridden(sections["data"], {"root": str(tmp_path)} if "dataset" not in str(sections["data"]) else {}))
     if own_class(tree["class_path"]) is Data2Vec:
         with torch.device("meta"):
-            full = build(tree)
-        size, channels = full.encoder.image_size, full.encoder.in_channels
-        batch = {
-            "inputs": torch.randn(2, channels, *size),
-            "mask": torch.rand(2, 1, full.encoder.grid[0] * full.encoder.grid[1]) < 0.5,
-        }
-        steps(build(overridden(tree, SMALL)), batch)
+            build(tree)
+        module = build(made_small(tree))
+        num_masks = sections["data"]["init_args"].get("num_masks", 1)
+        assert (num_masks > 1) == isinstance(module.student, VisibleStudent)
+        steps(module, batch_for(module, num_masks))
     else:
         with torch.device("meta"):
             backbone = build(from_file("image_large" if "large" in path.stem else "image_base"))
             build({**tree, "init_args": {**tree["init_args"], "backbone": backbone.config}})
         pl.seed_everything(0)
-        small = tiny_image_model().backbone
-        classifier = build(overridden(tree, {"backbone": small.config, "num_classes": 10}))
+        tiny = tiny_image_model().backbone
+        classifier = build(overridden(tree, {"backbone": tiny.config, "num_classes": 10}))
         steps(classifier, {"inputs": image_batch(4, 9)["inputs"], "labels": torch.tensor([0, 1, 2, 9])})
 
 
