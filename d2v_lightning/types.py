@@ -24,7 +24,9 @@ class Batch(TypedDict, total=False):
     hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken: what `masking.hidden_positions` makes of
         `mask`. Our collators add it, so that nothing has to be counted on the device; without it the model counts.
     visible: (B, M, V) int64, what `masking.visible_positions` makes of `mask`, for 2.0: our collators add it where M > 1.
-    labels: (B,) int64 classes, where the data has them.
+    labels: (B,) int64 classes, where the data has them; for transcripts (B, T) int64, padded with 0, which is CTC's blank.
+    label_lengths: (B,) int64, letters of each transcript.
+    channel_mask: (B, D) bool, True = channel set to 0 in fine-tuning on speech.
     index: (B,) int64, place of each sample in its data set; it names the batch when something goes wrong.
     """
 
@@ -35,6 +37,8 @@ class Batch(TypedDict, total=False):
     hidden: Tensor
     visible: Tensor
     labels: Tensor
+    label_lengths: Tensor
+    channel_mask: Tensor
     index: Tensor
 
 

@@ -4,6 +4,8 @@ from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlock
 from datamodules.image import ImageDataModule
 from datamodules.loader import ResumableLoader
 from datamodules.samplers import EpochBatchSampler
+from datamodules.speech import SpeechDataModule
+from datamodules.speech_collators import SpanMaskCollator, SpeechCollator, TranscriptCollator
 
 __all__ = [
     "BlockMaskCollator",
@@ -12,4 +14,8 @@ __all__ = [
     "ImageDataModule",
     "InverseBlockMaskCollator",
     "ResumableLoader",
+    "SpanMaskCollator",
+    "SpeechCollator",
+    "SpeechDataModule",
+    "TranscriptCollator",
 ]

@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 
 import torch
 from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.recipes import from_recipe
+from datamodules.accumulation import accumulate_to
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.image_sources import (
     SPLIT_NAMES,
@@ -244,7 +244,7 @@ class ImageDataModule(Configurable, LightningDataModule):
         for source in self._sources.values():
             self._images(source, training=False).check_some()
         if stage == "fit" and self.effective_batch is not None:
-            self._set_accumulation(self.effective_batch)
+            accumulate_to(self.trainer, "batch_size", self.batch_size, self.effective_batch, "images")
 
     def _fit_to_model(self) -> None:
         """Takes image size, patch size and channels from the model's encoder, or checks that they agree with it."""
@@ -346,27 +346,6 @@ class ImageDataModule(Configurable, LightningDataModule):
             self._predict_source = source
         self._images(self._predict_source, training=False).check_some()
         self.predict_paths = [self._predict_source.name(index) for index in range(len(self._predict_source))]
-
-    def _set_accumulation(self, effective_batch: int) -> None:
-        trainer = self.trainer
-        if trainer is None:
-            return
-        step = self.batch_size * trainer.world_size
-        per_step = f"batch_size {self.batch_size} x {trainer.world_size} device(s) = {step} images"
-        if step > effective_batch:
-            raise ValueError(
-                f"{per_step} is more than effective_batch {effective_batch}: set batch_size to at most"
-                f" {max(1, effective_batch // trainer.world_size)}"
-            )
-        accumulation = max(1, round(effective_batch / step))
-        trainer.accumulate_grad_batches = accumulation
-        if accumulation * step == effective_batch:
-            rank_zero_info(f"effective_batch {effective_batch} = {per_step} x {accumulation} accumulated batches")
-        else:
-            rank_zero_warn(
-                f"effective_batch {effective_batch} cannot be reached with {per_step}: using {accumulation * step}"
-                f" ({accumulation} accumulated batches)"
-            )
 
     # ------------------------------------------------------------------ loaders
 

@@ -1,0 +1,330 @@
+"""SpeechDataModule: recordings for pre-training, for fine-tuning with transcripts, and to transcribe."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import Dataset
+
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.encoders.audio import CONV_LAYERS, shortest_input
+from d2v_lightning.recipes import from_recipe
+from datamodules.accumulation import accumulate_to
+from datamodules.keyed_images import one_line
+from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.samplers import Key
+from datamodules.speech_batches import BudgetBatchSampler
+from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
+from datamodules.speech_sources import Clip, SpeechSource, open_split
+from datamodules.waveform import RATE, UNREADABLE, normalise
+
+REPLACEMENTS = 100
+
+
+class KeyedClips(Dataset[dict[str, Any]]):
+    """Clips by (epoch, index), or by index for epoch 0. One that cannot be read is replaced by the next shorter one that can,
+    so that the batch stays in its budget, and is listed in the sample's "unreadable" as "name: reason".
+
+    Args:
+        source: the clips.
+        normalised: mean 0 and variance 1 over the whole clip.
+    """
+
+    def __init__(self, source: SpeechSource, normalised: bool = True) -> None:
+        self.source, self.normalised = source, normalised
+        self._by_length = sorted(range(len(source)), key=lambda index: source.clips[index].samples)
+        self._rank = {index: rank for rank, index in enumerate(self._by_length)}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key | int) -> dict[str, Any]:
+        """{"inputs" (S,), "index", "key", "text" where there are transcripts, "unreadable"}."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        unreadable: list[str] = []
+        rank = self._rank[index]
+        for _ in range(min(REPLACEMENTS, len(self))):
+            place = self._by_length[rank]
+            clip = self.source.clips[place]
+            try:
+                waveform = self.source.read(place)
+            except UNREADABLE as error:
+                unreadable.append(f"{clip.name}: {one_line(error)}")
+                rank -= 1  # the shortest is followed by the longest, at the risk of a batch beyond its budget
+                continue
+            inputs = torch.from_numpy(normalise(waveform) if self.normalised else waveform)
+            sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
+            return sample if clip.text is None else {**sample, "text": clip.text}
+        raise ValueError(
+            f"{len(unreadable)} clips in a row cannot be read, the first is {unreadable[0]}: check the data"
+        )
+
+
+class SpeechDataModule(Configurable, pl.LightningDataModule):
+    """Recordings in LibriSpeech's layout, a folder, a manifest or a Hugging Face data set.
+
+    Sound is decoded by soundfile (wav, flac, ogg, mp3, ...), mixed to one channel and resampled to 16 kHz. The defaults are
+    data2vec 1.0 Base on LibriSpeech (RECIPES "1.0, audio B").
+
+    Args:
+        root: folder that holds the splits, or the name or folder of a Hugging Face data set.
+        train_split, val_split, test_split: folders or manifests (`.tsv` with `.ltr` or `.wrd`, `.jsonl`) below `root`,
+            several for a list; "" for all of `root`; null for none.
+        task: "pretrain" makes span masks, "ctc" reads transcripts and makes time and channel masks.
+        batch_samples: samples in a batch of one device, padding included.
+        effective_batch: samples per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
+        min_seconds: shorter clips are left out; by default 2 in pre-training, and what makes one frame in fine-tuning.
+        max_seconds: in pre-training longer clips are cropped to this, in fine-tuning they are left out; null for no limit.
+        crop: "shortest" crops a batch to its shortest clip in pre-training (published), "none" pads.
+        normalize: mean 0, variance 1 per clip; has to agree with the model. Fine-tuned models know what they need.
+        mask_prob, mask_length, mask_ratio, num_masks: see `SpanMaskCollator`.
+        time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length: see `TranscriptCollator`.
+        upper: write transcripts in capitals, as the published vocabulary has them.
+        num_workers: processes that load.
+        seed: of order, crops and masks.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        train_split: str | list[str] | None = None,
+        val_split: str | list[str] | None = None,
+        test_split: str | list[str] | None = None,
+        task: Literal["pretrain", "ctc"] = "pretrain",
+        batch_samples: int = 3_800_000,
+        effective_batch: int | None = None,
+        min_seconds: float | None = None,
+        max_seconds: float | None = 20.0,
+        crop: Literal["shortest", "none"] = "shortest",
+        normalize: bool = True,
+        mask_prob: float = 0.65,
+        mask_length: int = 10,
+        mask_ratio: float | None = None,
+        num_masks: int = 1,
+        time_mask_prob: float = 0.65,
+        time_mask_length: int = 10,
+        channel_mask_prob: float = 0.25,
+        channel_mask_length: int = 64,
+        upper: bool = True,
+        num_workers: int = 6,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
+            if given not in choices:
+                raise ValueError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
+        for name, value in (("batch_samples", batch_samples), ("effective_batch", effective_batch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: permitted is 1 or more")
+        low = 0.0 if min_seconds is None else min_seconds
+        if low < 0 or (max_seconds is not None and max_seconds <= low):
+            raise ValueError(f"min_seconds {min_seconds}, max_seconds {max_seconds}: permitted is 0 <= min < max")
+        if num_workers < 0:
+            raise ValueError(f"num_workers {num_workers}: permitted is 0 or more")
+        self.save_hyperparameters(logger=False)
+        self.root, self.task, self.crop, self.normalize = root, task, crop, normalize
+        self.splits = {"train": _names(train_split), "val": _names(val_split), "test": _names(test_split)}
+        self.batch_samples, self.effective_batch = batch_samples, effective_batch
+        self.min_seconds, self.max_seconds = min_seconds, max_seconds
+        self.mask_prob, self.mask_length, self.mask_ratio = mask_prob, mask_length, mask_ratio
+        self.num_masks = num_masks
+        self.time_mask = (time_mask_prob, time_mask_length)
+        self.channel_mask = (channel_mask_prob, channel_mask_length)
+        self.upper, self.num_workers, self.seed = upper, num_workers, seed
+        self.predict_paths: list[str] = []
+        self._sources: dict[str, SpeechSource] = {}
+
+    @classmethod
+    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
+        """The data of a published row, from the YAML that the command line reads.
+
+        Raises:
+            ValueError: there is no such recipe or argument, or it is another class's.
+        """
+        data = from_recipe(name, "data", overrides)
+        if not isinstance(data, cls):
+            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
+        return data
+
+    # ------------------------------------------------------------------ setup
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the lengths of the clips, leaves out those that are too short or long, checks transcripts.
+
+        Raises:
+            FileNotFoundError: a folder or split is missing.
+            ValueError: nothing is left, transcripts are missing, or they have letters that the model does not know.
+        """
+        if self.root is None:
+            raise ValueError("no data: set data.root to a folder of recordings")
+        module = getattr(self.trainer, "lightning_module", None)
+        normalised = getattr(module, "normalize", self.normalize)
+        if normalised != self.normalize:
+            raise ValueError(
+                f"normalize is {self.normalize}, the model was trained with {normalised}: set data.normalize"
+            )
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        for split in needed.get(stage or "", ("train", "val", "test")):
+            if split in self._sources or (not self.splits[split] and split != "train" and stage in ("fit", None)):
+                continue
+            self._sources[split] = self._open(split)
+        if stage == "fit" and self.effective_batch is not None:
+            accumulate_to(self.trainer, "batch_samples", self.batch_samples, self.effective_batch, "samples")
+        if stage == "predict":
+            self.predict_paths = [clip.name for clip in self._sources["test"].clips]
+
+    def _open(self, split: str) -> SpeechSource:
+        assert self.root is not None
+        names = self.splits[split]
+        if not names:
+            raise ValueError(f"no {split} data: set data.{split}_split to folders or manifests below {self.root}")
+        opened = [open_split(self.root, name) for name in names]
+        source = (
+            opened[0]
+            if len(opened) == 1
+            else SpeechSource([clip for one in opened for clip in one.clips], opened[0]._open_file)
+        )
+        least = self._least_samples()
+        most = None if self.max_seconds is None or self.task == "pretrain" else int(self.max_seconds * RATE)
+        source = _left_out(source, split, lambda clip: clip.samples < least, f"shorter than {least / RATE:.2f} s")
+        if most is not None:
+            source = _left_out(source, split, lambda clip: clip.samples > most, f"longer than {most / RATE:.1f} s")
+        if not len(source):
+            raise ValueError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
+        if self.task == "ctc":
+            self._check_transcripts(source, split)
+        return source
+
+    def _least_samples(self) -> int:
+        least = shortest_input(2, self._conv_layers())
+        if self.min_seconds is None and self.task == "pretrain":
+            return max(least, min(2 * RATE, int((self.max_seconds or 2.0) * RATE)))
+        return max(least, int((self.min_seconds or 0.0) * RATE))
+
+    def _conv_layers(self) -> Sequence[Sequence[int]]:
+        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        layers: Sequence[Sequence[int]] = getattr(encoder, "conv_layers", CONV_LAYERS)
+        return layers
+
+    def _check_transcripts(self, source: SpeechSource, split: str) -> None:
+        for number, clip in enumerate(source.clips):
+            if not clip.text:
+                raise ValueError(
+                    f"{clip.name} has no transcript: fine-tuning needs one for every clip of the {split} split"
+                )
+            if self.upper:
+                source.clips[number] = clip._replace(text=clip.text.upper())
+        vocabulary = getattr(getattr(self.trainer, "lightning_module", None), "vocabulary", None)
+        if isinstance(vocabulary, list):
+            self._refuse_unknown(source, split, set(vocabulary))
+
+    @staticmethod
+    def _refuse_unknown(source: SpeechSource, split: str, known: set[str]) -> None:
+        unknown: Counter[str] = Counter()
+        where = ""
+        for clip in source.clips:
+            letters = set(clip.text or "") - known - set(" ")
+            if letters and not where:
+                where = f"{clip.name}: {clip.text}"
+            unknown.update(letters)
+        if unknown:
+            raise ValueError(
+                f"{sum(unknown.values())} transcripts of the {split} split have letters that the model's vocabulary lacks: "
+                f"{' '.join(sorted(unknown))} (first in {where}). Clean the transcripts, set data.upper, or let the model "
+                "take its letters from the data: model.vocabulary: data"
+            )
+
+    def letters(self) -> list[str]:
+        """Letters of the training transcripts, most frequent first."""
+        counts = Counter(letter for clip in self._sources["train"].clips for letter in (clip.text or ""))
+        return [
+            letter for letter, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if letter not in " |"
+        ]
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches with masks, restartable in the middle of an epoch.
+
+        Raises:
+            ValueError: the longest clip does not fit into a batch, or there are fewer batches than devices.
+        """
+        if self.trainer is not None:
+            begin_epoch_anew(self.trainer)
+        return self._loader("train", self._collator(training=True), training=True)
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """In pre-training with masks, the same in every epoch; nothing without a validation split."""
+        return self._loader("val", self._collator(training=False)) if "val" in self._sources else []
+
+    def test_dataloader(self) -> ResumableLoader:
+        """As `val_dataloader`, of the test split."""
+        return self._loader("test", self._collator(training=False))
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Whole clips without masks; "index" refers to `predict_paths`."""
+        return self._loader("test", SpeechCollator())
+
+    def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
+        source = self._sources[split]
+        most = collator.max_samples
+        lengths = [clip.samples if most is None else min(most, clip.samples) for clip in source.clips]
+        sampler = BudgetBatchSampler(lengths, self.batch_samples, self.seed, shuffle=training)
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if training and len(sampler.batches) < world_size:
+            raise ValueError(
+                f"{len(source)} clips make {len(sampler.batches)} batch(es) of {self.batch_samples} samples for "
+                f"{world_size} devices: lower batch_samples"
+            )
+        if training and not collator.crop_to_shortest:
+            rank_zero_info(f"{100 * sampler.padding_ratio:.1f} % of the training samples are padding")
+        return ResumableLoader(
+            KeyedClips(source, self.normalize),
+            sampler,
+            collator,
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            endless=training and self.trainer is not None,
+        )
+
+    def _collator(self, training: bool) -> SpeechCollator:
+        layers = self._conv_layers()
+        if self.task == "pretrain":
+            return SpanMaskCollator(
+                self.mask_prob,
+                self.mask_length,
+                self.mask_ratio,
+                self.num_masks,
+                layers,
+                self.crop == "shortest",
+                None if self.max_seconds is None else int(self.max_seconds * RATE),
+                self.seed,
+            )
+        module = getattr(self.trainer, "lightning_module", None)
+        vocabulary = getattr(module, "vocabulary", None) or [BLANK, SEPARATOR, *self.letters()]
+        if not training:
+            return SpeechCollator(vocabulary=vocabulary)
+        dim = getattr(getattr(module, "encoder", None), "dim", 768)
+        return TranscriptCollator(vocabulary, dim, *self.time_mask, *self.channel_mask, layers, self.seed)
+
+
+def _names(split: str | list[str] | None) -> list[str]:
+    return [] if split is None else [split] if isinstance(split, str) else list(split)
+
+
+def _left_out(source: SpeechSource, split: str, unwanted: Any, why: str) -> SpeechSource:
+    """The source without unwanted clips, which are counted and named."""
+    out: list[Clip] = [clip for clip in source.clips if unwanted(clip)]
+    if out:
+        names = ", ".join(clip.name for clip in out[:3])
+        more = f" and {len(out) - 3} more" if len(out) > 3 else ""
+        rank_zero_warn(f"{len(out)} of {len(source)} clips of the {split} split left out, {why}: {names}{more}")
+    return source.kept(lambda clip: not unwanted(clip))

@@ -1,0 +1,195 @@
+"""What clips there are: LibriSpeech's layout, folders, manifests, Hugging Face data sets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import soundfile
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from tqdm import tqdm
+
+from datamodules.image_sources import open_table
+from datamodules.keyed_images import one_line
+from datamodules.waveform import RATE, SUFFIXES, UNREADABLE, Waveform, read_waveform, samples_at_16k
+
+NAMES_IN_WARNING = 20
+PROGRESS_FROM = 1000
+
+
+class Clip(NamedTuple):
+    """One recording: its name, its `samples` at 16 kHz, its transcript or None, and where it is."""
+
+    name: str
+    samples: int
+    text: str | None
+    file: Any
+
+
+class SpeechSource:
+    """Clips of one or more splits.
+
+    Args:
+        clips: what there is.
+        open_file: a clip's `file` to a path or bytes.
+    """
+
+    def __init__(self, clips: Sequence[Clip], open_file: Callable[[Any], Any] = lambda file: file) -> None:
+        self.clips, self._open_file = list(clips), open_file
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def read(self, index: int) -> Waveform:
+        """The clip at 16 kHz (S,), not normalised."""
+        return read_waveform(self._open_file(self.clips[index].file))
+
+    def kept(self, wanted: Callable[[Clip], bool]) -> SpeechSource:
+        """Those clips that are wanted."""
+        return SpeechSource([clip for clip in self.clips if wanted(clip)], self._open_file)
+
+
+def open_split(root: str, split: str) -> SpeechSource:
+    """The clips of one split.
+
+    Args:
+        root: a folder, or the name or folder of a Hugging Face data set.
+        split: a folder or manifest below it (`.tsv`, `.jsonl` or `.json`), or the data set's split; "" for all of `root`.
+
+    Raises:
+        FileNotFoundError: there is no such split; the message lists what there is.
+        ValueError: it holds no sound that can be read.
+    """
+    folder = Path(root)
+    place = folder / split if split else folder
+    manifests = (place, *(place.with_name(place.name + ending) for ending in (".tsv", ".jsonl", ".json")))
+    manifest = next((path for path in manifests if path.is_file()), None)
+    if manifest is not None:
+        source = _from_manifest(manifest)
+    elif place.is_dir() and not _is_table(folder):
+        source = _from_folder(place)
+    elif _is_table(folder) or not folder.exists():
+        source = _from_table(root, split)
+    else:
+        there = sorted(path.name for path in folder.iterdir())[:12] if folder.is_dir() else []
+        raise FileNotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
+    if not len(source):
+        raise ValueError(f"{place} holds no readable sound ({', '.join(SUFFIXES)}): point data.root to recordings")
+    return source
+
+
+def _is_table(folder: Path) -> bool:
+    """Whether a folder is one of `datasets`, or of parquet files."""
+    if not folder.is_dir():
+        return folder.suffix == ".parquet"
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
+        folder.glob("*.parquet")
+    )
+
+
+def _from_folder(folder: Path) -> SpeechSource:
+    """All recordings below a folder, with the transcripts of `*.trans.txt` files ("<id> WORDS" a line) beside them."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    texts: dict[Path, str] = {}
+    for transcripts in sorted(folder.rglob("*.trans.txt")):
+        for line in transcripts.read_text(encoding="utf-8").splitlines():
+            name, _, words = line.strip().partition(" ")
+            texts[transcripts.parent / name] = words.strip()
+    clips = [Clip(str(path), -1, texts.get(path.with_suffix("")), str(path)) for path in paths]
+    return SpeechSource(_with_lengths(clips, str(folder)))
+
+
+def _from_manifest(path: Path) -> SpeechSource:
+    """Fairseq's `.tsv` (with `.ltr` or `.wrd` beside it), or JSON lines with "audio" and perhaps "text" and "duration"."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".tsv":
+        clips = _tsv_clips(path, lines)
+    else:
+        clips = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+                file = entry["audio"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}'
+                ) from error
+            place = str(path.parent / file)
+            clips.append(Clip(place, -1, entry.get("text"), place))
+    return SpeechSource(_with_lengths(clips, str(path)))
+
+
+def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:
+    root, *rows = lines
+    letters, words = path.with_suffix(".ltr"), path.with_suffix(".wrd")
+    texts: list[str | None] = [None] * len(rows)
+    if letters.is_file():
+        spelt = letters.read_text(encoding="utf-8").splitlines()
+        texts = [line.replace(" ", "").replace("|", " ").strip() for line in spelt]
+    elif words.is_file():
+        texts = [line.strip() for line in words.read_text(encoding="utf-8").splitlines()]
+    if len(texts) != len(rows):
+        raise ValueError(f"{path} lists {len(rows)} clips, the transcripts beside it are {len(texts)}: they must agree")
+    clips = []
+    for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=2):
+        name, _, samples = row.partition("\t")
+        if not samples.strip().isdigit():
+            raise ValueError(f"{path}:{number} is not '<path><TAB><samples>'")
+        place = str(Path(root) / name)
+        clips.append(Clip(place, -1, text, place))
+    return clips
+
+
+def _from_table(name: str, split: str) -> SpeechSource:
+    """A Hugging Face data set with a column of audio, decoded by soundfile."""
+    tables = open_table(name, None, streaming=False)
+    if split and split not in tables:
+        raise FileNotFoundError(f"{name} has no split {split!r}: it has {', '.join(tables)}")
+    from datasets import Audio
+
+    table = tables[split] if split else next(iter(tables.values()))
+    column = next((key for key, kind in table.features.items() if isinstance(kind, Audio) or key == "audio"), None)
+    if column is None:
+        raise ValueError(f"{name} has no column of audio among {', '.join(table.features)}")
+    table = table.cast_column(column, Audio(decode=False))
+    text = next((key for key in ("text", "sentence", "transcription", "transcript") if key in table.features), None)
+    texts = table[text] if text else [None] * len(table)
+
+    def open_row(row: int) -> Any:
+        audio = table[row][column]
+        return audio["bytes"] if audio["bytes"] is not None else audio["path"]
+
+    clips = [Clip(f"{name}[{row}]", -1, words, row) for row, words in enumerate(texts)]
+    return SpeechSource(_with_lengths(clips, name, open_row), open_row)
+
+
+def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any] = lambda file: file) -> list[Clip]:
+    """The clips with their lengths read from their headers; those that cannot be read are left out, and named."""
+    import io
+
+    rates: dict[int, int] = {}
+
+    def measured(clip: Clip) -> Clip | str:
+        try:
+            file = open_file(clip.file)
+            info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else file)
+            rates[info.samplerate] = rates.get(info.samplerate, 0) + 1
+            return clip._replace(samples=samples_at_16k(info.frames, info.samplerate))
+        except UNREADABLE as error:
+            return f"{clip.name}: {one_line(error)}"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(
+            tqdm(pool.map(measured, clips), f"lengths of {where}", len(clips), disable=len(clips) < PROGRESS_FROM)
+        )
+    bad = [entry for entry in found if isinstance(entry, str)]
+    if bad:
+        more = f" and {len(bad) - NAMES_IN_WARNING} more" if len(bad) > NAMES_IN_WARNING else ""
+        rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {'; '.join(bad[:NAMES_IN_WARNING])}{more}")
+    if others := {rate: count for rate, count in rates.items() if rate != RATE}:
+        listed = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(others.items()))
+        rank_zero_info(f"{where}: {listed} are resampled to {RATE} Hz")
+    return [entry for entry in found if isinstance(entry, Clip)]
