@@ -17,8 +17,9 @@ from d2v_lightning.callbacks import (
 )
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
+from d2v_lightning.decoding import BeamSearch
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
-from d2v_lightning.finetune import GLUEClassifier, ImageClassifier
+from d2v_lightning.finetune import GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
 from d2v_lightning.optim import Optimization
@@ -34,6 +35,7 @@ __all__ = [
     "AudioEncoder",
     "Backbone",
     "Batch",
+    "BeamSearch",
     "CollapseMonitor",
     "Configurable",
     "ConvDecoder",
@@ -56,6 +58,7 @@ __all__ = [
     "RegressionLoss",
     "RelativePositionBias",
     "RunSummary",
+    "SpeechCTC",
     "StepSeed",
     "Targets",
     "TextEncoder",

@@ -24,15 +24,15 @@ from d2v_lightning.student import MaskTokenStudent, Predictions, VisibleStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope, Teacher
 from d2v_lightning.types import Batch, require
+from d2v_lightning.weighting import WeighsMicroBatches
 
-# Gradients are accumulated as sums over hidden tokens, counted in units of this many: near the mean of a usual
-# micro-batch, so that the loss scale of 16-bit training stays in its range.
+# Micro-batches are weighted by their hidden tokens, counted in units of this many.
 _TOKENS_PER_UNIT = 4096
 
 _NEEDS_MASKS = "pre-training needs data.task 'pretrain', or BlockMaskCollator(grid) as the DataLoader's collate_fn"
 
 
-class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class Data2Vec(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """Pre-training: the student predicts, at hidden positions, what an EMA teacher makes of the whole input.
 
     Owns the teacher (a frozen sub-module) and the callback that moves it, which it hands to any Trainer.
@@ -88,8 +88,6 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         if checkpoint is not None:
             self._warm_start(checkpoint, teacher_from)
         self._running: Batch = {}  # the micro-batch between its loss and its backward pass
-        self._units = 0.0  # hidden tokens of the running micro-batch and ...
-        self._units_in_window = 0.0  # ... of those accumulated since the last optimiser step
 
     def _warm_start(self, path: str, teacher_from: Literal["teacher", "student"]) -> None:
         pretrained = read_pretrained(path)
@@ -116,7 +114,7 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch: the mean over its hidden tokens."""
         loss, hidden = self._regress(batch)
-        self._units = hidden.numel() / _TOKENS_PER_UNIT
+        self.units = hidden.numel() / _TOKENS_PER_UNIT
         self._running = batch
         self.log("train/loss", loss, batch_size=len(batch["inputs"]))  # `Progress` shows it: prog_bar would wait for it
         return loss
@@ -190,11 +188,6 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
         return tokens, padding_mask
 
     # ---- gradients -------------------------------------------------------------------------------------------------
-    # The published gradient is sum of losses / sum of hidden tokens over all ranks and micro-batches. Lightning averages
-    # means; so each micro-batch is weighted by its count on the way in and the whole is divided by the total on the way out.
-
-    def on_train_start(self) -> None:
-        self._units_in_window = 0.0
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         if self.on_nonfinite == "skip" and self._any_rank_nonfinite(loss):
@@ -202,25 +195,11 @@ class Data2Vec(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a
                 where = f"optimiser step {self.global_step}{named_samples(self._running)}"
                 warnings.warn(f"loss is {loss.item()} at {where}: this micro-batch is left out", stacklevel=1)
             return
-        self._units_in_window += self._units
-        super().backward(loss * self._units, *args, **kwargs)
+        super().backward(loss, *args, **kwargs)
 
     def _any_rank_nonfinite(self, loss: Tensor) -> bool:
         bad = (~torch.isfinite(loss.detach())).float()
         return bool(self.trainer.strategy.reduce(bad, reduce_op="sum") > 0)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the accumulated gradient by the hidden tokens of the whole step; clipping comes after this."""
-        if self._units_in_window == 0.0:  # every micro-batch of the step was skipped
-            return
-        # Lightning has divided by the number of micro-batches, the strategy by the number of ranks.
-        factor: float | Tensor = self.trainer.accumulate_grad_batches / self._units_in_window
-        if self.trainer.world_size > 1:
-            units = torch.tensor(self._units_in_window, device=self.device)
-            factor = self.trainer.accumulate_grad_batches / self.trainer.strategy.reduce(units, reduce_op="mean")
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, factor)
-        self._units_in_window = 0.0
 
     # ---- Lightning ---------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
@@ -55,6 +55,7 @@ def load_backbone(
     image_size: int | tuple[int, int] | None = None,
     drop_path: float | None = None,
     gradient_checkpointing: bool = False,
+    trunk: dict[str, Any] | None = None,
 ) -> Backbone:
     """The backbone in a pre-trained or fine-tuned file, ready for another task.
 
@@ -64,6 +65,7 @@ def load_backbone(
         image_size: pixels of the new task, (height, width) or one number; tables of positions are resized to it.
         drop_path: stochastic depth of the new task; None keeps the file's.
         gradient_checkpointing: see `Transformer`.
+        trunk: further arguments of `Transformer` for the new task, such as its dropouts.
 
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`; or the file has no such part.
@@ -78,15 +80,33 @@ def load_backbone(
     else:
         tree, state = _backbone_of(read_pretrained(path), part)
     tree = copy.deepcopy(tree)
-    trunk, encoder = tree["init_args"]["transformer"]["init_args"], tree["init_args"]["encoder"]["init_args"]
-    trunk["gradient_checkpointing"] = gradient_checkpointing
+    arguments, encoder = tree["init_args"]["transformer"]["init_args"], tree["init_args"]["encoder"]["init_args"]
+    arguments |= {"gradient_checkpointing": gradient_checkpointing, **(trunk or {})}
     if drop_path is not None:
-        trunk["drop_path"] = drop_path
+        arguments["drop_path"] = drop_path
     if image_size is not None:
-        state = _resized(state, encoder, trunk, (image_size, image_size) if isinstance(image_size, int) else image_size)
+        state = _resized(
+            state, encoder, arguments, (image_size, image_size) if isinstance(image_size, int) else image_size
+        )
     backbone: Backbone = build(tree)
     load_exactly(backbone, state, str(path))
     return backbone
+
+
+def load_mask_token(path: str | Path) -> Tensor | None:
+    """The vector (D,) that stood for hidden tokens in pre-training; None where the file has none (2.0, text).
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_pretrained`.
+    """
+    if Path(path).is_dir():
+        from d2v_lightning.checkpoints.huggingface import read_huggingface
+
+        head = read_huggingface(path).head
+        return next((tensor for name, tensor in head.items() if name.endswith("masked_spec_embed")), None)
+    state = read_pretrained(path).state
+    token = state.get("student.mask_token", state.get("mask_token"))
+    return None if token is None else token.flatten()
 
 
 def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, dict[str, Tensor]]:

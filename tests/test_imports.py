@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
-    ["version", "types", "configurable", "schedules"],
-    ["recipes", "masking", "position", "losses", "optim", "decoder", "probing"],
+    ["version", "types", "configurable", "schedules", "weighting"],
+    ["recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
     ["targets", "backbone"],
     ["teacher", "student", "callbacks"],

@@ -1,0 +1,221 @@
+"""CTC outputs to words: greedy, or a beam with lexicon and n-gram language model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from d2v_lightning.configurable import Configurable
+
+BLANK, SEPARATOR, UNKNOWN = "<blank>", "|", "<unk>"
+SECONDS_PER_FRAME = 0.02
+
+
+class Word(NamedTuple):
+    """A word, when it is spoken (seconds) and the geometric mean of its letters' probabilities."""
+
+    word: str
+    start: float
+    end: float
+    confidence: float
+
+
+class Hypothesis(NamedTuple):
+    """What was understood: `text`, its `words`, and a `score` (log probability, with a language model plus its terms)."""
+
+    text: str
+    words: list[Word]
+    score: float
+
+    @property
+    def confidence(self) -> float:
+        """Geometric mean of the words' confidences; 0 where there are none."""
+        if not self.words:
+            return 0.0
+        return math.exp(sum(math.log(max(word.confidence, 1e-9)) for word in self.words) / len(self.words))
+
+
+def greedy(log_probs: Tensor, vocabulary: Sequence[str]) -> Hypothesis:
+    """The most likely class of every frame, repetitions and blanks removed.
+
+    Args:
+        log_probs: (N, V), of one clip without padding.
+        vocabulary: V tokens, the blank first.
+    """
+    best = log_probs.max(dim=-1)
+    return _hypothesis(best.indices.tolist(), log_probs, vocabulary, float(best.values.sum()))
+
+
+def _hypothesis(path: Sequence[int], log_probs: Tensor, vocabulary: Sequence[str], score: float) -> Hypothesis:
+    """Words of an alignment, one class per frame."""
+    chosen = (
+        log_probs.gather(1, torch.tensor(path, device=log_probs.device).long()[:, None])[:, 0].tolist() if path else []
+    )
+    words: list[Word] = []
+    letters: list[tuple[str, int, int, float]] = []  # letter, first frame, frame after the last, best log probability
+
+    def finish() -> None:
+        if letters:
+            confidence = math.exp(sum(letter[3] for letter in letters) / len(letters))
+            start, end = letters[0][1] * SECONDS_PER_FRAME, letters[-1][2] * SECONDS_PER_FRAME
+            words.append(Word("".join(letter[0] for letter in letters), round(start, 2), round(end, 2), confidence))
+            letters.clear()
+
+    previous = 0
+    for frame, (token, value) in enumerate(zip(path, chosen, strict=True)):
+        if token == previous and token != 0 and vocabulary[token] != SEPARATOR and letters:
+            letter, first, _, best = letters[-1]
+            letters[-1] = (letter, first, frame + 1, max(best, value))
+        elif token != 0 and vocabulary[token] == SEPARATOR:
+            finish()
+        elif token != 0:
+            letters.append((vocabulary[token], frame, frame + 1, value))
+        previous = token
+    finish()
+    return Hypothesis(" ".join(word.word for word in words), words, score)
+
+
+class BeamSearch(Configurable):
+    """Beam search by flashlight-text (`pip install -r requirements-lm.txt`).
+
+    With `lm` the words are those of the lexicon, scored by a KenLM language model of words; published: a 4-gram with beam
+    1500. With a lexicon alone the words are its own; with neither, letters are free.
+
+    Args:
+        lm: an ARPA file or KenLM binary.
+        lexicon: a text file with a word and its spelling a line ("HELLO H E L L O |"), or with words alone; by default the
+            words of the ARPA file.
+        beam: hypotheses that are kept.
+        beam_threshold: hypotheses that are worse than the best by more than this are dropped.
+        lm_weight: of the language model's log probability.
+        word_score: added for each word.
+
+    Raises:
+        ImportError: flashlight-text is not installed.
+        FileNotFoundError, ValueError: a file is missing, or an argument out of range.
+    """
+
+    def __init__(
+        self,
+        lm: str | None = None,
+        lexicon: str | None = None,
+        beam: int = 500,
+        beam_threshold: float = 50.0,
+        lm_weight: float = 2.0,
+        word_score: float = 0.0,
+    ) -> None:
+        if beam < 1 or beam_threshold <= 0:
+            raise ValueError(
+                f"beam is {beam}, beam_threshold {beam_threshold}: beam starts at 1, the threshold above 0"
+            )
+        for name, path in (("lm", lm), ("lexicon", lexicon)):
+            if path is not None and not Path(path).is_file():
+                raise FileNotFoundError(f"{name}: no file at {path}")
+        if lm is not None and lexicon is None and not _is_arpa(lm):
+            raise ValueError(f"{lm} is a KenLM binary, whose words cannot be listed: give a lexicon beside it")
+        try:
+            import flashlight.lib.text.decoder as _  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "beam search needs flashlight-text, which brings KenLM: pip install -r requirements-lm.txt"
+            ) from error
+        self.lm, self.lexicon, self.beam, self.beam_threshold = lm, lexicon, beam, beam_threshold
+        self.lm_weight, self.word_score = lm_weight, word_score
+        self._decoders: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, log_probs: Tensor, vocabulary: Sequence[str]) -> Hypothesis:
+        """The best hypothesis for one clip, see `greedy`."""
+        decoder = self._decoders.get(tuple(vocabulary))
+        if decoder is None:
+            decoder = self._decoders[tuple(vocabulary)] = self._decoder(vocabulary)
+        emissions = log_probs.detach().float().cpu().contiguous()
+        found = decoder.decode(emissions.data_ptr(), *emissions.shape)
+        if not found:
+            return Hypothesis("", [], -math.inf)
+        # flashlight adds a silence at both ends of the alignment.
+        path = list(found[0].tokens)[1:-1] if len(found[0].tokens) == len(emissions) + 2 else list(found[0].tokens)
+        return _hypothesis(path[: len(emissions)], emissions, vocabulary, found[0].score)
+
+    def _decoder(self, vocabulary: Sequence[str]) -> Any:
+        from flashlight.lib.text import decoder as flashlight
+        from flashlight.lib.text.dictionary import create_word_dict
+
+        tokens = {token: number for number, token in enumerate(vocabulary)}
+        ctc = flashlight.CriterionType.CTC
+        if self.lm is None and self.lexicon is None:
+            free = flashlight.LexiconFreeDecoderOptions(
+                self.beam, len(vocabulary), self.beam_threshold, 0.0, 0.0, True, ctc
+            )
+            return flashlight.LexiconFreeDecoder(free, flashlight.ZeroLM(), tokens[SEPARATOR], 0, [])
+        spellings = read_lexicon(self.lexicon) if self.lexicon is not None else _spelt(_arpa_words(str(self.lm)))
+        known = {word: spelt for word, spelt in spellings.items() if all(letter in tokens for letter in spelt)}
+        if not known:
+            raise ValueError(
+                f"no word of {self.lexicon or self.lm} is spelt with the letters {' '.join(vocabulary[1:])}: wrong case?"
+            )
+        words = create_word_dict({word: [spelt] for word, spelt in known.items()} | {UNKNOWN: [[UNKNOWN]]})
+        lm = flashlight.ZeroLM()
+        if self.lm is not None:
+            from flashlight.lib.text.decoder.kenlm import KenLM
+
+            lm = KenLM(str(self.lm), words)
+        trie, start = flashlight.Trie(len(vocabulary), tokens[SEPARATOR]), lm.start(False)
+        for word, spelt in known.items():
+            number = words.get_index(word)
+            _, score = lm.score(start, number)
+            trie.insert([tokens[letter] for letter in spelt], number, score)
+        trie.smear(flashlight.SmearingMode.MAX)
+        options = flashlight.LexiconDecoderOptions(
+            self.beam,
+            len(vocabulary),
+            self.beam_threshold,
+            self.lm_weight,
+            self.word_score,
+            -math.inf,
+            0.0,
+            True,
+            ctc,
+        )
+        return flashlight.LexiconDecoder(options, trie, lm, tokens[SEPARATOR], 0, words.get_index(UNKNOWN), [], False)
+
+
+def read_lexicon(path: str | Path) -> dict[str, list[str]]:
+    """Words and their spelling, from lines with both, or with words alone.
+
+    Raises:
+        ValueError: there are none.
+    """
+    spellings: dict[str, list[str]] = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if line.strip():
+            word, *letters = line.split()
+            spellings[word] = letters or [*word, SEPARATOR]
+    if not spellings:
+        raise ValueError(f"{path} holds no words")
+    return spellings
+
+
+def _spelt(words: Iterable[str]) -> dict[str, list[str]]:
+    return {word: [*word, SEPARATOR] for word in words}
+
+
+def _is_arpa(path: str) -> bool:
+    with open(path, "rb") as file:
+        return b"\\data\\" in file.read(4096)
+
+
+def _arpa_words(path: str) -> list[str]:
+    """The words of an ARPA file, without its marks for begin, end and unknown."""
+    words, inside = [], False
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("\\"):
+                inside = line.strip() == "\\1-grams:"
+            elif inside and (fields := line.split("\t")) and len(fields) > 1:
+                words.append(fields[1].strip())
+    return [word for word in words if not word.startswith("<")]

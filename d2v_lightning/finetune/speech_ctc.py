@@ -1,0 +1,344 @@
+"""SpeechCTC: fine-tuning of a speech backbone to write down what is said, letter by letter (published: LibriSpeech)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.text import CharErrorRate, WordErrorRate
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.finite_loss import FiniteLoss
+from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.decoding import BLANK, SEPARATOR, BeamSearch, Hypothesis, greedy
+from d2v_lightning.encoders import AudioEncoder
+from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.optim import Optimization
+from d2v_lightning.pretrained import load_backbone, load_mask_token
+from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.types import Batch, require
+from d2v_lightning.weighting import WeighsMicroBatches
+
+LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
+NEARLY_ALL = 0.995  # of the frames blank: the model says nothing
+SHOWN = 3  # hypotheses at each validation
+_NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
+
+
+class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # load_from_checkpoint
+    """A backbone and a linear map of its output to letters, trained with CTC.
+
+    The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters"). The convolutions are
+    never trained.
+
+    Args:
+        backbone: a network to train from scratch; or
+        checkpoint: a file or Hugging Face directory to start from, see `load_backbone`. A checkpoint of the fine-tuned model
+            holds the network itself and never looks for this file again.
+        part: which network of a pre-training file to start from; published: the student.
+        vocabulary: tokens by number, the blank first, "|" between words; the path of a file with one a line; or "data" for
+            the letters of the training transcripts. Stored in checkpoints. By default LibriSpeech's.
+        normalize: what the backbone was pre-trained on: clips with mean 0 and variance 1. Stored, and enforced on data.
+        freeze_trunk_steps: optimiser steps before the trunk is trained too.
+        time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .1 (2.0).
+        dropout, attention_dropout, activation_dropout, layer_drop: of the trunk, for a backbone from `checkpoint`.
+        optimization: optimiser and schedule.
+        decoder: beam search for test and predict; greedy where it is None, and always at validation.
+        compile: compile the trunk in place.
+
+    Raises:
+        ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
+    """
+
+    sample_rate = 16_000
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        checkpoint: str | None = None,
+        part: Literal["student", "teacher"] = "student",
+        vocabulary: list[str] | str | None = None,
+        normalize: bool = True,
+        freeze_trunk_steps: int = 10_000,
+        time_mask: Literal["token", "noise"] = "token",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.1,
+        layer_drop: float = 0.1,
+        optimization: Optimization | None = None,
+        decoder: BeamSearch | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if (backbone is None) == (checkpoint is None):
+            raise ValueError(
+                "SpeechCTC needs exactly one of model.checkpoint (a pre-trained file to start from) and "
+                "model.backbone (a network to train from scratch)"
+            )
+        if time_mask not in ("token", "noise"):
+            raise ValueError(f"time_mask is {time_mask!r}: choose 'token' or 'noise'")
+        if freeze_trunk_steps < 0:
+            raise ValueError(f"freeze_trunk_steps is {freeze_trunk_steps}: it must not be negative")
+        token: Tensor | None = None
+        if checkpoint is not None:
+            trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
+            trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
+            backbone = load_backbone(checkpoint, part, trunk=trunk)
+            token = load_mask_token(checkpoint)
+        assert backbone is not None
+        if not isinstance(backbone.encoder, AudioEncoder):
+            raise ValueError(f"SpeechCTC needs a speech backbone, this one has a {type(backbone.encoder).__name__}")
+        self.backbone = backbone
+        self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.normalize, self.freeze_trunk_steps, self.time_mask = normalize, freeze_trunk_steps, time_mask
+        self.compile_parts, self.decoder = compile, decoder
+        self.optimization = optimization or Optimization(
+            lr=5e-5,
+            betas=(0.9, 0.98),
+            eps=1e-8,
+            weight_decay=0.0,
+            schedule="tri_stage",
+            warmup=0.1,
+            hold=0.4,
+            final_lr=2.5e-6,
+        )
+        self.mask_token = nn.Parameter(torch.empty(backbone.dim).uniform_() if token is None else token.clone())
+        if checkpoint is not None and token is None and time_mask == "token":
+            rank_zero_info(
+                f"{checkpoint} has no mask token: a new one is learned (data2vec 2.0 masks with time_mask: noise)"
+            )
+        for part_of_it in (backbone.encoder.convs, backbone.encoder.conv_norms):
+            part_of_it.requires_grad_(False)
+        if time_mask == "noise":
+            self.mask_token.requires_grad_(False)
+        self.vocabulary: list[str] | None = None
+        self.head: nn.Linear | None = None
+        if vocabulary != "data":
+            self._set_vocabulary(LIBRISPEECH if vocabulary is None else vocabulary)
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_{name}": kind()
+                for stage in ("val", "test")
+                for name, kind in (("wer", WordErrorRate), ("cer", CharErrorRate))
+            }
+        )
+        self._shown: list[tuple[str, str]] = []
+        self._frames, self._blanks = 0, 0
+        self._pieces: dict[int, list[Tensor]] = {}
+
+    def _set_vocabulary(self, vocabulary: list[str] | str) -> None:
+        if isinstance(vocabulary, str):
+            if not Path(vocabulary).is_file():
+                raise FileNotFoundError(f"vocabulary: no file at {vocabulary} (or 'data', or a list of tokens)")
+            vocabulary = [
+                line.strip() for line in Path(vocabulary).read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
+        if len(set(vocabulary)) != len(vocabulary) or vocabulary[:1] != [BLANK] or SEPARATOR not in vocabulary:
+            raise ValueError(
+                f"vocabulary is {vocabulary[:4]}...: it must begin with {BLANK!r}, hold {SEPARATOR!r}, and no token twice"
+            )
+        self.vocabulary = list(vocabulary)
+        self.config["init_args"]["vocabulary"] = self.vocabulary
+        self.head = nn.Linear(self.backbone.dim, len(vocabulary)).to(self.mask_token.device)
+        nn.init.xavier_uniform_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def encoder(self) -> AudioEncoder:
+        """The backbone's encoder, whose sizes a datamodule reads."""
+        assert isinstance(self.backbone.encoder, AudioEncoder)
+        return self.backbone.encoder
+
+    # ---- the network -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Waveforms to letters.
+
+        Args:
+            inputs: (B, S) at 16 kHz, normalised as in pre-training.
+            padding_mask: (B, S) bool, True = padding.
+            mask: (B, 1, N) bool, True = frame hidden (training).
+            channel_mask: (B, D) bool, True = channel set to 0 (training).
+
+        Returns:
+            Log probabilities (B, N, V) in float32, and the padding of the frames (B, N), True = padding, or None.
+        """
+        if self.head is None:
+            raise ValueError("vocabulary is 'data' and no data has been seen: fit first, or give the letters")
+        tokens, padding = self.encoder.features(inputs, padding_mask)
+        if mask is not None:
+            filler = self.mask_token.to(tokens.dtype) if self.time_mask == "token" else 0.1 * torch.randn_like(tokens)
+            tokens = torch.where(mask[:, 0, :, None], filler, tokens)
+        if channel_mask is not None:
+            tokens = tokens.masked_fill(channel_mask[:, None, :], 0.0)
+        x, _ = self.backbone.contextualize(tokens, padding)
+        return self.head(x).float().log_softmax(dim=-1), padding
+
+    @property
+    def trunk_is_frozen(self) -> bool:
+        """Whether only the head is trained at this step."""
+        return self.training and self.global_step < self.freeze_trunk_steps
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """CTC loss, averaged over sentences; those longer than their frames count 0 (zero infinity)."""
+        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
+        log_probs, padding = self(
+            batch["inputs"], batch.get("padding_mask"), batch.get("mask"), batch.get("channel_mask")
+        )
+        loss = self._ctc(log_probs, padding, batch)
+        self.units = len(batch["inputs"]) / 8
+        self.log("train/loss", loss, batch_size=len(batch["inputs"]))
+        return loss
+
+    def _ctc(self, log_probs: Tensor, padding: Tensor | None, batch: Batch) -> Tensor:
+        rows, frames, _ = log_probs.shape
+        lengths = torch.full((rows,), frames, device=log_probs.device) if padding is None else (~padding).sum(dim=1)
+        losses = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            batch["labels"],
+            lengths,
+            batch["label_lengths"],
+            reduction="none",
+            zero_infinity=True,
+        )
+        return losses.mean()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        if self.trunk_is_frozen:  # its gradients were made, as plain DDP wants, and are not used
+            for parameter in (*self.backbone.parameters(), self.mask_token):
+                parameter.grad = None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """At the start of a run: say what usually goes wrong, before hours are spent."""
+        if self.global_step or batch_idx or "label_lengths" not in batch:
+            return
+        frames = torch.full((len(batch["inputs"]),), batch["inputs"].shape[1])
+        if "padding_mask" in batch:
+            frames = (~batch["padding_mask"]).sum(dim=1).cpu()
+        frames = feature_lengths(frames, self.encoder.conv_layers)
+        labels, lengths = batch["labels"].cpu(), batch["label_lengths"].cpu()
+        inside = torch.arange(labels.shape[1]) < lengths[:, None]
+        twice = ((labels[:, 1:] == labels[:, :-1]) & inside[:, 1:]).sum(dim=1)  # a blank must stand between
+        if too_long := int((lengths + twice > frames).sum()):
+            rank_zero_warn(
+                f"{too_long} of the first {len(labels)} transcripts are longer than their recordings have frames (50 a "
+                "second), and teach nothing: do transcripts and recordings belong together?"
+            )
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch, None)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch, self.decoder)
+
+    def _evaluate(self, stage: str, batch: Batch, decoder: BeamSearch | None) -> None:
+        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
+        log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
+        loss, size = self._ctc(log_probs, padding, batch), len(batch["inputs"])
+        found = [hypothesis.text for hypothesis in self.decode(log_probs, padding, decoder)]
+        said = [
+            self._text(row, int(length)) for row, length in zip(batch["labels"], batch["label_lengths"], strict=True)
+        ]
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
+        for name in ("wer", "cer"):
+            metric: Any = self.metrics[f"{stage}_{name}"]
+            metric.update(found, said)
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
+        self._shown += list(zip(said, found, strict=True))[: SHOWN - len(self._shown)]
+        inside = log_probs.argmax(dim=-1) if padding is None else log_probs.argmax(dim=-1)[~padding]
+        self._frames, self._blanks = self._frames + inside.numel(), self._blanks + int((inside == 0).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        self._show()
+
+    def on_test_epoch_end(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        for said, found in self._shown:
+            rank_zero_info(f"said:  {said}\nheard: {found or '(nothing)'}")
+        if self._frames and self._blanks >= NEARLY_ALL * self._frames and not self.trainer.sanity_checking:
+            rank_zero_warn(
+                f"{100 * self._blanks / self._frames:.1f} % of all frames are decoded as blank. That is usual in the first "
+                "thousand updates; if it stays, raise the learning rate, train longer, or start from a pre-trained network"
+            )
+        self._shown, self._frames, self._blanks = [], 0, 0
+
+    def decode(self, log_probs: Tensor, padding: Tensor | None, decoder: BeamSearch | None = None) -> list[Hypothesis]:
+        """Log probabilities (B, N, V) and the frames' padding (B, N), True = padding -> a hypothesis for each clip."""
+        assert self.vocabulary is not None
+        rows = log_probs.cpu()
+        inside = [slice(None)] * len(rows) if padding is None else list(~padding.cpu())
+        how = greedy if decoder is None else decoder
+        return [how(row[keep], self.vocabulary) for row, keep in zip(rows, inside, strict=True)]
+
+    def _text(self, labels: Tensor, length: int) -> str:
+        assert self.vocabulary is not None
+        return "".join(self.vocabulary[label] for label in labels[:length].tolist()).replace(SEPARATOR, " ")
+
+    # ---- transcription -----------------------------------------------------------------------------------------------
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Transcripts: {"index": (R,), "lines": one dictionary a recording}.
+
+        A batch of windows of one long recording (`keep`, `last`, see `datamodules.speech_windows`) gives its line with the
+        last of them.
+        """
+        log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
+        if "keep" not in batch:
+            found = self.decode(log_probs, padding, self.decoder)
+            return {"index": batch["index"], "lines": [_line(hypothesis) for hypothesis in found]}
+        number = int(batch["index"][0])
+        pieces = self._pieces.setdefault(number, [])
+        pieces += [row[first:end].cpu() for row, (first, end) in zip(log_probs, batch["keep"].tolist(), strict=True)]
+        if not batch["last"]:
+            return {"index": batch["index"][:0], "lines": []}
+        whole = torch.cat(self._pieces.pop(number))
+        assert self.vocabulary is not None
+        hypothesis = (self.decoder or greedy)(whole, self.vocabulary)
+        return {"index": batch["index"][:1], "lines": [_line(hypothesis)]}
+
+    # ---- Lightning -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Compile where asked to; take the letters from the datamodule.
+
+        Raises:
+            ValueError: the datamodule has none.
+        """
+        if self.vocabulary is None:
+            letters = getattr(getattr(self.trainer, "datamodule", None), "letters", None)
+            if letters is None:
+                raise ValueError("vocabulary is 'data', but the data does not say its letters: give them as a list")
+            self._set_vocabulary([BLANK, SEPARATOR, *letters()])
+            rank_zero_info(f"vocabulary from the data: {' '.join(self.vocabulary or [])}")
+        if self.compile_parts:
+            self.backbone.transformer.compile()
+
+    def configure_optimizers(self) -> Any:
+        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [StepSeed(), FiniteLoss()]
+
+
+def _line(hypothesis: Hypothesis) -> dict[str, Any]:
+    """A hypothesis as JSON."""
+    words = [{**word._asdict(), "confidence": round(word.confidence, 4)} for word in hypothesis.words]
+    return {"transcript": hypothesis.text, "confidence": round(hypothesis.confidence, 4), "words": words}

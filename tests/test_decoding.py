@@ -1,0 +1,130 @@
+"""CTC decoding: greedy words and times, beam search against it, and a language model that changes a mind."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from d2v_lightning.decoding import BeamSearch, greedy, read_lexicon
+
+VOCABULARY = ["<blank>", "|", "A", "B", "C", "T"]
+
+
+def frames(path: str, confidence: float = 0.9) -> Tensor:
+    """Log probabilities whose best classes spell `path`; "_" is the blank."""
+    classes = torch.tensor([0 if letter == "_" else VOCABULARY.index(letter) for letter in path])
+    rest = (1 - confidence) / (len(VOCABULARY) - 1)
+    probabilities = torch.full((len(path), len(VOCABULARY)), rest)
+    return probabilities.scatter(1, classes[:, None], confidence).log()
+
+
+def test_greedy_words_times_and_confidence() -> None:
+    found = greedy(frames("__CCA_T||_BB_B_|A"), VOCABULARY)
+    assert found.text == "CAT BB A"
+    assert [(word.word, word.start, word.end) for word in found.words] == [
+        ("CAT", 0.04, 0.14), ("BB", 0.2, 0.28), ("A", 0.32, 0.34),
+    ]  # fmt: skip
+    assert found.confidence == pytest.approx(0.9)
+    assert found.score == pytest.approx(17 * math.log(0.9), rel=1e-5)
+
+
+@pytest.mark.parametrize("path", ["____", "||||", "_|_"])
+def test_silence_is_no_words(path: str) -> None:
+    found = greedy(frames(path), VOCABULARY)
+    assert (found.text, found.words, found.confidence) == ("", [], 0.0)
+    assert greedy(torch.zeros(0, len(VOCABULARY)), VOCABULARY).text == ""
+
+
+def test_read_lexicon(tmp_path: Path) -> None:
+    file = tmp_path / "lexicon.txt"
+    file.write_text("CAT C A T |\nTAB\n\n")
+    assert read_lexicon(file) == {"CAT": ["C", "A", "T", "|"], "TAB": ["T", "A", "B", "|"]}
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="holds no words"):
+        read_lexicon(file)
+
+
+ARPA = """\\data\\
+ngram 1=5
+ngram 2=2
+
+\\1-grams:
+-1.0\t<unk>\t0
+-99\t<s>\t-0.3
+-1.0\t</s>\t0
+-{cat}\tCAT\t-0.3
+-{cab}\tCAB\t-0.3
+
+\\2-grams:
+-0.3\t<s> CAT
+-0.3\t<s> CAB
+
+\\end\\
+"""
+
+
+def test_a_beam_without_language_model_is_at_least_as_likely_as_greedy() -> None:
+    pytest.importorskip("flashlight")
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        log_probs = (2 * torch.randn(20, len(VOCABULARY), generator=generator)).log_softmax(-1)
+        found, best = BeamSearch(beam=200)(log_probs, VOCABULARY), greedy(log_probs, VOCABULARY)
+        assert likelihood(log_probs, found.text) >= likelihood(log_probs, best.text) - 1e-4
+
+
+def likelihood(log_probs: Tensor, text: str) -> float:
+    """Log probability of a transcript over all its alignments, with or without separators at its ends."""
+    options = [f"{start}{'|'.join(text.split())}{end}" for start in ("", "|") for end in ("", "|")]
+    values = []
+    for option in options:
+        labels = torch.tensor([[VOCABULARY.index(letter) for letter in option]])
+        loss = torch.nn.functional.ctc_loss(
+            log_probs[:, None], labels, (len(log_probs),), (labels.shape[1],), reduction="none"
+        )
+        values.append(-loss)
+    return float(torch.logsumexp(torch.cat(values), 0))
+
+
+def test_a_language_model_flips_a_close_call(tmp_path: Path) -> None:
+    pytest.importorskip("flashlight")
+    sure, close = frames("C_A_"), torch.full((1, len(VOCABULARY)), math.log(0.02))
+    close[0, VOCABULARY.index("B")], close[0, VOCABULARY.index("T")] = math.log(0.5), math.log(0.42)
+    log_probs = torch.cat([sure, close, frames("|")])
+    assert greedy(log_probs, VOCABULARY).text == "CAB"
+    for cat, cab, expected in ((0.2, 3.0, "CAT"), (3.0, 0.2, "CAB")):
+        arpa = tmp_path / f"{expected}.arpa"
+        text = (
+            ARPA.format(cat=cat, cab=cab)
+            .replace("-0.3\t<s> CAT", f"-{cat}\t<s> CAT")
+            .replace("-0.3\t<s> CAB", f"-{cab}\t<s> CAB")
+        )
+        arpa.write_text(text)
+        found = BeamSearch(lm=str(arpa), beam=50, lm_weight=2.0)(log_probs, VOCABULARY)
+        assert found.text == expected
+        assert found.words[0].start == 0.0
+    assert BeamSearch(lm=str(arpa), beam=50, lm_weight=0.0)(log_probs, VOCABULARY).text == "CAB"
+
+
+def test_a_lexicon_allows_its_own_words_only(tmp_path: Path) -> None:
+    pytest.importorskip("flashlight")
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("CAT\nA\n")
+    assert BeamSearch(lexicon=str(lexicon), beam=50)(frames("C_AB_|"), VOCABULARY).text in ("CAT", "A")
+    lexicon.write_text("cat\n")
+    with pytest.raises(ValueError, match="wrong case"):
+        BeamSearch(lexicon=str(lexicon))(frames("C_AB_|"), VOCABULARY)
+
+
+def test_missing_files_and_bad_arguments(tmp_path: Path) -> None:
+    pytest.importorskip("flashlight")
+    with pytest.raises(FileNotFoundError, match="lm: no file at"):
+        BeamSearch(lm=str(tmp_path / "none.arpa"))
+    with pytest.raises(ValueError, match="beam is 0"):
+        BeamSearch(beam=0)
+    (tmp_path / "lm.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n")
+    with pytest.raises(ValueError, match="give a lexicon beside it"):
+        BeamSearch(lm=str(tmp_path / "lm.bin"))
