@@ -1,0 +1,199 @@
+"""SpeechCTC: it learns, its frozen parts stay, padding does no harm, checkpoints carry what inference needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from d2v_lightning import (
+    AudioEncoder,
+    Backbone,
+    Data2Vec,
+    EMATeacher,
+    LinearDecoder,
+    MaskTokenStudent,
+    Optimization,
+    RegressionLoss,
+    SpeechCTC,
+    Targets,
+    Transformer,
+)
+from d2v_lightning.encoders.audio import feature_lengths
+
+CONVS = [(16, 10, 5), (16, 4, 4), (16, 4, 4), (16, 4, 4)]  # 16 kHz -> 50 Hz
+VOCABULARY = ["<blank>", "|", "A", "B", "C"]
+TONES = {"A": 400.0, "B": 900.0, "C": 1700.0}
+
+
+def backbone(**transformer: Any) -> Backbone:
+    torch.manual_seed(0)
+    options = {"norm": "post", "norm_eps": 1e-5, "final_norm": False, "input_norm": True, "qkv_bias": "qkv"}
+    trunk = Transformer(32, 2, 2, **{**options, "layer_scale": None, "init": "normal", **transformer})
+    return Backbone(AudioEncoder(32, CONVS, position_depth=2, position_width=6, position_groups=4), trunk)
+
+
+def spoken(text: str) -> Tensor:
+    """A tone of 60 ms for each letter, 60 ms of near silence between them and at both ends."""
+    times = torch.arange(960) / 16000
+    pieces = [torch.zeros(960)]
+    for letter in text:
+        pieces += [torch.sin(6.2832 * TONES[letter] * times) if letter in TONES else torch.zeros(960), torch.zeros(960)]
+    clip = torch.cat(pieces)
+    return (clip - clip.mean()) / clip.std()
+
+
+def batch_of(texts: list[str]) -> dict[str, Tensor]:
+    clips = [spoken(text) for text in texts]
+    labels = [torch.tensor([VOCABULARY.index(letter) for letter in text.replace(" ", "|")]) for text in texts]
+    lengths = torch.tensor([len(clip) for clip in clips])
+    batch = {
+        "inputs": torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
+        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True),
+        "label_lengths": torch.tensor([len(label) for label in labels]),
+        "index": torch.arange(len(texts)),
+    }
+    if (lengths != lengths[0]).any():
+        batch["padding_mask"] = torch.arange(int(lengths.max())) >= lengths[:, None]
+    return batch
+
+
+def loader(batches: list[dict[str, Tensor]]) -> Any:
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def trainer(**options: Any) -> pl.Trainer:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return pl.Trainer(accelerator="cpu", **{**quiet, **options})
+
+
+def quick(**options: Any) -> Optimization:
+    usual = {"lr": 5e-3, "betas": (0.9, 0.98), "weight_decay": 0.0, "schedule": "constant", "warmup": 1}
+    return Optimization(**{**usual, **options})
+
+
+def test_a_tiny_set_is_learned_to_no_error() -> None:
+    pl.seed_everything(0)
+    texts = ["ABC", "CAB", "BA C", "A B", "C A", "B"]
+    model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=0, optimization=quick(warmup=20))
+    run = trainer(max_steps=150)
+    run.fit(model, loader([batch_of(texts)] * 150))
+    values = run.validate(model, loader([batch_of(texts)]), verbose=False)[0]
+    assert values["val/wer"] == values["val/cer"] == 0.0
+    lines = model.eval().predict_step(batch_of(texts), 0)["lines"]
+    assert [line["transcript"] for line in lines] == texts
+    first = lines[2]["words"][1]
+    assert first["word"] == "C"
+    assert first["start"] == pytest.approx(0.42, abs=0.1), "C begins after A, B and a pause"
+
+
+def test_padding_changes_nothing() -> None:
+    model = SpeechCTC(backbone(), vocabulary=VOCABULARY).eval()
+    batch = batch_of(["ABCAB", "C", "AB"])
+    with torch.no_grad():
+        whole, padding = model(batch["inputs"], batch["padding_mask"])
+        assert padding is not None
+        for row, text in enumerate(["ABCAB", "C", "AB"]):
+            alone, none = model(spoken(text)[None])
+            assert none is None
+            torch.testing.assert_close(whole[row, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_trunk_waits_and_the_convolutions_never_move() -> None:
+    model = SpeechCTC(
+        backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=3, optimization=quick(weight_decay=0.1, decay_all=True)
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = batch_of(["ABC", "CA", "B A"])
+    frames = feature_lengths(batch["inputs"].shape[1], CONVS)
+    batch |= {"mask": torch.rand(3, 1, frames) < 0.2, "channel_mask": torch.rand(3, 32) < 0.1}
+    trainer(max_steps=3).fit(model, loader([batch] * 3))
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("backbone.", "mask_token")):
+            assert torch.equal(tensor, before[name]), name
+    assert not torch.equal(model.state_dict()["head.weight"], before["head.weight"])
+    other = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=1, optimization=quick())
+    trainer(max_steps=3).fit(other, loader([batch] * 3))
+    moved = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, before.get(name, tensor))}
+    assert any(name.startswith("backbone.transformer.") for name in moved)
+    assert not any(name.startswith(("backbone.encoder.convs.", "backbone.encoder.conv_norms.")) for name in moved)
+    assert "mask_token" in moved
+
+
+def test_accumulated_batches_of_different_size_weigh_by_sentence() -> None:
+    texts = ["ABC", "CAB", "BAC", "ACB"]
+    gradients = []
+    for batches, accumulate in (([batch_of(texts)], 1), ([batch_of(texts[:1]), batch_of(texts[1:])], 2)):
+        model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=0, optimization=quick(lr=1.0, warmup=1))
+        kept: list[Tensor] = []
+        model.optimization = quick()
+        hook = model.on_before_optimizer_step
+
+        def look(optimizer: Any, hook: Any = hook, model: SpeechCTC = model, kept: list[Tensor] = kept) -> None:
+            hook(optimizer)
+            kept += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+        model.on_before_optimizer_step = look  # type: ignore[method-assign]
+        trainer(max_steps=1, accumulate_grad_batches=accumulate).fit(model, loader(batches))
+        gradients.append(kept)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_it_starts_from_a_pre_trained_file_with_its_mask_token_and_comes_back(tmp_path: Path) -> None:
+    pretrained = Data2Vec(
+        student=MaskTokenStudent(backbone(dropout=0.1, layer_drop=0.05), LinearDecoder(32, "default"), "uniform"),
+        targets=Targets(1, "ffn", ["instance"], []),
+        loss=RegressionLoss(0.0, "sum", "rsqrt_width"),
+        ema_teacher=EMATeacher(0.9, 0.99, 10, 1),
+        optimization=Optimization(),
+        teacher_scope="transformer",
+    )
+    run = trainer()
+    run.strategy.connect(pretrained)
+    run.save_checkpoint(tmp_path / "pretrained.ckpt")
+    model = SpeechCTC(checkpoint=str(tmp_path / "pretrained.ckpt"), vocabulary=VOCABULARY, normalize=False)
+    assert pretrained.student.mask_token is not None
+    assert torch.equal(model.mask_token, pretrained.student.mask_token.flatten())
+    trunk = model.backbone.transformer.config["init_args"]
+    assert (trunk["dropout"], trunk["activation_dropout"], trunk["layer_drop"]) == (0.0, 0.1, 0.1)
+    run = trainer()
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "tuned.ckpt")
+    again = SpeechCTC.load_from_checkpoint(tmp_path / "tuned.ckpt")
+    assert again.vocabulary == VOCABULARY
+    assert again.normalize is False
+    batch = batch_of(["AB", "CA"])
+    torch.testing.assert_close(again.eval()(batch["inputs"])[0], model.eval()(batch["inputs"])[0])
+
+
+def test_what_goes_wrong_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="exactly one of"):
+        SpeechCTC()
+    with pytest.raises(ValueError, match="must begin with '<blank>'"):
+        SpeechCTC(backbone(), vocabulary=["A", "|"])
+    with pytest.raises(FileNotFoundError, match="no file at lettres"):
+        SpeechCTC(backbone(), vocabulary="lettres")
+    (tmp_path / "letters.txt").write_text("<blank>\n|\nA\n")
+    assert SpeechCTC(backbone(), vocabulary=str(tmp_path / "letters.txt")).vocabulary == ["<blank>", "|", "A"]
+    model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=0, optimization=quick())
+    batch = batch_of(["ABCAB"])
+    short = {**batch, "inputs": batch["inputs"][:, :1500]}
+    with pytest.warns(UserWarning, match="1 of the first 1 transcripts are longer"):
+        trainer(max_steps=1).fit(model, loader([short]))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert model.head is not None
+    with torch.no_grad():
+        model.head.bias[0] = 99.0
+    with pytest.warns(UserWarning, match=r"100\.0 % of all frames are decoded as blank"):
+        trainer().validate(model, loader([batch]), verbose=False)
