@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, shortest_input
@@ -21,6 +21,7 @@ from datamodules.samplers import Key
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
 from datamodules.speech_sources import Clip, SpeechSource, open_split
+from datamodules.speech_windows import SpeechWindows
 from datamodules.waveform import RATE, UNREADABLE, normalise
 
 REPLACEMENTS = 100
@@ -165,21 +166,25 @@ class SpeechDataModule(Configurable, pl.LightningDataModule):
         """
         if self.root is None:
             raise ValueError("no data: set data.root to a folder of recordings")
+        if stage == "predict":
+            found = open_split(self.root, (self.splits["test"] or [""])[0])
+            if not all(isinstance(clip.file, str) for clip in found.clips):
+                raise ValueError(f"{self.root} is a table: predict reads files, so point data.root to a folder of them")
+            self.predict_paths = [clip.name for clip in found.clips]
+            return
         module = getattr(self.trainer, "lightning_module", None)
         normalised = getattr(module, "normalize", self.normalize)
         if normalised != self.normalize:
             raise ValueError(
                 f"normalize is {self.normalize}, the model was trained with {normalised}: set data.normalize"
             )
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in needed.get(stage or "", ("train", "val", "test")):
             if split in self._sources or (not self.splits[split] and split != "train" and stage in ("fit", None)):
                 continue
             self._sources[split] = self._open(split)
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_samples", self.batch_samples, self.effective_batch, "samples")
-        if stage == "predict":
-            self.predict_paths = [clip.name for clip in self._sources["test"].clips]
 
     def _open(self, split: str) -> SpeechSource:
         assert self.root is not None
@@ -269,9 +274,12 @@ class SpeechDataModule(Configurable, pl.LightningDataModule):
         """As `val_dataloader`, of the test split."""
         return self._loader("test", self._collator(training=False))
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """Whole clips without masks; "index" refers to `predict_paths`."""
-        return self._loader("test", SpeechCollator())
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Windows of recordings of any length, see `SpeechWindows`; "index" refers to `predict_paths`."""
+        module = getattr(self.trainer, "lightning_module", None)
+        normalised = getattr(module, "normalize", self.normalize)
+        windows = SpeechWindows(self.predict_paths, normalised, self._conv_layers())
+        return DataLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
         source = self._sources[split]

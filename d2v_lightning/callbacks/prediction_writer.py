@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,15 +24,16 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     """Streams predictions to disk, and puts the file in its place when it is complete.
 
     Probabilities (a `predict_step` that returns a dict with "probabilities" (B, C) and "index" (B,)) become a CSV: index,
-    path, label, probability, and the next best labels. Features (a `predict_step` that returns a tensor (B, D)) become a
+    path, label, probability, and the next best labels. Lines (a dict with "lines", one dictionary a sample, and "index")
+    become JSON lines with the path first. Features (a `predict_step` that returns a tensor (B, D)) become a
     float32 `.npy` (samples, D) and a `.csv` beside it with the index and the path of each row.
 
     Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
     the output, so several machines need a common file system. A sample that could not be read has no row.
 
     Args:
-        output: `.csv` for probabilities, `.npy` for features; by default predictions.csv or features.npy in the Trainer's
-            `default_root_dir`.
+        output: `.csv` for probabilities, `.jsonl` for lines, `.npy` for features; by default predictions.csv,
+            predictions.jsonl or features.npy in the Trainer's `default_root_dir`.
         top: labels for each sample, best first.
         overwrite: replace a file that exists.
     """
@@ -40,8 +42,10 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         super().__init__(write_interval="batch")
         if top < 1:
             raise ValueError(f"top is {top}: it must be at least 1")
-        if output is not None and Path(output).suffix not in (".csv", ".npy"):
-            raise ValueError(f"output is {output!r}: it must end in .csv (probabilities) or .npy (features)")
+        if output is not None and Path(output).suffix not in (".csv", ".jsonl", ".npy"):
+            raise ValueError(
+                f"output is {output!r}: it must end in .csv (probabilities), .jsonl (transcripts) or .npy (features)"
+            )
         self.output, self.top, self.overwrite = output, top, overwrite
         self._target: Path | None = None
         self._part: BinaryIO | None = None
@@ -66,6 +70,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if dataloader_idx > 0:
             raise ValueError("predictions of several dataloaders cannot go to one file: predict them one by one")
         is_dict = isinstance(prediction, dict)
+        if is_dict and "lines" in prediction:
+            self._append_lines(trainer, prediction["index"].tolist(), prediction["lines"])
+            return
         values = prediction["probabilities"] if is_dict else prediction
         if not isinstance(values, Tensor) or values.ndim != 2:
             raise ValueError(
@@ -79,6 +86,14 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         else:
             fields = {"feature": values.float()}
         self._append(trainer, "predictions.csv" if is_dict else "features.npy", index, fields)
+
+    def _append_lines(self, trainer: Trainer, index: list[int], lines: list[dict[str, Any]]) -> None:
+        """Add one batch to this process's part, a JSON line for each sample with its place first."""
+        if self._part is None:
+            self._open(trainer, "predictions.jsonl")
+        assert self._part is not None
+        for place, line in zip(index, lines, strict=True):
+            self._part.write(json.dumps([place, line], ensure_ascii=False).encode() + b"\n")
 
     def _index(self, trainer: Trainer, source: Any, batch_indices: Sequence[int] | None, size: int) -> np.ndarray:
         """Place of each sample in the data set (B,)."""
@@ -134,7 +149,10 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._part = None
         trainer.strategy.barrier("predictions are written")
         if trainer.is_global_zero and self._target is not None:
-            self._join(trainer, pl_module, self._target)
+            if self._target.suffix == ".jsonl":
+                self._join_lines(trainer, self._target)
+            else:
+                self._join(trainer, pl_module, self._target)
         trainer.strategy.barrier("predictions are joined")
         self._target, self._seen = None, 0
 
@@ -144,6 +162,19 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._part.close()
             self._part = None
             _part(self._target, trainer.global_rank).unlink()
+
+    def _join_lines(self, trainer: Trainer, target: Path) -> None:
+        parts = [path for rank in range(trainer.world_size) if (path := _part(target, rank)).is_file()]
+        rows = dict(json.loads(line) for path in parts for line in path.read_text(encoding="utf-8").splitlines())
+        paths: Sequence[str] = getattr(getattr(trainer, "datamodule", None), "predict_paths", None) or []
+        unfinished = target.with_name(f".{target.name}.unfinished")
+        with open(unfinished, "w", encoding="utf-8") as file:
+            for place in sorted(rows):
+                file.write(json.dumps({"file": _path(paths, place), **rows[place]}, ensure_ascii=False) + "\n")
+        os.replace(unfinished, target)
+        for path in parts:
+            path.unlink()
+        rank_zero_info(f"predictions for {len(rows)} recordings: {target}")
 
     def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:
         parts = [path for rank in range(trainer.world_size) if (path := _part(target, rank)).is_file()]

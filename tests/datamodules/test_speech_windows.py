@@ -1,0 +1,80 @@
+"""Long recordings: windows give the frames of the whole, in memory that does not grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from d2v_lightning import AudioEncoder
+from d2v_lightning.encoders.audio import feature_lengths
+from datamodules.speech_windows import SpeechWindows
+from datamodules.waveform import normalise, read_waveform
+
+CONVS = [(8, 10, 5), (8, 4, 4), (8, 4, 4), (8, 4, 4)]
+
+
+def recording(folder: Path, seconds: float, rate: int = 16000, channels: int = 1) -> str:
+    times = np.arange(int(seconds * rate)) / rate
+    wave = 0.3 * np.sin(2 * np.pi * (200 + 40 * times) * times) + 0.1 * np.sin(9 * times)
+    path = folder / f"{seconds}_{rate}_{channels}.wav"
+    soundfile.write(path, np.stack([wave] * channels, axis=1), rate, subtype="FLOAT")
+    return str(path)
+
+
+def stitched(path: str, **options: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    encoder = AudioEncoder(16, CONVS, position_groups=4).eval()
+    pieces = []
+    with torch.no_grad():
+        for batch in SpeechWindows([path], conv_layers=CONVS, **options):
+            tokens, _ = encoder.features(batch["inputs"], batch.get("padding_mask"))
+            pieces += [row[first:end] for row, (first, end) in zip(tokens, batch["keep"].tolist(), strict=True)]
+    assert batch["last"]
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 3.0, 7.3, 9.01, 9.02, 12.0])
+def test_frames_are_those_of_the_whole_wherever_windows_fall(seconds: float, tmp_path: Path) -> None:
+    """The feature encoder sees 25 ms: a context of a second is all that it needs, and the frames must be equal."""
+    path = recording(tmp_path, seconds)
+    torch.manual_seed(0)
+    encoder = AudioEncoder(16, CONVS, position_groups=4).eval()
+    with torch.no_grad():
+        whole = encoder.features(torch.from_numpy(normalise(read_waveform(path)))[None])[0][0]
+    assert len(whole) == feature_lengths(round(seconds * 16000), CONVS)
+    for options in ({"core_seconds": 3, "context_seconds": 1}, {"core_seconds": 2, "context_seconds": 2, "windows": 3}):
+        frames = stitched(path, **options)
+        assert frames.shape == whole.shape
+        torch.testing.assert_close(frames, whole, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 48000])
+def test_other_rates_and_channels(rate: int, tmp_path: Path) -> None:
+    path = recording(tmp_path, 6.5, rate, channels=2)
+    one = stitched(path, core_seconds=20)
+    several = stitched(path, core_seconds=2, context_seconds=1)
+    assert one.shape == several.shape
+    torch.testing.assert_close(one, several, atol=2e-3, rtol=1e-2)
+
+
+def test_no_batch_is_longer_than_its_windows(tmp_path: Path) -> None:
+    path = recording(tmp_path, 60.0)
+    batches = list(SpeechWindows([path, path], conv_layers=CONVS, core_seconds=4, context_seconds=1, windows=2))
+    assert max(batch["inputs"].numel() for batch in batches) <= 2 * 6 * 16000
+    assert [int(batch["index"][0]) for batch in batches if batch["last"]] == [0, 1]
+    kept = sum(int((batch["keep"][:, 1] - batch["keep"][:, 0]).sum()) for batch in batches)
+    assert kept == 2 * feature_lengths(60 * 16000, CONVS)
+
+
+def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    empty = tmp_path / "empty.wav"
+    soundfile.write(empty, np.zeros(0), 16000)
+    good = recording(tmp_path, 1.0)
+    with pytest.warns(UserWarning, match="unreadable recording left out"):
+        batches = list(SpeechWindows([str(tmp_path / "bad.wav"), str(empty), good], conv_layers=CONVS))
+    assert [int(batch["index"][0]) for batch in batches] == [2]
