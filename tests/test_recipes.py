@@ -84,14 +84,23 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
         num_masks = sections["data"]["init_args"].get("num_masks", 1)
         assert (num_masks > 1) == isinstance(module.student, VisibleStudent)
         steps(module, batch_for(module, num_masks))
-    else:
-        with torch.device("meta"):
-            backbone = build(from_file("image_large" if "large" in path.stem else "image_base"))
-            build({**tree, "init_args": {**tree["init_args"], "backbone": backbone.config}})
-        pl.seed_everything(0)
+        return
+    kind, arguments = own_class(tree["class_path"]), tree["init_args"]
+    size = "large" if "large" in path.stem else "base"
+    with torch.device("meta"):
+        backbone = build(from_file(f"{'image' if kind is ImageClassifier else 'audio'}_{size}"))
+        build({**tree, "init_args": {**arguments, "backbone": backbone.config}})
+    pl.seed_everything(0)
+    if kind is ImageClassifier:
         tiny = tiny_image_model().backbone
         classifier = build(overridden(tree, {"backbone": tiny.config, "num_classes": 10}))
         steps(classifier, {"inputs": image_batch(4, 9)["inputs"], "labels": torch.tensor([0, 1, 2, 9])})
+        return
+    small = made_small(yaml.safe_load(recipe_path("audio_base").read_text())["model"])
+    tiny_speech = small["init_args"]["student"]["init_args"]["backbone"]
+    model = build({**tree, "init_args": {**arguments, "backbone": tiny_speech}})
+    labels = torch.randint(1, 20, (2, 5))
+    steps(model, {"inputs": torch.randn(2, 16000), "labels": labels, "label_lengths": torch.tensor([5, 3])})
 
 
 def from_file(name: str) -> Any:
