@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import pytorch_lightning as pl
@@ -167,10 +168,7 @@ class SpeechDataModule(Configurable, pl.LightningDataModule):
         if self.root is None:
             raise ValueError("no data: set data.root to a folder of recordings")
         if stage == "predict":
-            found = open_split(self.root, (self.splits["test"] or [""])[0])
-            if not all(isinstance(clip.file, str) for clip in found.clips):
-                raise ValueError(f"{self.root} is a table: predict reads files, so point data.root to a folder of them")
-            self.predict_paths = [clip.name for clip in found.clips]
+            self._find_recordings(self.root)
             return
         module = getattr(self.trainer, "lightning_module", None)
         normalised = getattr(module, "normalize", self.normalize)
@@ -185,6 +183,14 @@ class SpeechDataModule(Configurable, pl.LightningDataModule):
             self._sources[split] = self._open(split)
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_samples", self.batch_samples, self.effective_batch, "samples")
+
+    def _find_recordings(self, root: str) -> None:
+        """What predict transcribes: the test splits, or all of `root` where it has none of them."""
+        there = [name for name in self.splits["test"] if (Path(root) / name).exists()] or [""]
+        clips = [clip for name in there for clip in open_split(root, name).clips]
+        if not all(isinstance(clip.file, str) for clip in clips):
+            raise ValueError(f"{root} is a table: predict reads files, so point data.root to a folder of them")
+        self.predict_paths = [clip.name for clip in clips]
 
     def _open(self, split: str) -> SpeechSource:
         assert self.root is not None
