@@ -49,10 +49,12 @@ from d2v_lightning.probing import linear_accuracy
 
 LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
 RATE = 16000
-# lr, warm-up, EMA start, EMA end, anneal (part of the run), norm of each layer, averaged top layers, dropout, layer drop
+# What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norm of each layer.
 SETTINGS: dict[str, dict[str, Any]] = {
     "A": {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3},
     "B": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
+    "layer": {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3, "norm_each": ["layer"]},
+    "slow": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.3, "norm_each": ["layer"]},
 }
 
 
