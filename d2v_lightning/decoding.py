@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from d2v_lightning.configurable import Configurable
 
 BLANK, SEPARATOR, UNKNOWN = "<blank>", "|", "<unk>"
 SECONDS_PER_FRAME = 0.02
+LONGEST = 1500  # frames of one beam search (30 s): what it keeps grows with them
 
 
 class Word(NamedTuple):
@@ -84,7 +85,8 @@ class BeamSearch(Configurable):
     """Beam search by flashlight-text (`pip install -r requirements-lm.txt`).
 
     With `lm` the words are those of the lexicon, scored by a KenLM language model of words; published: a 4-gram with beam
-    1500. With a lexicon alone the words are its own; with neither, letters are free.
+    1500. With a lexicon alone the words are its own; with neither, letters are free. Recordings beyond 30 s are cut at
+    pauses, so that memory does not grow with them; the language model begins anew there.
 
     Args:
         lm: an ARPA file or KenLM binary.
@@ -127,31 +129,65 @@ class BeamSearch(Configurable):
         self.lm, self.lexicon, self.beam, self.beam_threshold = lm, lexicon, beam, beam_threshold
         self.lm_weight, self.word_score = lm_weight, word_score
         self._decoders: dict[tuple[str, ...], Any] = {}
+        self._files: dict[tuple[str, ...], tuple[Any, Any, Any]] = {}
+
+    def reweighted(self, lm_weight: float, word_score: float) -> BeamSearch:
+        """The same search with other weights; files that were read are not read again."""
+        other = BeamSearch(self.lm, self.lexicon, self.beam, self.beam_threshold, lm_weight, word_score)
+        other._files = self._files
+        return other
 
     def __call__(self, log_probs: Tensor, vocabulary: Sequence[str]) -> Hypothesis:
         """The best hypothesis for one clip, see `greedy`."""
         decoder = self._decoders.get(tuple(vocabulary))
         if decoder is None:
             decoder = self._decoders[tuple(vocabulary)] = self._decoder(vocabulary)
-        emissions = log_probs.detach().float().cpu().contiguous()
-        found = decoder.decode(emissions.data_ptr(), *emissions.shape)
+        emissions = log_probs.detach().float().cpu()
+        words: list[Word] = []
+        score = 0.0
+        for start, end in _stretches(emissions, vocabulary):
+            found = self._search(decoder, emissions[start:end], vocabulary)
+            shift = start * SECONDS_PER_FRAME
+            words += [
+                word._replace(start=round(word.start + shift, 2), end=round(word.end + shift, 2))
+                for word in found.words
+            ]
+            score += found.score
+        return Hypothesis(" ".join(word.word for word in words), words, score)
+
+    def _search(self, decoder: Any, emissions: Tensor, vocabulary: Sequence[str]) -> Hypothesis:
+        """Emissions (N, V) of at most 30 s."""
+        # A word of the lexicon ends with the separator, which nobody says after the last word.
+        ending = torch.full((1, len(vocabulary)), -1e4)
+        ending[0, list(vocabulary).index(SEPARATOR)] = 0.0
+        ended = torch.cat([emissions, ending])
+        found = decoder.decode(ended.data_ptr(), *ended.shape)
         if not found:
             return Hypothesis("", [], -math.inf)
-        # flashlight adds a silence at both ends of the alignment.
-        path = list(found[0].tokens)[1:-1] if len(found[0].tokens) == len(emissions) + 2 else list(found[0].tokens)
-        return _hypothesis(path[: len(emissions)], emissions, vocabulary, found[0].score)
+        # The alignment has a silence at both of its ends.
+        return _hypothesis(list(found[0].tokens)[1 : len(emissions) + 1], emissions, vocabulary, found[0].score)
 
     def _decoder(self, vocabulary: Sequence[str]) -> Any:
+        from flashlight.lib.text import decoder as flashlight
+
+        size, separator, ctc = len(vocabulary), list(vocabulary).index(SEPARATOR), flashlight.CriterionType.CTC
+        if self.lm is None and self.lexicon is None:
+            free = flashlight.LexiconFreeDecoderOptions(self.beam, size, self.beam_threshold, 0.0, 0.0, True, ctc)
+            return flashlight.LexiconFreeDecoder(free, flashlight.ZeroLM(), separator, 0, [])
+        if tuple(vocabulary) not in self._files:
+            self._files[tuple(vocabulary)] = self._read(vocabulary)
+        words, lm, trie = self._files[tuple(vocabulary)]
+        options = flashlight.LexiconDecoderOptions(
+            self.beam, size, self.beam_threshold, self.lm_weight, self.word_score, -math.inf, 0.0, True, ctc
+        )
+        return flashlight.LexiconDecoder(options, trie, lm, separator, 0, words.get_index(UNKNOWN), [], False)
+
+    def _read(self, vocabulary: Sequence[str]) -> tuple[Any, Any, Any]:
+        """The words by number, the language model, and the lexicon as a trie of letters."""
         from flashlight.lib.text import decoder as flashlight
         from flashlight.lib.text.dictionary import create_word_dict
 
         tokens = {token: number for number, token in enumerate(vocabulary)}
-        ctc = flashlight.CriterionType.CTC
-        if self.lm is None and self.lexicon is None:
-            free = flashlight.LexiconFreeDecoderOptions(
-                self.beam, len(vocabulary), self.beam_threshold, 0.0, 0.0, True, ctc
-            )
-            return flashlight.LexiconFreeDecoder(free, flashlight.ZeroLM(), tokens[SEPARATOR], 0, [])
         spellings = read_lexicon(self.lexicon) if self.lexicon is not None else _spelt(_arpa_words(str(self.lm)))
         known = {word: spelt for word, spelt in spellings.items() if all(letter in tokens for letter in spelt)}
         if not known:
@@ -170,18 +206,24 @@ class BeamSearch(Configurable):
             _, score = lm.score(start, number)
             trie.insert([tokens[letter] for letter in spelt], number, score)
         trie.smear(flashlight.SmearingMode.MAX)
-        options = flashlight.LexiconDecoderOptions(
-            self.beam,
-            len(vocabulary),
-            self.beam_threshold,
-            self.lm_weight,
-            self.word_score,
-            -math.inf,
-            0.0,
-            True,
-            ctc,
-        )
-        return flashlight.LexiconDecoder(options, trie, lm, tokens[SEPARATOR], 0, words.get_index(UNKNOWN), [], False)
+        return words, lm, trie
+
+
+def _stretches(log_probs: Tensor, vocabulary: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """First frame and frame after the last of pieces no longer than `LONGEST`, cut in the middle of the longest pause
+    between words in their second half."""
+    best = log_probs.argmax(dim=-1).tolist()
+    separator, start = list(vocabulary).index(SEPARATOR), 0
+    while len(best) - start > LONGEST:
+        cut, longest, quiet, between_words = start + LONGEST, 0, 0, False
+        for frame in range(start + LONGEST // 2, start + LONGEST):
+            quiet = quiet + 1 if best[frame] in (0, separator) else 0
+            between_words = quiet > 0 and (between_words or best[frame] == separator)
+            if between_words and quiet > longest:
+                cut, longest = frame + 1 - quiet // 2, quiet
+        yield start, cut
+        start = cut
+    yield start, len(best)
 
 
 def read_lexicon(path: str | Path) -> dict[str, list[str]]:

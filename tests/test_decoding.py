@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v_lightning.decoding import BeamSearch, greedy, read_lexicon
+from d2v_lightning.decoding import BeamSearch, Hypothesis, greedy, read_lexicon
 
 VOCABULARY = ["<blank>", "|", "A", "B", "C", "T"]
 
@@ -128,3 +128,51 @@ def test_missing_files_and_bad_arguments(tmp_path: Path) -> None:
     (tmp_path / "lm.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n")
     with pytest.raises(ValueError, match="give a lexicon beside it"):
         BeamSearch(lm=str(tmp_path / "lm.bin"))
+
+
+@pytest.fixture
+def lexicon(tmp_path: Path) -> str:
+    file = tmp_path / "lexicon.txt"
+    file.write_text("CAT\nBAT\nA\n")
+    return str(file)
+
+
+def test_the_last_word_needs_no_separator(lexicon: str) -> None:
+    pytest.importorskip("flashlight")
+    found = BeamSearch(lexicon=lexicon, beam=50)(frames("C_AT__|_BA_T", 0.9999), VOCABULARY)
+    assert [(word.word, word.start, word.end) for word in found.words] == [("CAT", 0.0, 0.08), ("BAT", 0.16, 0.24)]
+
+
+def test_an_hour_is_searched_in_pieces_that_begin_at_pauses(lexicon: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flashlight")
+    words = ["CAT", "A", "BAT", "BAT", "CAT", "A"] * 8
+    spoken = frames("".join(f"_{'_'.join(word)}_{'_' * (number % 3)}|" for number, word in enumerate(words)))
+    whole = BeamSearch(lexicon=lexicon, beam=50)(spoken, VOCABULARY)
+    assert whole.text == " ".join(words)
+    monkeypatch.setattr("d2v_lightning.decoding.LONGEST", 40)
+    seen: list[int] = []
+    search = BeamSearch._search
+
+    def count(self: BeamSearch, decoder: object, emissions: Tensor, vocabulary: list[str]) -> Hypothesis:
+        seen.append(len(emissions))
+        return search(self, decoder, emissions, vocabulary)
+
+    monkeypatch.setattr(BeamSearch, "_search", count)
+    pieces = BeamSearch(lexicon=lexicon, beam=50)(spoken, VOCABULARY)
+    assert (pieces.text, pieces.words) == (whole.text, whole.words)
+    assert len(seen) > 5
+    assert max(seen) <= 40
+    assert sum(seen) == len(spoken)
+
+
+def test_weights_change_without_reading_files_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flashlight")
+    arpa = tmp_path / "lm.arpa"
+    arpa.write_text(ARPA.format(cat=0.2, cab=3.0).replace("-0.3\t<s> CAB", "-3.0\t<s> CAB"))
+    log_probs = torch.cat([frames("C_A_"), frames("B", 0.5)])
+    first = BeamSearch(lm=str(arpa), beam=50, lm_weight=0.0)
+    assert first(log_probs, VOCABULARY).text == "CAB"
+    monkeypatch.setattr(BeamSearch, "_read", None)
+    second = first.reweighted(2.0, 0.5)
+    assert second(log_probs, VOCABULARY).text == "CAT"
+    assert second.config["init_args"]["lm_weight"] == 2.0
