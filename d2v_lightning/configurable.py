@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 OWN_PACKAGES = ("d2v_lightning", "datamodules")
@@ -26,7 +27,7 @@ class Configurable:
         # bind_partial: copy and pickle call __new__ without arguments and restore `config` afterwards.
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {name: plain(value) for name, value in list(bound.arguments.items())[1:]}
+        arguments = {name: plain(value) for name, value in list(_by_name(cls, bound).items())[1:]}
         instance.__dict__["config"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
         return instance
 
@@ -51,8 +52,26 @@ def plain(value: Any) -> Any:
     )
 
 
-def build(tree: Any) -> Any:
+def _by_name(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Arguments by name, those that a subclass takes as **kwargs included."""
+    arguments: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL and value:
+            raise TypeError(f"{cls.__name__} takes *{name}: give its arguments by name, so that a checkpoint can too")
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= value
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            arguments[name] = value
+    return arguments
+
+
+def build(tree: Any, root: type | None = None) -> Any:
     """Instantiate a recorded tree, innermost first.
+
+    Args:
+        tree: the recorded tree.
+        root: the class of the outermost node, where the caller has it; otherwise this project's class of that name.
 
     Raises:
         ValueError: the tree names a class that is not this project's, or arguments which its constructor does not take.
@@ -63,9 +82,11 @@ def build(tree: Any) -> Any:
         return tree
     if "class_path" not in tree:
         return {key: build(value) for key, value in tree.items()}
-    cls = own_class(tree["class_path"])
+    cls = root or own_class(tree["class_path"])
     arguments = tree.get("init_args") or {}
-    unknown = set(arguments) - set(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = set() if takes_any else set(arguments) - set(parameters)
     if unknown:
         raise ValueError(f"{tree['class_path']} takes no argument named {', '.join(sorted(unknown))}")
     return cls(**{name: build(value) for name, value in arguments.items()})
@@ -86,6 +107,29 @@ def own_class(class_path: str) -> type:
         f"'{class_path}' is not a class of d2v_lightning. Nothing was run: a configuration stored in a checkpoint "
         "may only name this project's own classes"
     )
+
+
+def refuse_foreign(tree: Any) -> None:
+    """Look through a stored tree without making anything of it.
+
+    Raises:
+        ValueError: it names a class that is not this project's.
+    """
+    for node in _nodes(tree):
+        if "class_path" in node:
+            if not set(node) <= {"class_path", "init_args"}:
+                raise ValueError(f"the settings stored for {node['class_path']!r} are not of this project's form")
+            own_class(node["class_path"])
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _nodes(value)
 
 
 def _package_of(name: str) -> str:

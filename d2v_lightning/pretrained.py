@@ -11,7 +11,7 @@ from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.official import convert_official, is_official
-from d2v_lightning.configurable import Tree, build
+from d2v_lightning.configurable import Tree, build, refuse_foreign
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.saving import check_format, load_exactly, read_tensors
 
@@ -40,12 +40,13 @@ def read_pretrained(path: str | Path) -> Pretrained:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or of no known layout.
+        ValueError: the file is damaged, of no known layout, or names a class that is not this project's.
     """
     file = read_tensors(path)
     if is_official(file):
         return Pretrained(*convert_official(file, str(path)), str(path))
     check_format(file, str(path))
+    refuse_foreign(file["hyper_parameters"])
     return Pretrained(file["hyper_parameters"], file["state_dict"], str(path))
 
 

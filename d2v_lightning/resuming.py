@@ -10,7 +10,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from d2v_lightning.configurable import Tree, own_class
+from d2v_lightning.configurable import Tree, own_class, refuse_foreign
 from d2v_lightning.saving import read_checkpoint
 
 RUN_KEY = "run"
@@ -90,19 +90,6 @@ class StoreRun(Callback):
         checkpoint[RUN_KEY] = self.run
 
 
-def refuse_foreign(tree: Any) -> None:
-    """Look through a stored tree without making anything of it.
-
-    Raises:
-        ValueError: it names a class that is not this project's.
-    """
-    for node in _nodes(tree):
-        if "class_path" in node:
-            if not set(node) <= {"class_path", "init_args"}:
-                raise ValueError(f"the settings stored for {node['class_path']!r} are not of this project's form")
-            own_class(node["class_path"])
-
-
 def is_own(tree: Tree) -> bool:
     """Whether a tree names classes of this project only."""
     try:
@@ -145,16 +132,6 @@ def changed_settings(now: dict[str, Any], stored: dict[str, Any], prefix: str) -
     names = [name for name in dict.fromkeys([*now, *stored]) if _plain(now.get(name)) != _plain(stored.get(name))]
     words = [f"{prefix}.{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names]
     return words, bool(_ORDER & set(names))
-
-
-def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        for value in tree.values():
-            yield from _nodes(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _nodes(value)
 
 
 def _is_setting(name: str, value: Any) -> bool:

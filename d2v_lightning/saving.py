@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.configurable import Configurable, build, own_class
+from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
 from d2v_lightning.recipes import from_recipe
 
 FORMAT_VERSION = 1
@@ -54,6 +54,9 @@ class LoadsOwnCheckpoints(Configurable):
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:
         """The module that was saved, weights included.
 
+        A subclass of your own loads its files with its own `load_from_checkpoint`; classes of its arguments are still this
+        project's only, and no module that the file names is imported.
+
         Args:
             checkpoint_path: a `.ckpt` file of ours.
             map_location: device for the weights.
@@ -64,11 +67,22 @@ class LoadsOwnCheckpoints(Configurable):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         tree = checkpoint["hyper_parameters"]
-        if not issubclass(own_class(tree["class_path"]), cls):
+        if _is_of(cls, tree["class_path"]):
+            module = build(tree, cls)
+        elif issubclass(own_class(tree["class_path"]), cls):
+            module = build(tree)
+        else:
             raise ValueError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
-        module = build(tree)
         load_exactly(module, checkpoint["state_dict"], str(checkpoint_path))
         return module
+
+
+def _is_of(cls: type, class_path: Any) -> bool:
+    """Whether a stored path is that of a user's class `cls`, whose module was "__main__" while it was the script."""
+    if cls.__module__.partition(".")[0] in OWN_PACKAGES:
+        return False
+    module, name = str(class_path).removesuffix(f".{cls.__qualname__}"), cls.__qualname__
+    return f"{module}.{name}" == class_path and (module == cls.__module__ or "__main__" in (module, cls.__module__))
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

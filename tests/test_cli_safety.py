@@ -18,6 +18,7 @@ from d2v_lightning import (
     Backbone,
     Data2Vec,
     EMATeacher,
+    ImageClassifier,
     ImageEncoder,
     LinearDecoder,
     MaskTokenStudent,
@@ -26,6 +27,7 @@ from d2v_lightning import (
     Targets,
     Transformer,
     command_line,
+    load_backbone,
 )
 from d2v_lightning.atomic_io import AtomicCheckpointIO
 
@@ -138,6 +140,22 @@ def test_nothing_is_run_by_load_from_checkpoint(attack: str, marker: Path) -> No
     torch.save(attacks(marker)[attack], path)
     with pytest.raises((ValueError, KeyError)):
         Data2Vec.load_from_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", [name for name in IN_THE_MODEL if name != "pickle"])
+def test_a_backbone_from_such_a_file_is_refused_as_by_the_command_line(
+    attack: str, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = marker.with_name("attack.ckpt")
+    torch.save(attacks(marker)[attack], path)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--ckpt_path", str(path)])
+    said = capsys.readouterr().err.removeprefix("error: ").strip()
+    for load in (lambda: load_backbone(path), lambda: ImageClassifier(num_classes=10, checkpoint=str(path))):
+        with pytest.raises(ValueError, match="not (a class of|.*checkpoint of) d2v_lightning|form") as error:
+            load()
+        assert str(error.value) == said
     assert not marker.exists()
 
 
