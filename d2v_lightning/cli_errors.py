@@ -21,7 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 _NOT_SECTIONS = ("config", "print_config", "help", "help_all")
 _FLAGS = ("--print_config", "--help", "-h", "--help_all")
 _PLAIN_TYPES = ("builtins", "collections", "datetime", "os", "pathlib", "typing")
-_ABSTRACT = ("LightningModule", "LightningDataModule", "Callback", "Logger")
+_ABSTRACT = ("LightningModule", "LightningDataModule", "Callback", "Logger", "Encoder")
 _TREE_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
@@ -259,7 +259,9 @@ class _Schema:
                 hints = [f"put --config FILE, or --{key} CLASS, before it"]
                 raise MistakeError(f"{key} has no class yet", self._where(source, path, key), hints)
             if not _is_concrete(bases[0]):
-                return
+                names = sorted({cls.__name__ for base in bases for cls in _subclasses(base) if _is_concrete(cls)})
+                hints = [f"set {key}.class_path to one of: {', '.join(names)}"]
+                raise MistakeError(f"{key} has no class", self._where(source, path, key), hints)
             self.classes[key] = bases[0]
         arguments = (tree.get("init_args") or {}) if wrapped else tree
         below = (*path, "init_args") if wrapped and "init_args" in tree else path

@@ -30,7 +30,10 @@ from datamodules import ImageDataModule
 ROOT = Path(__file__).parent.parent
 
 BACKBONE = {
-    "encoder": {"image_size": 8, "patch_size": 4, "in_channels": 1, "dim": 8},
+    "encoder": {
+        "class_path": "ImageEncoder",
+        "init_args": {"image_size": 8, "patch_size": 4, "in_channels": 1, "dim": 8},
+    },
     "transformer": {"dim": 8, "depth": 2, "num_heads": 2},
 }
 DATA = {"dataset": "digits", "batch_size": 16, "num_workers": 0, "num_masked_patches": 2, "min_block": 1}
@@ -139,6 +142,11 @@ MODEL = "model.init_args."
         (MODEL + "student.backbone.transformer.depth", "two", ["transformer.depth cannot be 'two'", "a whole number"]),
         (MODEL + "teacher_scope", "backbon", ["cannot be 'backbon'", "one of", "did you mean: backbone"]),
         (MODEL + "loss", None, ["Data2Vec needs loss", "model.loss"]),
+        (
+            MODEL + "student.backbone.encoder",
+            {"dim": 8},
+            ["model.student.backbone.encoder has no class", "class_path to one of: AudioEncoder, ImageEncoder, Text"],
+        ),
         ("model.class_path", "Data2Vecc", ["unknown class 'Data2Vecc'", "did you mean: Data2Vec\n"]),
         ("data.init_args.batch_sise", 4, ["unknown key 'batch_sise'", "did you mean: batch_size"]),
         ("data.init_args.task", "pretran", ["data.task cannot be 'pretran'", "one of pretrain, classify"]),
