@@ -153,7 +153,7 @@ def test_a_backbone_from_such_a_file_is_refused_as_by_the_command_line(
         cli.main(["fit", "--ckpt_path", str(path)])
     said = capsys.readouterr().err.removeprefix("error: ").strip()
     for load in (lambda: load_backbone(path), lambda: ImageClassifier(num_classes=10, checkpoint=str(path))):
-        with pytest.raises(ValueError, match="not (a class of|.*checkpoint of) d2v_lightning|form") as error:
+        with pytest.raises(ValueError, match=r"not (a class of|.*checkpoint of) d2v_lightning|form") as error:
             load()
         assert str(error.value) == said
     assert not marker.exists()

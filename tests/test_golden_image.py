@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,19 @@ def test_a_misspelt_part_or_no_size_is_refused_and_not_guessed(case: GoldenCase,
         load_backbone(path, part="techer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="holds no patch"):
         load_backbone(path, image_size=0)
+
+
+def test_the_first_block_alone_with_its_own_table(tmp_path: Path) -> None:
+    """One block has one table: read as a shared one, it gives the released code's result of that block."""
+    case = GoldenCase("vision_perlayer_relpos")
+
+    def cut(file: dict[str, Any]) -> None:
+        for part in ("model", "model_ema"):
+            file[part] = {name: tensor for name, tensor in file[part].items() if not re.match(r"blocks\.[1-9]", name)}
+        vars(file["args"]).update(target_layers=[0])
+
+    model = load_official(changed(case, tmp_path, cut))
+    (result,) = model.teacher_layer_results(case.batch())
+    torch.testing.assert_close(result, case.tensors["teacher.layer0.fc"], **FORWARD)
+    table = case.group("model.")["blocks.0.attn.relative_position_bias_table"]
+    assert torch.equal(official_state_dict(model)["model"]["rel_pos_bias.relative_position_bias_table"], table)

@@ -80,7 +80,7 @@ def test_foreign_arguments_of_a_subclass_are_refused(tmp_path: Path) -> None:
         "init_args": {"args": ["true"]},
     }
     torch.save(content, tmp_path / "mine.ckpt")
-    with pytest.raises(ValueError, match="'subprocess.Popen' is not a class of d2v_lightning"):
+    with pytest.raises(ValueError, match=r"'subprocess\.Popen' is not a class of d2v_lightning"):
         Mine.load_from_checkpoint(tmp_path / "mine.ckpt")
 
 

@@ -62,8 +62,11 @@ def is_head(weight: str, inside: bool, config: Any) -> bool:
 
 
 def adjust(state: State, backbone: Backbone) -> State:
-    """Their weights as ours compute with them: bias tables of grids that are not square."""
+    """Their weights as ours compute with them: bias tables of grids that are not square, or of an only block."""
     assert isinstance(backbone.encoder, ImageEncoder)
+    only = f"encoder.layer.0.attention.attention.{_TABLE}"
+    if only in state and backbone.transformer.depth == 1:  # a table shared by one block computes the same
+        state[f"encoder.{_TABLE}"] = state.pop(only)
     grid, own = backbone.encoder.grid, backbone.state_dict()
     for name in [name for name in state if name.endswith(_TABLE)]:
         rows = next(t.shape for ours, t in own.items() if ".position_bias." in ours)

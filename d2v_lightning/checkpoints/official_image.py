@@ -68,6 +68,7 @@ def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
         ("student.", model.student, student, STUDENT, path),
         ("teacher.", model.teacher, teacher, BACKBONE, f"{path} (model_ema)"),
     ):
+        _share_only_table(theirs)
         state = to_ours(part.state_dict(), theirs, table, name)
         converted |= {prefix + ours: tensor for ours, tensor in state.items()}
         unused = {"mask_token", "lm_head.weight", "lm_head.bias"} if part is model.teacher else set()
@@ -92,6 +93,13 @@ def state_dict(model: Data2Vec) -> dict[str, State]:
         for name in [name for name in state if name.endswith("relative_position_bias_table")]:
             state[name.replace("relative_position_bias_table", "relative_position_index")] = index.clone()
     return {"model": student, "model_ema": teacher}
+
+
+def _share_only_table(state: State) -> None:
+    """Calls the bias table of a model's only block a shared one, which computes the same and is how ours holds it."""
+    only, shared = "blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
+    if only in state and depth_of(state, "blocks.") == 1:
+        state[shared] = state.pop(only)
 
 
 def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:

@@ -129,6 +129,17 @@ def test_bias_of_images_that_are_not_square_is_the_one_they_apply(tmp_path: Path
         huggingface_state_dict(backbone)
 
 
+def test_the_table_of_an_only_block_goes_out_as_a_shared_one(tmp_path: Path) -> None:
+    model = theirs(Data2VecVisionModel, {"num_hidden_layers": 1, "use_relative_position_bias": True})
+    model.save_pretrained(tmp_path / "theirs")
+    backbone = load_huggingface(tmp_path / "theirs")
+    assert_same_hidden_states(backbone, model)
+    save_huggingface(backbone, tmp_path / "ours")
+    again = Data2VecVisionModel.from_pretrained(tmp_path / "ours").eval()
+    assert again.config.use_shared_relative_position_bias
+    assert_same_hidden_states(backbone, again)
+
+
 def test_offsets_stand_in_the_same_rows(tmp_path: Path) -> None:
     """Each row of the table, class token's three included, biases the same pairs of tokens in both."""
     model = theirs(Data2VecVisionModel, VARIANTS["shared_bias"])
