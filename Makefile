@@ -2,10 +2,14 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart quickstart-speech test check clean
 
 quickstart: .venv/installed
 	$(RUN) examples/quickstart.py
+
+quickstart-speech: .venv/installed
+	$(RUN) -m pip install --quiet 'espeakng-loader>=0.2'
+	$(RUN) examples/quickstart_speech.py
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
