@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.text import CharErrorRate, WordErrorRate
@@ -17,7 +17,7 @@ from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.decoding import BLANK, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
-from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import load_backbone, load_mask_token
 from d2v_lightning.saving import LoadsOwnCheckpoints
@@ -25,8 +25,7 @@ from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
 
 LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
-NEARLY_ALL = 0.995  # of the frames blank: the model says nothing
-SHOWN = 3  # hypotheses at each validation
+NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 
 
@@ -45,7 +44,7 @@ class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # ty
             the letters of the training transcripts. Stored in checkpoints. By default LibriSpeech's.
         normalize: what the backbone was pre-trained on: clips with mean 0 and variance 1. Stored, and enforced on data.
         freeze_trunk_steps: optimiser steps before the trunk is trained too.
-        time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .1 (2.0).
+        time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .01 (2.0).
         dropout, attention_dropout, activation_dropout, layer_drop: of the trunk, for a backbone from `checkpoint`.
         optimization: optimiser and schedule.
         decoder: beam search for test and predict; greedy where it is None, and always at validation.
@@ -127,8 +126,7 @@ class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # ty
                 for name, kind in (("wer", WordErrorRate), ("cer", CharErrorRate))
             }
         )
-        self._shown: list[tuple[str, str]] = []
-        self._frames, self._blanks = 0, 0
+        self._heard = Heard()
         self._pieces: dict[int, list[Tensor]] = {}
 
     def _set_vocabulary(self, vocabulary: list[str] | str) -> None:
@@ -176,19 +174,29 @@ class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # ty
         """
         if self.head is None:
             raise ValueError("vocabulary is 'data' and no data has been seen: fit first, or give the letters")
-        tokens, padding = self.encoder.features(inputs, padding_mask)
-        if mask is not None:
-            filler = self.mask_token.to(tokens.dtype) if self.time_mask == "token" else 0.1 * torch.randn_like(tokens)
-            tokens = torch.where(mask[:, 0, :, None], filler, tokens)
-        if channel_mask is not None:
-            tokens = tokens.masked_fill(channel_mask[:, None, :], 0.0)
-        x, _ = self.backbone.contextualize(tokens, padding)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
+            tokens, padding = self.encoder.features(inputs, padding_mask)
+            if mask is not None:
+                token = self.mask_token.to(tokens.dtype)
+                filler = token if self.time_mask == "token" else NOISE * torch.randn_like(tokens)
+                tokens = torch.where(mask[:, 0, :, None], filler, tokens)
+            elif self.training:  # plain DDP waits for a gradient of every parameter
+                tokens = tokens + 0.0 * self.mask_token.to(tokens.dtype)
+            if channel_mask is not None:
+                tokens = tokens.masked_fill(channel_mask[:, None, :], 0.0)
+            x, _ = self.backbone.contextualize(tokens, padding)
+        if self.trunk_is_frozen:  # as above
+            x = x + 0.0 * torch.stack([parameter.sum() for parameter in self._waiting()]).sum().to(x.dtype)
         return self.head(x).float().log_softmax(dim=-1), padding
 
     @property
     def trunk_is_frozen(self) -> bool:
         """Whether only the head is trained at this step."""
         return self.training and self.global_step < self.freeze_trunk_steps
+
+    def _waiting(self) -> list[nn.Parameter]:
+        """What is not trained while the trunk is frozen, and is afterwards."""
+        return [parameter for parameter in (*self.backbone.parameters(), self.mask_token) if parameter.requires_grad]
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -218,26 +226,15 @@ class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # ty
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        if self.trunk_is_frozen:  # its gradients were made, as plain DDP wants, and are not used
-            for parameter in (*self.backbone.parameters(), self.mask_token):
+        if self.trunk_is_frozen:  # gradients of 0 would still move AdamW's averages
+            for parameter in self._waiting():
                 parameter.grad = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """At the start of a run: say what usually goes wrong, before hours are spent."""
         if self.global_step or batch_idx or "label_lengths" not in batch:
             return
-        frames = torch.full((len(batch["inputs"]),), batch["inputs"].shape[1])
-        if "padding_mask" in batch:
-            frames = (~batch["padding_mask"]).sum(dim=1).cpu()
-        frames = feature_lengths(frames, self.encoder.conv_layers)
-        labels, lengths = batch["labels"].cpu(), batch["label_lengths"].cpu()
-        inside = torch.arange(labels.shape[1]) < lengths[:, None]
-        twice = ((labels[:, 1:] == labels[:, :-1]) & inside[:, 1:]).sum(dim=1)  # a blank must stand between
-        if too_long := int((lengths + twice > frames).sum()):
-            rank_zero_warn(
-                f"{too_long} of the first {len(labels)} transcripts are longer than their recordings have frames (50 a "
-                "second), and teach nothing: do transcripts and recordings belong together?"
-            )
+        check_first_batch(batch, self.encoder.conv_layers, self.sample_rate, self.normalize)
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
@@ -252,45 +249,39 @@ class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # ty
         log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
         loss, size = self._ctc(log_probs, padding, batch), len(batch["inputs"])
         found = [hypothesis.text for hypothesis in self.decode(log_probs, padding, decoder)]
-        said = [
-            self._text(row, int(length)) for row, length in zip(batch["labels"], batch["label_lengths"], strict=True)
-        ]
+        said = self.transcripts(batch)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name in ("wer", "cer"):
             metric: Any = self.metrics[f"{stage}_{name}"]
             metric.update(found, said)
             self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
-        self._shown += list(zip(said, found, strict=True))[: SHOWN - len(self._shown)]
-        inside = log_probs.argmax(dim=-1) if padding is None else log_probs.argmax(dim=-1)[~padding]
-        self._frames, self._blanks = self._frames + inside.numel(), self._blanks + int((inside == 0).sum())
+        self._heard.add(said, found, log_probs, padding)
 
     def on_validation_epoch_end(self) -> None:
-        self._show()
+        self._show("val")
 
     def on_test_epoch_end(self) -> None:
-        self._show()
+        self._show("test")
 
-    def _show(self) -> None:
-        for said, found in [] if self.trainer.sanity_checking else self._shown:
-            rank_zero_info(f"said:  {said}\nheard: {found or '(nothing)'}")
-        if self._frames and self._blanks >= NEARLY_ALL * self._frames and not self.trainer.sanity_checking:
-            rank_zero_warn(
-                f"{100 * self._blanks / self._frames:.1f} % of all frames are decoded as blank. That is usual in the first "
-                "thousand updates; if it stays, raise the learning rate, train longer, or start from a pre-trained network"
-            )
-        self._shown, self._frames, self._blanks = [], 0, 0
+    def _show(self, stage: str) -> None:
+        if not self.trainer.sanity_checking:
+            self._heard.show(self.trainer, stage)
+        self._heard = Heard()
 
     def decode(self, log_probs: Tensor, padding: Tensor | None, decoder: BeamSearch | None = None) -> list[Hypothesis]:
         """Log probabilities (B, N, V) and the frames' padding (B, N), True = padding -> a hypothesis for each clip."""
         assert self.vocabulary is not None
-        rows = log_probs.cpu()
+        rows = log_probs.detach().cpu()
         inside = [slice(None)] * len(rows) if padding is None else list(~padding.cpu())
         how = greedy if decoder is None else decoder
         return [how(row[keep], self.vocabulary) for row, keep in zip(rows, inside, strict=True)]
 
-    def _text(self, labels: Tensor, length: int) -> str:
+    def transcripts(self, batch: Batch) -> list[str]:
+        """What is said in each clip, from its labels."""
         assert self.vocabulary is not None
-        return "".join(self.vocabulary[label] for label in labels[:length].tolist()).replace(SEPARATOR, " ")
+        rows = zip(batch["labels"].tolist(), batch["label_lengths"].tolist(), strict=True)
+        spelt = ("".join(self.vocabulary[label] for label in row[:length]) for row, length in rows)
+        return [letters.replace(SEPARATOR, " ") for letters in spelt]
 
     # ---- transcription -----------------------------------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,6 +27,7 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.finetune.ctc_checks import check_first_batch
 
 CONVS = [(16, 10, 5), (16, 4, 4), (16, 4, 4), (16, 4, 4)]  # 16 kHz -> 50 Hz
 VOCABULARY = ["<blank>", "|", "A", "B", "C"]
@@ -130,6 +133,67 @@ def test_the_trunk_waits_and_the_convolutions_never_move() -> None:
     assert "mask_token" in moved
 
 
+def test_a_frozen_trunk_keeps_no_activations() -> None:
+    model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=1)
+    held: list[int] = []
+
+    def hold(tensor: Tensor) -> Tensor:
+        held.append(tensor.numel())
+        return tensor
+
+    batch = batch_of(["ABC", "CA"])
+    for frozen in (True, False):
+        model.freeze_trunk_steps = int(frozen)
+        held.clear()
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            loss = model._ctc(*model(batch["inputs"], batch["padding_mask"]), batch)  # type: ignore[arg-type]
+        loss.backward()
+        waiting = [parameter.grad for parameter in model._waiting()]
+        assert all(grad is not None for grad in waiting), "plain DDP would wait for it"
+        assert any(grad is not None and grad.any() for grad in waiting) != frozen
+        assert (len(held) < 12) == frozen
+        model.zero_grad()
+
+
+class Halves(pl.LightningDataModule):
+    """The batches of a run, every second one for each of two ranks."""
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        batches = [batch_of(texts) for texts in (["ABC", "CAB"], ["B"], ["AC", "CA", "BB"], ["A C"]) * 2]
+        return loader(batches[self.trainer.global_rank :: self.trainer.world_size])
+
+
+class Save(pl.Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.save(pl_module.state_dict(), self.folder / f"{trainer.world_size}_{trainer.global_rank}.pt")
+
+
+def test_two_ranks_freeze_and_train_as_one_process(tmp_path: Path) -> None:
+    """Plain DDP, which hangs where a parameter gets no gradient; the trunk is frozen for two of four steps."""
+    for devices in (1, 2):
+        model = SpeechCTC(
+            backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=2, layer_drop=0.0, optimization=quick(lr=1e-3)
+        )
+        trainer(
+            max_steps=4,
+            devices=devices,
+            accumulate_grad_batches=2 // devices,
+            use_distributed_sampler=False,
+            strategy="auto" if devices == 1 else pl.strategies.DDPStrategy(start_method="spawn"),
+            callbacks=[Save(tmp_path)],
+        ).fit(model, Halves())
+    one, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("1_0.pt", "2_0.pt", "2_1.pt"))
+    start = backbone().state_dict()
+    assert any(not torch.equal(one[f"backbone.{name}"], tensor) for name, tensor in start.items())
+    for name, tensor in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], tensor, atol=1e-4, rtol=1e-3)
+
+
 def test_accumulated_batches_of_different_size_weigh_by_sentence() -> None:
     texts = ["ABC", "CAB", "BAC", "ACB"]
     gradients = []
@@ -177,6 +241,29 @@ def test_it_starts_from_a_pre_trained_file_with_its_mask_token_and_comes_back(tm
     torch.testing.assert_close(again.eval()(batch["inputs"])[0], model.eval()(batch["inputs"])[0])
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_recordings_that_are_not_normalised_are_noticed(padded: bool) -> None:
+    batch = batch_of(["ABC", "CAB", "A" if padded else "BAC"])
+    batch["inputs"] = 0.05 * batch["inputs"] + 0.01
+    with pytest.warns(UserWarning, match=r"standard deviation of 0\.05"):
+        check_first_batch(batch, CONVS, 16000, normalised=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_first_batch(batch, CONVS, 16000, normalised=False)
+
+
+def test_hypotheses_reach_the_logger(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = SpeechCTC(backbone(), vocabulary=VOCABULARY)
+    logger = TensorBoardLogger(tmp_path)
+    trainer(logger=logger).validate(model, loader([batch_of(["ABC", "CA"])] * 3), verbose=False)
+    events = EventAccumulator(logger.log_dir).Reload()
+    text = events.Tensors("val/heard/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert text.count("said:") == 3
+    assert "said:  ABC" in text
+
+
 def test_what_goes_wrong_is_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exactly one of"):
         SpeechCTC()
@@ -189,8 +276,9 @@ def test_what_goes_wrong_is_said(capsys: pytest.CaptureFixture[str], tmp_path: P
     model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=0, optimization=quick())
     batch = batch_of(["ABCAB"])
     short = {**batch, "inputs": batch["inputs"][:, :1500]}
-    with pytest.warns(UserWarning, match="1 of the first 1 transcripts are longer"):
+    with pytest.warns(UserWarning, match=r"53\.3 letters a second") as warned:
         trainer(max_steps=1).fit(model, loader([short]))
+    assert any("1 of the first 1 transcripts are longer" in str(warning.message) for warning in warned)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     assert model.head is not None
     with torch.no_grad():
