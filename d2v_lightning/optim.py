@@ -126,8 +126,9 @@ class Optimization(Configurable):
 
 
 def decays_weight(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay is meant for a parameter: not for vectors, biases, the class token and learned positions."""
-    spared = parameter.ndim <= 1 or name.endswith(("bias", "class_token", "position.embedding"))
+    """Whether weight decay is meant for a parameter: not for vectors, biases, the class token, learned positions of
+    images, and ALiBi scales."""
+    spared = parameter.ndim <= 1 or name.endswith(("bias", "class_token", "position.embedding", "position_bias.scale"))
     return not spared
 
 

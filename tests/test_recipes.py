@@ -76,7 +76,12 @@ def steps(module: Any, batch: Any, count: int = 2) -> None:
 def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, tmp_path: Path) -> None:
     sections = yaml.safe_load(path.read_text())
     tree = sections["model"]
-    build(overridden(sections["data"], {"root": str(tmp_path)} if "dataset" not in str(sections["data"]) else {}))
+    folder = (
+        {}
+        if "dataset" in str(sections["data"]) or "Text" in sections["data"]["class_path"]
+        else {"root": str(tmp_path)}
+    )
+    build(overridden(sections["data"], folder))
     if own_class(tree["class_path"]) is Data2Vec:
         with torch.device("meta"):
             build(tree)
