@@ -99,7 +99,8 @@ class BeamSearch(Configurable):
 
     Raises:
         ImportError: flashlight-text is not installed.
-        FileNotFoundError, ValueError: a file is missing, or an argument out of range.
+        FileNotFoundError, ValueError: a file is missing, or an argument out of range. A file that is no language model is
+            refused with the first clip.
     """
 
     def __init__(
@@ -199,7 +200,13 @@ class BeamSearch(Configurable):
         if self.lm is not None:
             from flashlight.lib.text.decoder.kenlm import KenLM
 
-            lm = KenLM(str(self.lm), words)
+            try:
+                lm = KenLM(str(self.lm), words)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1]
+                raise ValueError(
+                    f"{self.lm} is no language model that KenLM reads (ARPA or its binary, of bigrams or more): {reason}"
+                ) from error
         trie, start = flashlight.Trie(len(vocabulary), tokens[SEPARATOR]), lm.start(False)
         for word, spelt in known.items():
             number = words.get_index(word)

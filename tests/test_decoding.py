@@ -128,6 +128,10 @@ def test_missing_files_and_bad_arguments(tmp_path: Path) -> None:
     (tmp_path / "lm.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n")
     with pytest.raises(ValueError, match="give a lexicon beside it"):
         BeamSearch(lm=str(tmp_path / "lm.bin"))
+    unigrams = tmp_path / "lm.arpa"
+    unigrams.write_text("\\data\\\nngram 1=1\n\n\\1-grams:\n-1.0\tCAT\n\n\\end\\\n")
+    with pytest.raises(ValueError, match=r"lm\.arpa is no language model that KenLM reads .*bigram"):
+        BeamSearch(lm=str(unigrams))(frames("C_A_T"), VOCABULARY)
 
 
 @pytest.fixture

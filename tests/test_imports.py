@@ -22,7 +22,7 @@ LAYERS = [
     ["pretrained"],
     ["module", "finetune"],
     ["atomic_io", "resuming", "cli_errors", "cli_help"],
-    ["command_line"],
+    ["command_line", "tune_decoding"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 DATA_MAY_IMPORT = {"types", "masking", "configurable", "recipes", "encoders"}  # encoders: their length functions
