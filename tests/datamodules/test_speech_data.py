@@ -1,0 +1,274 @@
+"""SpeechDataModule: every source, batches within their budget, masks, exact resume, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from d2v_lightning.encoders.audio import feature_lengths
+from datamodules import SpanMaskCollator, SpeechDataModule, TranscriptCollator
+from datamodules import samplers as samplers_module
+from datamodules.speech import KeyedClips
+from datamodules.speech_batches import BudgetBatchSampler
+from datamodules.speech_sources import open_split
+from datamodules.waveform import normalise, read_waveform, samples_at_16k
+
+CONVS = [(8, 10, 5), (8, 8, 8), (8, 8, 8)]
+
+
+def write(path: Path, seconds: float, rate: int = 16000, seed: int = 0, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))
+    soundfile.write(path, wave, rate, **options)
+    return path
+
+
+@pytest.fixture
+def libri(tmp_path: Path) -> Path:
+    """LibriSpeech's layout: 12 clips of 2 to 4 seconds in `train`, 3 in `dev`."""
+    for split, count, speaker in (("train", 12, 1), ("dev", 3, 2)):
+        lines = []
+        for number in range(count):
+            name = f"{speaker}-9-{number:04d}"
+            write(tmp_path / split / str(speaker) / "9" / f"{name}.flac", 2.0 + 2.0 * number / count, seed=number)
+            lines.append(f"{name} {'HELLO WORLD'[: 5 + number % 6].strip()}")
+        (tmp_path / split / str(speaker) / "9" / f"{speaker}-9.trans.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def module(root: Path, **options: Any) -> SpeechDataModule:
+    usual = {"train_split": "train", "batch_samples": 150_000, "num_workers": 0}
+    data = SpeechDataModule(root=str(root), **{**usual, **options})
+    data.setup("fit")
+    return data
+
+
+def test_librispeech_and_plain_folders(libri: Path) -> None:
+    source = open_split(str(libri), "train")
+    assert len(source) == 12
+    assert source.clips[0].samples == 32000
+    assert source.clips[3].text == "HELLO WO"
+    everything = open_split(str(libri), "")
+    assert len(everything) == 15
+    assert np.abs(everything.read(0) - read_waveform(everything.clips[0].file)).max() == 0
+
+
+@pytest.mark.parametrize("letters", [True, False])
+def test_fairseq_manifests(libri: Path, letters: bool) -> None:
+    clips = open_split(str(libri), "dev").clips
+    rows = [f"{Path(clip.name).relative_to(libri)}\t{clip.samples}" for clip in clips]
+    (libri / "valid.tsv").write_text("\n".join([str(libri), *rows]) + "\n")
+    if letters:
+        (libri / "valid.ltr").write_text("H E L L O |\nH I | Y O U |\nA |\n")
+    else:
+        (libri / "valid.wrd").write_text("HELLO\nHI YOU\nA\n")
+    source = open_split(str(libri), "valid")
+    assert [clip.text for clip in source.clips] == ["HELLO", "HI YOU", "A"]
+    (libri / "valid.ltr").write_text("A |\n")
+    with pytest.raises(ValueError, match="lists 3 clips, the transcripts beside it are 1"):
+        open_split(str(libri), "valid")
+    (libri / "valid.tsv").write_text(f"{libri}\nclip.flac 12\n")
+    with pytest.raises(ValueError, match=r"valid.tsv:2 is not '<path><TAB><samples>'"):
+        open_split(str(libri), "valid")
+
+
+def test_json_lines(libri: Path) -> None:
+    write(libri / "a.wav", 1.0)
+    (libri / "some.jsonl").write_text('{"audio": "a.wav", "text": "hi"}\n{"audio": "a.wav"}\n')
+    source = open_split(str(libri), "some")
+    assert [(clip.samples, clip.text) for clip in source.clips] == [(16000, "hi"), (16000, None)]
+    (libri / "some.jsonl").write_text('{"audio": "a.wav"}\n{"sound": "a.wav"}\n')
+    with pytest.raises(ValueError, match=r"some.jsonl:2 is not a line like"):
+        open_split(str(libri), "some")
+
+
+@pytest.mark.parametrize("stored", ["parquet", "disk"])
+def test_hugging_face_tables(libri: Path, stored: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from datasets import Audio, Dataset, DatasetDict, Features, Value
+
+    clips = open_split(str(libri), "dev").clips
+    features = Features({"audio": Audio(decode=False), "text": Value("string")})
+    rows = [{"audio": {"bytes": Path(c.name).read_bytes(), "path": None}, "text": c.text} for c in clips]
+    table = Dataset.from_list(rows, features=features)
+    folder = tmp_path_factory.mktemp("table")
+    if stored == "parquet":
+        table.to_parquet(folder / "train.parquet")
+    else:
+        DatasetDict({"train": table}).save_to_disk(str(folder))
+    source = open_split(str(folder), "train")
+    assert [(c.samples, c.text) for c in source.clips] == [(c.samples, c.text) for c in clips]
+    assert np.array_equal(source.read(1), read_waveform(clips[1].file))
+    with pytest.raises(FileNotFoundError, match=r"has no split 'dev': it has train"):
+        open_split(str(folder), "dev")
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "suffix"), [(8000, 1, "wav"), (44100, 2, "flac"), (22050, 1, "ogg"), (48000, 1, "mp3")]
+)
+def test_rates_channels_and_formats(rate: int, channels: int, suffix: str, tmp_path: Path) -> None:
+    times = np.arange(rate) / rate
+    wave = np.stack([0.5 * np.sin(2 * np.pi * 440 * times)] * channels, axis=1)
+    soundfile.write(tmp_path / f"a.{suffix}", wave, rate)
+    read = read_waveform(str(tmp_path / f"a.{suffix}"))
+    assert len(read) == pytest.approx(samples_at_16k(rate, rate), abs=2000 if suffix == "mp3" else 0)
+    peak = np.abs(np.fft.rfft(read[2000:14000])).argmax() * 16000 / 12000
+    assert peak == pytest.approx(440, abs=2)
+    assert normalise(read).std() == pytest.approx(1.0, abs=1e-3)
+    assert not normalise(np.zeros(100, np.float32)).any(), "silence stays silence"
+
+
+def test_every_batch_is_within_budget_and_an_epoch_covers_every_clip_once() -> None:
+    lengths = np.random.default_rng(0).integers(16000, 320000, 500).tolist()
+    sampler = BudgetBatchSampler(lengths, 1_000_000)
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert sorted(index for batch in batches for _, index in batch) == list(range(500))
+        assert all(len(batch) * max(lengths[index] for _, index in batch) <= 1_000_000 for batch in batches)
+    assert sampler.padding_ratio < 0.05
+    orders = [[batch[0][1] for batch in (sampler.set_epoch(epoch), list(sampler))[1]] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
+    with pytest.raises(ValueError, match=r"batch_samples 100 is smaller than the longest clip"):
+        BudgetBatchSampler(lengths, 100)
+
+
+def test_ranks_share_the_batches_equally(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = list(range(1000, 1100))
+    for shuffle in (True, False):
+        seen: list[int] = []
+        counts = []
+        for rank in range(3):
+            monkeypatch.setattr(samplers_module, "world", lambda rank=rank: (rank, 3))
+            monkeypatch.setattr("datamodules.speech_batches.world", lambda rank=rank: (rank, 3))
+            batches = list(BudgetBatchSampler(lengths, 7000, shuffle=shuffle))
+            counts.append(len(batches))
+            seen += [index for batch in batches for _, index in batch]
+        assert len(set(counts)) == 1
+        assert len(set(seen)) == (len(seen) if shuffle else 100)
+
+
+def test_published_batches_are_cropped_to_their_shortest_clip_and_hide_alike(libri: Path) -> None:
+    data = module(libri)
+    batches = list(data.train_dataloader())
+    assert len(batches) > 1
+    for batch in batches:
+        assert "padding_mask" not in batch
+        frames = feature_lengths(batch["inputs"].shape[1])
+        counts = batch["mask"].sum(dim=-1)
+        assert (counts == counts[0, 0]).all()
+        assert counts[0, 0] / frames == pytest.approx(0.49, abs=0.02)
+        assert len(batch["hidden"]) == int(counts.sum())
+        clip = batch["inputs"][0]
+        assert clip.std() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("ratio", "masks"), [(None, 1), (0.5, 4)])
+def test_padding_is_never_scored_and_rows_stay_equal_for_several_masks(ratio: float | None, masks: int) -> None:
+    collate = SpanMaskCollator(
+        mask_length=5, mask_ratio=ratio, num_masks=masks, conv_layers=CONVS, crop_to_shortest=False
+    )
+    samples = [{"inputs": torch.randn(size), "key": (0, size), "index": size} for size in (40000, 30000, 9000)]
+    batch = collate(samples)
+    frames = feature_lengths(torch.tensor([40000, 30000, 9000]), CONVS)
+    length = batch["mask"].shape[2]
+    columns, rows = batch["hidden"] % length, batch["hidden"] // (masks * length)
+    assert (columns < frames[rows]).all()
+    if masks > 1:
+        assert len(set(batch["mask"].sum(dim=-1).flatten().tolist())) == 1
+        assert batch["visible"].shape[:2] == (3, masks)
+    again = collate(samples[2:])
+    count = int(frames[2])
+    assert torch.equal(again["mask"][0, :, :count], batch["mask"][2, :, :count]), (
+        "a mask is a function of the clip alone"
+    )
+    assert not torch.equal(collate([{**samples[2], "key": (1, 9000)}])["mask"], again["mask"])
+
+
+def test_time_and_channel_masks_and_labels() -> None:
+    collate = TranscriptCollator(["<blank>", "|", "A", "B"], 48, 0.5, 10, 0.25, 64, CONVS)
+    samples = [
+        {"inputs": torch.randn(n), "key": (0, n), "index": 0, "text": text}
+        for n, text in ((40000, "AB  A"), (20000, "B"))
+    ]
+    batch = collate(samples)
+    assert batch["labels"].tolist() == [[2, 3, 1, 2], [3, 0, 0, 0]]
+    assert batch["label_lengths"].tolist() == [4, 1]
+    frames = feature_lengths(20000, CONVS)
+    assert not batch["mask"][1, 0, frames:].any()
+    assert batch["mask"][1, 0, :frames].any()
+    assert 0 < batch["channel_mask"][0].sum() < 24
+
+
+def test_a_run_goes_on_where_it_was(libri: Path) -> None:
+    whole = module(libri, task="pretrain").train_dataloader()
+    batches = [*whole, *(whole.sampler.set_epoch(1), list(whole))[1]]
+    for stop in (1, 2, len(whole), len(whole) + 1):
+        first = module(libri).train_dataloader()
+        seen = []
+        for epoch in range(2):
+            first.sampler.set_epoch(epoch)
+            for batch in first:
+                seen.append(batch)
+                if len(seen) == stop:
+                    break
+            if len(seen) == stop:
+                break
+        state = first.state_dict()
+        second = module(libri).train_dataloader()
+        second.load_state_dict(state)
+        second.sampler.set_epoch(stop // len(whole) if stop % len(whole) else stop // len(whole) - 1)
+        rest = list(second)
+        for got, expected in zip(rest, batches[stop:], strict=False):
+            assert torch.equal(got["inputs"], expected["inputs"])
+            assert torch.equal(got["mask"], expected["mask"])
+        assert rest
+
+
+def test_clips_that_are_broken_after_all_are_replaced_and_named(libri: Path) -> None:
+    source = open_split(str(libri), "train")
+    Path(source.clips[4].file).write_bytes(b"gone")
+    sample = KeyedClips(source)[(0, 4)]
+    assert sample["index"] == 3, "the next shorter one"
+    assert sample["unreadable"][0].startswith(source.clips[4].name)
+
+
+def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
+    for options, kind, message in (
+        ({"train_split": "trian"}, FileNotFoundError, "has no 'trian': it holds dev, train"),
+        ({"train_split": None}, ValueError, "set data.train_split"),
+        ({"batch_samples": 0}, ValueError, "batch_samples 0"),
+        ({"task": "asr"}, ValueError, "task 'asr'"),
+        ({"min_seconds": 5.0}, ValueError, "no clip of the train split is left"),
+    ):
+        with pytest.raises(kind, match=message) as error:
+            module(libri, **options)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+    (libri / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no readable sound"):
+        module(libri, train_split="empty")
+    with pytest.raises(ValueError, match=r"batch_samples 1000 is smaller than the longest clip, .* \(3\.8 s\)"):
+        module(libri, batch_samples=1000).train_dataloader()
+    write(libri / "mute" / "a.wav", 2.0)
+    with pytest.raises(ValueError, match=r"a\.wav has no transcript"):
+        module(libri, train_split="mute", task="ctc")
+    (libri / "bad").mkdir()
+    (libri / "bad" / "b.wav").write_bytes(b"RIFF")
+    write(libri / "bad" / "c.wav", 2.5)
+    with pytest.warns(UserWarning, match=r"1 file\(s\) of .* left out, unreadable: .*b\.wav"):
+        assert len(open_split(str(libri), "bad")) == 1
+
+
+def test_letters_of_the_data(libri: Path) -> None:
+    data = module(libri, task="ctc")
+    assert data.letters()[0] == "L"
+    assert set(data.letters()) == set("HELOWRLD")
+    assert json.dumps(data.letters())
+    with pytest.raises(ValueError, match=r"12 transcripts of the train split have letters .*: L "):
+        data._refuse_unknown(data._sources["train"], "train", {"H", "E", "O", "W", "R", "D"})
