@@ -90,10 +90,10 @@ def test_json_lines(libri: Path) -> None:
 
 @pytest.mark.parametrize("stored", ["parquet", "disk"])
 def test_hugging_face_tables(libri: Path, stored: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from datasets import Audio, Dataset, DatasetDict, Features, Value
+    from datasets import Dataset, DatasetDict, Features, Value
 
     clips = open_split(str(libri), "dev").clips
-    features = Features({"audio": Audio(decode=False), "text": Value("string")})
+    features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "text": Value("string")})
     rows = [{"audio": {"bytes": Path(c.name).read_bytes(), "path": None}, "text": c.text} for c in clips]
     table = Dataset.from_list(rows, features=features)
     folder = tmp_path_factory.mktemp("table")
@@ -268,7 +268,7 @@ def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
 def test_letters_of_the_data(libri: Path) -> None:
     data = module(libri, task="ctc")
     assert data.letters()[0] == "L"
-    assert set(data.letters()) == set("HELOWRLD")
+    assert set(data.letters()) == set("HELOWR")
     assert json.dumps(data.letters())
     with pytest.raises(ValueError, match=r"12 transcripts of the train split have letters .*: L "):
         data._refuse_unknown(data._sources["train"], "train", {"H", "E", "O", "W", "R", "D"})
