@@ -19,7 +19,7 @@ def recipe_path(name: str) -> Path:
     """
     here = Path(__file__).parent
     root = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    recipes = {path.stem: path for path in sorted(root.glob("*/*.yaml")) if path.parent.name != "logging"}
+    recipes = {path.stem: path for path in sorted(root.glob("*/**/*.yaml")) if path.parent.name != "logging"}
     if name not in recipes:
         raise ValueError(f"no recipe {name!r}: choose from {', '.join(sorted(recipes))}")
     return recipes[name]

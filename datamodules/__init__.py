@@ -1,15 +1,20 @@
 """Data for `d2v_lightning`: DataModules, and the collators and loaders they are made of."""
 
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
+from datamodules.glue import GLUEDataModule
 from datamodules.image import ImageDataModule
 from datamodules.loader import ResumableLoader
 from datamodules.samplers import EpochBatchSampler
 from datamodules.speech import SpeechDataModule
 from datamodules.speech_collators import SpanMaskCollator, SpeechCollator, TranscriptCollator
+from datamodules.text import TextDataModule
+from datamodules.text_collators import TextCollator, TextMaskCollator
+from datamodules.vocabulary import load_tokenizer, vocabulary_of
 
 __all__ = [
     "BlockMaskCollator",
     "EpochBatchSampler",
+    "GLUEDataModule",
     "ImageCollator",
     "ImageDataModule",
     "InverseBlockMaskCollator",
@@ -17,5 +22,10 @@ __all__ = [
     "SpanMaskCollator",
     "SpeechCollator",
     "SpeechDataModule",
+    "TextCollator",
+    "TextDataModule",
+    "TextMaskCollator",
     "TranscriptCollator",
+    "load_tokenizer",
+    "vocabulary_of",
 ]

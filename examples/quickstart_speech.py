@@ -33,8 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=20.0, help="of speech without transcripts")
-    parser.add_argument("--steps", type=int, default=500, help="of pre-training")
-    parser.add_argument("--finetune-steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600, help="of pre-training")
+    parser.add_argument("--finetune-steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart_speech"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def finetune(backbone: Backbone, seed: int, name: str, args: argparse.Namespace)
         train_split="train",
         val_split="dev",
         task="ctc",
-        batch_samples=500_000,
+        batch_samples=240_000,
         time_mask_prob=0.2,
         channel_mask_prob=0.1,
         num_workers=1,
@@ -114,7 +114,7 @@ def finetune(backbone: Backbone, seed: int, name: str, args: argparse.Namespace)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=args.finetune_steps,
-        val_check_interval=50,
+        val_check_interval=100,
         check_val_every_n_epoch=None,
         gradient_clip_val=5.0,
         num_sanity_val_steps=0,

@@ -13,14 +13,23 @@ import yaml
 from tiny import image_batch, tiny_image_model
 from torch.utils.data import DataLoader
 
-from d2v_lightning import AudioEncoder, Backbone, Data2Vec, ImageClassifier, ImageEncoder, VisibleStudent
+from d2v_lightning import (
+    AudioEncoder,
+    Backbone,
+    Data2Vec,
+    GLUEClassifier,
+    ImageClassifier,
+    ImageEncoder,
+    SpeechCTC,
+    VisibleStudent,
+)
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.encoders.audio import feature_lengths
 from d2v_lightning.recipes import from_recipe, overridden, recipe_path
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(
-    path for folder in ("pretrain", "finetune", "quickstart") for path in (CONFIGS / folder).glob("*.yaml")
+    path for folder in ("pretrain", "finetune", "quickstart") for path in (CONFIGS / folder).glob("**/*.yaml")
 )
 
 
@@ -78,7 +87,7 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
     tree = sections["model"]
     folder = (
         {}
-        if "dataset" in str(sections["data"]) or "Text" in sections["data"]["class_path"]
+        if "dataset" in str(sections["data"]) or sections["data"]["class_path"].endswith("TextDataModule")
         else {"root": str(tmp_path)}
     )
     build(overridden(sections["data"], folder))
@@ -93,13 +102,21 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
     kind, arguments = own_class(tree["class_path"]), tree["init_args"]
     size = "large" if "large" in path.stem else "base"
     with torch.device("meta"):
-        backbone = build(from_file(f"{'image' if kind is ImageClassifier else 'audio'}_{size}"))
+        modality = {ImageClassifier: "image", SpeechCTC: "audio", GLUEClassifier: "text"}[kind]
+        backbone = build(from_file(f"{modality}_{size}"))
         build({**tree, "init_args": {**arguments, "backbone": backbone.config}})
     pl.seed_everything(0)
     if kind is ImageClassifier:
         tiny = tiny_image_model().backbone
         classifier = build(overridden(tree, {"backbone": tiny.config, "num_classes": 10}))
         steps(classifier, {"inputs": image_batch(4, 9)["inputs"], "labels": torch.tensor([0, 1, 2, 9])})
+        return
+    if kind is GLUEClassifier:
+        small = made_small(yaml.safe_load(recipe_path("text_base").read_text())["model"])
+        tiny_text = small["init_args"]["student"]["init_args"]["backbone"]
+        model = build({**tree, "init_args": {**arguments, "backbone": tiny_text}})
+        labels = torch.tensor([0.5, 4.0]) if arguments["task"] == "stsb" else torch.tensor([0, 1])
+        steps(model, {"inputs": torch.randint(3, 40, (2, 12)), "labels": labels})
         return
     small = made_small(yaml.safe_load(recipe_path("audio_base").read_text())["model"])
     tiny_speech = small["init_args"]["student"]["init_args"]["backbone"]

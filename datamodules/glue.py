@@ -1,0 +1,337 @@
+"""GLUEDataModule: sentences or pairs with labels, from GLUE's own files, `datasets`, or files of your own."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch.utils.data import Dataset
+
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.recipes import from_recipe
+from datamodules.accumulation import accumulate_to
+from datamodules.image_sources import open_table
+from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.samplers import EpochBatchSampler, Key
+from datamodules.speech_batches import BudgetBatchSampler
+from datamodules.text_collators import TextCollator
+from datamodules.vocabulary import load_tokenizer
+
+Row = dict[str, str]
+
+
+class TaskFiles(NamedTuple):
+    """How a task is stored: its folder in GLUE, the columns of its texts and label, its classes; () is a number."""
+
+    folder: str
+    texts: tuple[str, ...]
+    label: str
+    classes: tuple[str, ...]
+    header: tuple[str, ...] | None = None  # of files that have none
+
+
+PAIR = ("sentence1", "sentence2")
+ENTAILS = ("entailment", "not_entailment")
+TASKS = {
+    "cola": TaskFiles("CoLA", ("sentence",), "label", ("0", "1"), ("source", "label", "star", "sentence")),
+    "sst2": TaskFiles("SST-2", ("sentence",), "label", ("0", "1")),
+    "mrpc": TaskFiles("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1")),
+    "stsb": TaskFiles("STS-B", PAIR, "score", ()),
+    "qqp": TaskFiles("QQP", ("question1", "question2"), "is_duplicate", ("0", "1")),
+    "mnli": TaskFiles("MNLI", PAIR, "gold_label", ("entailment", "neutral", "contradiction")),
+    "qnli": TaskFiles("QNLI", ("question", "sentence"), "label", ENTAILS),
+    "rte": TaskFiles("RTE", PAIR, "label", ENTAILS),
+    "wnli": TaskFiles("WNLI", PAIR, "label", ("0", "1")),
+}
+# MNLI has two development and two test sets.
+SPLITS = {
+    "train": ("train",),
+    "val": ("dev", "dev_matched", "dev_mismatched"),
+    "test": ("test", "test_matched", "test_mismatched"),
+}
+
+
+class Examples(Dataset[dict[str, Any]]):
+    """Tokenised texts by (epoch, index), or by index: {"inputs" (T,), "index", "key", "label" where there are labels}."""
+
+    def __init__(self, ids: Sequence[Sequence[int]], labels: Sequence[int | float] | None) -> None:
+        self.ids, self.labels = ids, labels
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: Key | int) -> dict[str, Any]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        sample = {"inputs": torch.tensor(self.ids[index]), "index": index, "key": (epoch, index)}
+        return sample if self.labels is None else {**sample, "label": self.labels[index]}
+
+
+class GLUEDataModule(Configurable, pl.LightningDataModule):
+    """Sentences or pairs with labels.
+
+    Args:
+        task: one of GLUE's nine, or "custom" for files of your own.
+        root: GLUE's folder (root/SST-2/train.tsv, ...), or for "custom" the folder of train, dev and test files.
+        dataset: instead of `root`: a Hugging Face data set with a configuration per task, such as "nyu-mll/glue".
+        text_columns, label_column, classes: of "custom" `.tsv` (with a header) or `.jsonl` files; no classes: a number.
+        tokenizer: name on the Hugging Face hub, or directory, of a fast tokenizer.
+        max_length: longer texts are cut; pairs at their longer half.
+        batch_size: samples per device; or
+        batch_tokens: tokens per device, padding included, of samples of like length.
+        effective_batch: samples per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
+        predict_file: `.tsv` with a header or `.jsonl` of texts without labels; by default the test set.
+        num_workers: processes that load.
+        seed: of the order.
+
+    Raises:
+        ValueError: an argument is out of its range, or arguments contradict each other.
+    """
+
+    def __init__(
+        self,
+        task: Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "custom"] = "sst2",
+        root: str | None = None,
+        dataset: str | None = None,
+        text_columns: list[str] | None = None,
+        label_column: str = "label",
+        classes: list[str] | None = None,
+        tokenizer: str = "roberta-base",
+        max_length: int = 512,
+        batch_size: int = 16,
+        batch_tokens: int | None = None,
+        effective_batch: int | None = None,
+        predict_file: str | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if task not in (*TASKS, "custom"):
+            raise ValueError(f"task {task!r}: permitted are {', '.join(TASKS)} and custom")
+        if (task == "custom") != (text_columns is not None):
+            raise ValueError(
+                f"task {task!r}, text_columns {text_columns}: give text_columns for 'custom', and only there"
+            )
+        if root is not None and dataset is not None:
+            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them")
+        for name, count in (("max_length", max_length), ("batch_size", batch_size), ("batch_tokens", batch_tokens)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} {count}: permitted is 1 or more")
+        self.save_hyperparameters(logger=False)
+        self.task, self.root, self.dataset, self.tokenizer = task, root, dataset, tokenizer
+        self.files = TASKS.get(task) or TaskFiles("", tuple(text_columns or ()), label_column, tuple(classes or ()))
+        self.max_length, self.batch_size, self.batch_tokens = max_length, batch_size, batch_tokens
+        self.effective_batch, self.predict_file = effective_batch, predict_file
+        self.num_workers, self.seed = num_workers, seed
+        self.predict_paths: list[str] = []
+        self._pad_id = 1
+        self._examples: dict[str, list[Examples]] = {}
+
+    @classmethod
+    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
+        """The data of a published row, from the YAML that the command line reads.
+
+        Raises:
+            ValueError: there is no such recipe or argument, or it is another class's.
+        """
+        data = from_recipe(name, "data", overrides)
+        if not isinstance(data, cls):
+            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
+        return data
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their numbers; empty where the label is a number."""
+        return list(self.files.classes)
+
+    # ------------------------------------------------------------------ setup
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads and tokenises the splits that `stage` needs.
+
+        Raises:
+            FileNotFoundError: a split is missing.
+            ValueError: a column is missing, a label is none of the task's, or the tokenizer does not fit the model.
+        """
+        if self.root is None and self.dataset is None and self.predict_file is None:
+            raise ValueError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
+        tokenizer = load_tokenizer(self.tokenizer)
+        self._pad_id = tokenizer.pad_token_id
+        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        size, room = getattr(encoder, "vocab_size", None), getattr(encoder, "max_positions", None)
+        if size is not None and size != len(tokenizer):
+            raise ValueError(
+                f"tokenizer {self.tokenizer!r} has {len(tokenizer)} tokens, the model's vocab_size is {size}: set "
+                "data.tokenizer to the one that the model was pre-trained with"
+            )
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        length = min(self.max_length, room or self.max_length)
+        for split in needed.get(stage or "", ("train", "val")):
+            if split not in self._examples:
+                self._examples[split] = [
+                    self._encode(rows, name, tokenizer, length) for name, rows in self._read(split)
+                ]
+        if stage == "fit" and self.effective_batch is not None:
+            accumulate_to(self.trainer, "batch_size", self.batch_size, self.effective_batch, "samples")
+        if stage == "predict":
+            self.predict_paths = [f"row {row}" for row in range(len(self._examples["predict"][0]))]
+
+    def _read(self, split: str) -> list[tuple[str, list[Row]]]:
+        """Rows of the files of one split, each with the name that messages call it."""
+        if split == "predict" and self.predict_file is not None:
+            return [(self.predict_file, read_rows(Path(self.predict_file), None))]
+        names = SPLITS["test" if split == "predict" else split]
+        if self.dataset is not None:
+            return self._read_table(names)
+        assert self.root is not None
+        folder = Path(self.root) / self.files.folder
+        found = [path for name in names for end in (".tsv", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
+        if not found:
+            there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
+            raise FileNotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
+        header = self.files.header if "test" not in found[0].name else None
+        return [(str(path), read_rows(path, header)) for path in found]
+
+    def _read_table(self, names: Sequence[str]) -> list[tuple[str, list[Row]]]:
+        assert self.dataset is not None
+        tables = open_table(self.dataset, self.task, streaming=False)
+        wanted = [name for name in (*names, *(name.replace("dev", "validation") for name in names)) if name in tables]
+        if not wanted:
+            raise FileNotFoundError(
+                f"{self.dataset} ({self.task}) has none of {', '.join(names)}: it has {', '.join(tables)}"
+            )
+        rows = []
+        for name in wanted:
+            texts = [
+                column for column in (*self.files.texts, "sentence1", "sentence2") if column in tables[name].features
+            ]
+            columns = dict(zip(self.files.texts, texts, strict=False))
+            rows.append((f"{self.dataset}[{name}]", [self._table_row(row, columns) for row in tables[name]]))
+        return rows
+
+    def _table_row(self, row: dict[str, Any], columns: dict[str, str]) -> Row:
+        """A row of a table under the names of GLUE's files; classes there are numbers in the order of ours."""
+        made = {ours: row[theirs] for ours, theirs in columns.items()}
+        label = row.get("label", -1)
+        if label != -1:
+            made[self.files.label] = self.files.classes[int(label)] if self.files.classes else str(label)
+        return made
+
+    def _encode(self, rows: list[Row], name: str, tokenizer: Any, length: int) -> Examples:
+        if not rows:
+            raise ValueError(f"{name} holds no rows")
+        missing = [column for column in self.files.texts if column not in rows[0]]
+        if missing:
+            raise ValueError(f"{name} has no column {missing[0]!r}: it has {', '.join(rows[0])}")
+        empty = [
+            str(number) for number, row in enumerate(rows) if not all((row[c] or "").strip() for c in self.files.texts)
+        ]
+        if empty:
+            rank_zero_warn(
+                f"{len(empty)} rows of {name} have an empty text, the first is row {empty[0]}; they are kept"
+            )
+        texts = [[row[column] or "" for row in rows] for column in self.files.texts]
+        ids = tokenizer(*texts, truncation=True, max_length=length, padding=False)["input_ids"]
+        if self.files.label not in rows[0]:
+            return Examples(ids, None)
+        return Examples(ids, [self._label(row[self.files.label], name, number) for number, row in enumerate(rows)])
+
+    def _label(self, given: str, name: str, number: int) -> int | float:
+        if self.files.classes:
+            if given not in self.files.classes:
+                raise ValueError(
+                    f"{name}: row {number} has label {given!r}, permitted are {', '.join(self.files.classes)}"
+                )
+            return self.files.classes.index(given)
+        try:
+            return float(given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: row {number} has label {given!r}, a number is needed") from error
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled; restartable in the middle of an epoch.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        if self.trainer is not None:
+            begin_epoch_anew(self.trainer)
+        examples = self._examples["train"][0]
+        if examples.labels is None:
+            raise ValueError(f"the training rows have no column {self.files.label!r}")
+        return self._loader(examples, training=True)
+
+    def val_dataloader(self) -> list[ResumableLoader]:
+        """One for each development set: two for MNLI."""
+        return [self._loader(examples) for examples in self._examples["val"]]
+
+    def test_dataloader(self) -> list[ResumableLoader]:
+        """As `val_dataloader`, of the test sets, which need labels; GLUE's own have none: use predict.
+
+        Raises:
+            ValueError: there are no labels.
+        """
+        if any(examples.labels is None for examples in self._examples["test"]):
+            raise ValueError(
+                "the test set has no labels, so it cannot be scored here: predict writes answers to hand in"
+            )
+        return [self._loader(examples) for examples in self._examples["test"]]
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Texts without labels."""
+        examples = self._examples["predict"][0]
+        return self._loader(Examples(examples.ids, None))
+
+    def _loader(self, examples: Examples, training: bool = False) -> ResumableLoader:
+        if self.batch_tokens is None:
+            sampler = EpochBatchSampler(len(examples), self.batch_size, self.seed, shuffle=training)
+        else:
+            sampler = BudgetBatchSampler([len(ids) for ids in examples.ids], self.batch_tokens, self.seed, training)
+        return ResumableLoader(
+            examples,
+            sampler,
+            TextCollator(self._pad_id),
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            endless=training and self.trainer is not None,
+        )
+
+
+def read_rows(path: Path, header: Sequence[str] | None) -> list[Row]:
+    """Rows of a `.tsv` (without quoting, as GLUE's) or `.jsonl` file.
+
+    Args:
+        header: names of the columns, for files whose first line is a row.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8, or a line is no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from error
+    if path.suffix == ".jsonl":
+        return [_json_row(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    names = list(header) if header is not None else next(reader, [])
+    return [dict(zip(names, fields, strict=False)) for fields in reader if fields]
+
+
+def _json_row(line: str, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}:{number} is not JSON") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number} is not a JSON object")
+    return {name: str(value) for name, value in row.items()}

@@ -1,0 +1,312 @@
+"""TextDataModule: text for pre-training, tokenised once and packed into blocks."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import Dataset
+
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.recipes import from_recipe
+from datamodules.accumulation import accumulate_to
+from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.samplers import EpochBatchSampler, Key, derived_seed
+from datamodules.text_collators import TextMaskCollator, check_masking
+from datamodules.text_corpus import Packing, TokenCorpus, checked_packing, tokenized
+from datamodules.text_sources import Documents, FileSource, TextSource, open_tables
+from datamodules.vocabulary import Vocabulary, load_tokenizer, vocabulary_of
+
+Split = Literal["train", "val"]
+PADDED_TO = 64  # multiples of this, so that a compiled step meets few shapes
+WASTEFUL = 0.5
+
+
+class TextBlocks(Dataset[dict[str, Any]]):
+    """Blocks of a corpus by (epoch, index), or by index alone: the token that begins a text, then the block's tokens.
+
+    Args:
+        corpus: all tokens.
+        ends: (blocks,) where in the corpus each block ends.
+        first_id: begins every block.
+        places: (samples,) which blocks, in which order; None for all of them.
+    """
+
+    def __init__(
+        self,
+        corpus: TokenCorpus,
+        ends: np.ndarray[Any, np.dtype[np.int64]],
+        first_id: int,
+        places: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    ) -> None:
+        self.corpus, self.ends, self.first_id, self.places = corpus, ends, first_id, places
+
+    def __len__(self) -> int:
+        return len(self.ends if self.places is None else self.places)
+
+    def __getitem__(self, key: Key | int) -> dict[str, Any]:
+        """{"inputs" (T,) int64, "index", "key"}; "index" is the sample's place in this data set."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index}: permitted is 0..{len(self) - 1}")
+        place = index if self.places is None else int(self.places[index])
+        start = int(self.ends[place - 1]) if place else 0
+        tokens = self.corpus.tokens[start : int(self.ends[place])].astype(np.int64)
+        inputs = torch.from_numpy(np.concatenate([[self.first_id], tokens]))
+        return {"inputs": inputs, "index": index, "key": (epoch, index)}
+
+
+class TextDataModule(Configurable, LightningDataModule):
+    """Blocks of text with masks for pre-training.
+
+    Batches: "inputs" (B, T) int64, "padding_mask" (B, T) where blocks differ in length, "mask" (B, M, T) bool, True = hidden,
+    "hidden" (P,), "index" (B,), and what else `TextMaskCollator` adds. Everything random follows from (seed, epoch, index),
+    and a run that is stopped anywhere goes on with the batches it would have had.
+
+    The defaults are data2vec 1.0's released command (RECIPES "1.0, text B"). 2.0: `packing` "blocks", `mask_prob` .48,
+    `mask_length` 1, `num_masks` 8, `batch_size` 4.
+
+    The text is tokenised once, on all cores, into a cache that is read from the disk; it is made anew when a file or the
+    tokenizer changes. Lines that are not UTF-8 are left out, counted and named.
+
+    Args:
+        files: text files (a document a line, see `documents`) or JSON lines, as paths or patterns, `/data/**/*.txt`.
+        dataset: instead of `files`: a Hugging Face data set, by its name on the hub, a folder made by `save_to_disk`, or
+            parquet (a file, or a folder of them). Its validation split is used where there is one.
+        dataset_config: configuration of a data set on the hub.
+        text_field: of a record of JSON lines, or column of a data set.
+        documents: how text files hold documents: one a "lines", or separated by "blank_lines" with a sentence a line.
+        tokenizer: name on the Hugging Face hub, or directory, of a fast tokenizer with `<mask>`; train one by
+            `python -m datamodules.tokenizer`.
+        cache_dir: folder for tokens; by default d2v_lightning/text in $XDG_CACHE_HOME or ~/.cache.
+        packing: "complete_documents": whole lines of one document, as many as fit (1.0). "blocks": `block_size` tokens
+            whatever they are, documents one after the other (2.0).
+        block_size: tokens of a block with the one that begins it.
+        val_files: as `files`, for validation.
+        val_fraction: share of the blocks to hold out where there is nothing else for validation.
+        batch_size: blocks per device.
+        effective_batch: tokens per optimiser step over all devices, full blocks assumed: sets the Trainer's
+            `accumulate_grad_batches`.
+        mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob, whole_words: see `TextMaskCollator`.
+        num_workers: processes that load.
+        seed: of order, masks and `val_fraction`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str] | None = None,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        text_field: str = "text",
+        documents: Documents = "lines",
+        tokenizer: str = "roberta-base",
+        cache_dir: str | None = None,
+        packing: Packing = "complete_documents",
+        block_size: int = 512,
+        val_files: str | list[str] | None = None,
+        val_fraction: float | None = None,
+        batch_size: int = 16,
+        effective_batch: int | None = None,
+        mask_prob: float = 0.35,
+        mask_length: int = 4,
+        num_masks: int = 1,
+        leave_unmasked_prob: float = 0.0,
+        random_token_prob: float = 0.0,
+        whole_words: bool = False,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if files is not None and dataset is not None:
+            raise ValueError(f"files {files!r} and dataset {dataset!r}: give one of them, and set the other to null")
+        if val_files is not None and val_fraction is not None:
+            raise ValueError(f"val_files {val_files!r} and val_fraction {val_fraction}: give one of them")
+        if val_fraction is not None and not 0 < val_fraction < 1:
+            raise ValueError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
+        for name, value, least in (
+            ("block_size", block_size, 8),
+            ("batch_size", batch_size, 1),
+            ("effective_batch", effective_batch, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} {value}: permitted is {least} or more")
+        if documents not in ("lines", "blank_lines"):
+            raise ValueError(f"documents {documents!r}: permitted are 'lines' and 'blank_lines'")
+        check_masking(mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob)
+        self.save_hyperparameters(logger=False)
+        self.files, self.dataset, self.dataset_config = files, dataset, dataset_config
+        self.text_field, self.documents, self.tokenizer_name = text_field, documents, tokenizer
+        self.cache_dir, self.packing, self.block_size = cache_dir, checked_packing(packing), block_size
+        self.val_files, self.val_fraction = val_files, val_fraction
+        self.batch_size, self.effective_batch = batch_size, effective_batch
+        self.mask_prob, self.mask_length, self.num_masks = mask_prob, mask_length, num_masks
+        self.leave_unmasked_prob, self.random_token_prob = leave_unmasked_prob, random_token_prob
+        self.whole_words, self.num_workers, self.seed = whole_words, num_workers, seed
+        self._tokenizer: Any = None
+        self._vocabulary: Vocabulary | None = None
+        self._blocks: dict[Split, TextBlocks] = {}
+
+    @classmethod
+    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
+        """The data of a published row, from the YAML that the command line reads.
+
+        Args:
+            name: a file's name below `configs/`, such as "text_base".
+            overrides: constructor arguments, such as `{"files": "/data/books/*.txt"}`.
+
+        Raises:
+            ValueError: there is no such recipe or argument, or it is another class's.
+        """
+        data = from_recipe(name, "data", overrides)
+        if not isinstance(data, cls):
+            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
+        return data
+
+    # ------------------------------------------------------------------ setup
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the tokenizer, agrees with the model on it, tokenises what is not in the cache, and sets accumulation for
+        `effective_batch`.
+
+        Raises:
+            FileNotFoundError: no file matches, or a data set or split is missing.
+            ValueError: there is no text, the tokenizer or the model does not fit, or `effective_batch` is smaller than one
+                batch.
+        """
+        if self.files is None and self.dataset is None:
+            raise ValueError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            self._vocabulary = vocabulary_of(self._tokenizer)
+        self._check_model()
+        if not self._blocks:
+            self._blocks = self._opened()
+        if stage in ("validate", "test", "predict") and (stage != "validate" or "val" not in self._blocks):
+            remedy = "set val_files or val_fraction" if stage == "validate" else "use fit or validate"
+            raise ValueError(f"there is no text to {stage}: {remedy}")
+        if stage == "fit" and self.effective_batch is not None:
+            per_device = self.batch_size * self.block_size
+            accumulate_to(self.trainer, "batch_size x block_size", per_device, self.effective_batch, "tokens")
+
+    def _check_model(self) -> None:
+        assert self._vocabulary is not None
+        most = self._tokenizer.model_max_length
+        if self.block_size > most:
+            raise ValueError(f"block_size {self.block_size}: tokenizer {self.tokenizer_name!r} is for {most} at most")
+        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        most = getattr(encoder, "max_positions", self.block_size)
+        if self.block_size > most:
+            raise ValueError(f"block_size {self.block_size}: the model has max_positions {most}, set one of them")
+        size = getattr(encoder, "vocab_size", self._vocabulary.size)
+        if self._vocabulary.size > size:
+            raise ValueError(
+                f"tokenizer {self.tokenizer_name!r} has {self._vocabulary.size} ids, the model vocab_size {size}: set "
+                f"the encoder's vocab_size to {self._vocabulary.size}"
+            )
+        for name in ("pad_id", "mask_id"):
+            mine = getattr(self._vocabulary, name)
+            if getattr(encoder, name, mine) != mine:
+                raise ValueError(
+                    f"the model's {name} is {getattr(encoder, name)}, tokenizer {self.tokenizer_name!r} has {mine}: set "
+                    f"the encoder's {name} to {mine}"
+                )
+
+    def _opened(self) -> dict[Split, TextBlocks]:
+        sources = self._sources()
+        if self.val_files is not None:
+            sources["val"] = FileSource(self.val_files, self.documents, self.text_field)
+        elif "val" not in sources and self.val_fraction is not None:
+            return self._held_out(self._packed(sources["train"]), self.val_fraction)
+        return {split: self._packed(source) for split, source in sources.items()}  # type: ignore[misc]
+
+    def _sources(self) -> dict[str, TextSource]:
+        if self.files is not None:
+            return {"train": FileSource(self.files, self.documents, self.text_field)}
+        assert self.dataset is not None
+        return {**open_tables(self.dataset, self.dataset_config, self.text_field)}
+
+    def _held_out(self, blocks: TextBlocks, share: float) -> dict[Split, TextBlocks]:
+        number = max(1, round(share * len(blocks)))
+        if number >= len(blocks):
+            raise ValueError(f"val_fraction {share} of {len(blocks)} block(s) leaves nothing to train on")
+        order = np.random.default_rng(derived_seed("held out", self.seed)).permutation(len(blocks))
+        val, train = (
+            TextBlocks(blocks.corpus, blocks.ends, blocks.first_id, np.sort(places))
+            for places in (order[:number], order[number:])
+        )
+        return {"train": train, "val": val}
+
+    def _packed(self, source: TextSource) -> TextBlocks:
+        assert self._vocabulary is not None
+        corpus = tokenized(source, self._tokenizer, self._vocabulary.last_id, self._cache())
+        capacity = self.block_size - 1
+        ends = corpus.block_ends(self.packing, capacity)
+        full = len(corpus.tokens) / (capacity * len(ends))
+        rank_zero_info(f"{len(ends):,} blocks of up to {self.block_size} tokens, on average {100 * full:.0f} % full")
+        if full < WASTEFUL:
+            rank_zero_warn(
+                f"blocks are {100 * full:.0f} % full, because none holds two documents: set data.packing blocks, or where a "
+                "line is no document, data.documents blank_lines"
+            )
+        return TextBlocks(corpus, ends, self._vocabulary.first_id)
+
+    def _cache(self) -> Path:
+        if self.cache_dir is not None:
+            return Path(self.cache_dir).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "d2v_lightning" / "text"
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled blocks with masks, restartable in the middle of an epoch.
+
+        Raises:
+            ValueError: there are fewer blocks than one batch on every device needs.
+        """
+        if self.trainer is not None:
+            begin_epoch_anew(self.trainer)
+        blocks = self._blocks["train"]
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if self.batch_size * world_size > len(blocks):
+            raise ValueError(
+                f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(blocks)} training blocks: set "
+                f"batch_size to at most {len(blocks) // world_size}, or block_size lower"
+            )
+        return self._loader("train", training=True)
+
+    def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
+        """Blocks in their order with masks, the same in every epoch; nothing where there is no validation."""
+        return self._loader("val", training=False) if "val" in self._blocks else []
+
+    def _loader(self, split: Split, training: bool) -> ResumableLoader:
+        assert self._vocabulary is not None
+        blocks = self._blocks[split]
+        collator = TextMaskCollator(
+            self._vocabulary,
+            self.mask_prob,
+            self.mask_length,
+            self.num_masks,
+            self.leave_unmasked_prob,
+            self.random_token_prob,
+            self.whole_words,
+            math.gcd(self.block_size, PADDED_TO),
+            self.seed,
+        )
+        return ResumableLoader(
+            blocks,
+            EpochBatchSampler(len(blocks), self.batch_size, self.seed, shuffle=training),
+            collator,
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            endless=training and self.trainer is not None,
+        )

@@ -1,0 +1,235 @@
+"""Where text comes from: text files, JSON lines, Hugging Face data sets. Read line by line, never as a whole."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+from datamodules.image_sources import SPLIT_NAMES, open_table
+
+Documents = Literal["lines", "blank_lines"]
+NAMES_KEPT = 20
+ENOUGH_BAD_LINES = 1000
+ROWS_AT_ONCE = 1000
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Line(NamedTuple):
+    """A line that is not empty.
+
+    text: without the line's end.
+    ends_document: no other line of its document follows.
+    size: bytes read since the line before, for a progress bar.
+    """
+
+    text: str
+    ends_document: bool
+    size: int
+
+
+@dataclass
+class Skipped:
+    """Lines that could not be read: how many, and the first of them as "file:line: reason"."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if len(self.names) < NAMES_KEPT:
+            self.names.append(name)
+
+
+class TextSource(Protocol):
+    """Lines of text in a fixed order."""
+
+    @property
+    def key(self) -> Any:
+        """Plain data that changes when the text does."""
+
+    @property
+    def size(self) -> int:
+        """What the `size` of all lines adds up to, nearly."""
+
+    def lines(self, skipped: Skipped) -> Iterator[Line]:
+        """All lines from the first; those that cannot be read are noted in `skipped`."""
+
+
+class FileSource:
+    """Text files and JSON lines (`.jsonl`, `.ndjson`, `.json`).
+
+    Args:
+        patterns: paths, or patterns with `*`, `?` and `**`; the matches of each are read in the order of their names.
+        documents: "lines": a line is a document. "blank_lines": documents are separated by empty lines. A record of JSON
+            lines is always a document; lines within its text stay lines.
+        text_field: of a record of JSON lines.
+
+    Raises:
+        FileNotFoundError: nothing matches.
+        ValueError: `documents` is neither.
+    """
+
+    def __init__(self, patterns: str | Iterable[str], documents: Documents = "lines", text_field: str = "text") -> None:
+        if documents not in get_args(Documents):
+            raise ValueError(f"documents {documents!r}: permitted are {', '.join(map(repr, get_args(Documents)))}")
+        self.documents, self.text_field = documents, text_field
+        self.paths: list[Path] = []
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+            if not found:
+                folder = " (it is a folder: add /*.txt)" if Path(pattern).is_dir() else ""
+                raise FileNotFoundError(f"no file matches {pattern!r}{folder}: give text files or .jsonl files")
+            self.paths += [path for path in found if path not in self.paths]
+
+    @property
+    def key(self) -> Any:
+        """Paths, sizes and times of change of the files, and how they are read."""
+        files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in self.paths]
+        return {"files": files, "documents": self.documents, "text_field": self.text_field}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.paths)
+
+    def lines(self, skipped: Skipped) -> Iterator[Line]:
+        """See `TextSource`.
+
+        Raises:
+            ValueError: most of a file is not UTF-8 text (or JSON), or a record has no `text_field`.
+        """
+        for path in self.paths:
+            documents = self._records(path, skipped) if path.suffix in JSON_SUFFIXES else self._plain(path, skipped)
+            yield from documents
+
+    def _plain(self, path: Path, skipped: Skipped) -> Iterator[Line]:
+        waiting: Line | None = None  # until it is known whether its document goes on
+        for _, text, size in self._decoded(path, skipped):
+            if waiting is not None:
+                yield waiting._replace(ends_document=not text or self.documents == "lines")
+            waiting = Line(text, True, size) if text else None
+        if waiting is not None:
+            yield waiting
+
+    def _records(self, path: Path, skipped: Skipped) -> Iterator[Line]:
+        good = bad = 0
+        for number, line, size in self._decoded(path, skipped):
+            if not line:
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                bad += 1
+                skipped.add(f"{path}:{number}: not JSON ({error.msg})")
+                if bad > good + 1:
+                    raise ValueError(
+                        f"{path} is not JSON lines ({error.msg} in line {number}): a record a line"
+                    ) from error
+                continue
+            good += 1
+            if not isinstance(record, dict) or not isinstance(record.get(self.text_field), str):
+                there = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+                raise ValueError(f"{path}:{number} has no text in {self.text_field!r} ({there}): set text_field")
+            yield from split_lines(record[self.text_field], size)
+
+    def _decoded(self, path: Path, skipped: Skipped) -> Iterator[tuple[int, str, int]]:
+        """(number, line without its end and outer spaces, bytes) of every line that can be read."""
+        good = bad = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    text = line.removeprefix(BYTE_ORDER_MARK if number == 1 else b"").decode().strip()
+                    reason = "a zero byte" if "\0" in text else ""
+                except UnicodeDecodeError as error:
+                    text, reason = "", f"not UTF-8 at byte {error.start}"
+                if not reason:
+                    good += bool(text)
+                    yield number, text, len(line)
+                    continue
+                bad += 1
+                skipped.add(f"{path}:{number}: {reason}")
+                if bad > max(good, ENOUGH_BAD_LINES):
+                    break
+        if bad > good:
+            raise ValueError(
+                f"{path} is not UTF-8 text, {bad} of its first {good + bad} lines cannot be read: convert it, as by "
+                "iconv -f ENCODING -t UTF-8"
+            )
+
+
+class TableSource:
+    """A column of text of a Hugging Face data set; a row is a document.
+
+    Args:
+        table: a `datasets.Dataset`.
+        name: of data set and split, for messages.
+        text_field: the column.
+
+    Raises:
+        ValueError: there is no such column.
+    """
+
+    def __init__(self, table: Any, name: str, text_field: str) -> None:
+        if text_field not in table.column_names:
+            raise ValueError(
+                f"{name} has no column {text_field!r}: set text_field to one of {', '.join(table.column_names)}"
+            )
+        self._table = table.select_columns([text_field])
+        self.text_field, self.name = text_field, name
+
+    @property
+    def key(self) -> Any:
+        """The table's own fingerprint."""
+        return {"dataset": self.name, "fingerprint": self._table._fingerprint, "text_field": self.text_field}
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return len(self._table)
+
+    def lines(self, skipped: Skipped) -> Iterator[Line]:
+        """See `TextSource`."""
+        row = 0
+        for rows in self._table.iter(ROWS_AT_ONCE):
+            for text in rows[self.text_field]:
+                if isinstance(text, str):
+                    yield from split_lines(text, 1)
+                else:
+                    skipped.add(f"{self.name}:{row}: {type(text).__name__} in place of text")
+                row += 1
+
+
+def split_lines(text: str, size: int) -> Iterator[Line]:
+    """The lines of one document that are not empty."""
+    lines = [line for part in text.splitlines() if (line := part.strip())]
+    for number, line in enumerate(lines):
+        last = number == len(lines) - 1
+        yield Line(line, last, size if last else 0)
+
+
+def open_tables(dataset: str, config: str | None, text_field: str) -> dict[str, TableSource]:
+    """The splits of a Hugging Face data set, "train" and where there is one "val".
+
+    Args:
+        dataset: a name on the hub, a folder made by `save_to_disk`, or parquet (a file, or a folder of them).
+        config: its configuration, for names on the hub.
+        text_field: the column of text.
+
+    Raises:
+        FileNotFoundError: there is no such data set, or it has no training split.
+        ValueError: there is no such column.
+    """
+    tables = open_table(dataset, config, streaming=False)
+    sources: dict[str, TableSource] = {}
+    for split in ("train", "val"):
+        found = next((name for name in SPLIT_NAMES[split] if name in tables), None)
+        if found is not None:
+            sources[split] = TableSource(tables[found], f"{dataset}[{found}]", text_field)
+    if "train" not in sources:
+        raise FileNotFoundError(f"{dataset} has no train split, it has {', '.join(tables)}")
+    return sources
