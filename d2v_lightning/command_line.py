@@ -26,6 +26,7 @@ from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
+from d2v_lightning.callbacks.save_at_end import SaveAtEnd
 from d2v_lightning.cli_errors import CommandLine, Section, Source, UsageError, explain
 from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.configurable import OWN_PACKAGES
@@ -335,7 +336,7 @@ class D2VCLI(LightningCLI):
         if not given.fast_dev_run:  # in one, Lightning's ModelCheckpoint(save_last=True) writes last.ckpt all the same
             chosen.append(Preemption())
             if given.enable_checkpointing is not False:
-                chosen.append(self._get(self.config_init, "model_checkpoint"))
+                chosen += [self._get(self.config_init, "model_checkpoint"), SaveAtEnd()]
         if has_logger:
             chosen.append(LearningRateMonitor("step"))
         if given.enable_progress_bar is not False and not _has(given.callbacks, ProgressBar):

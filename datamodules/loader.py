@@ -18,16 +18,23 @@ NAMES_IN_WARNING = 20
 
 
 def begin_epoch_anew(trainer: Trainer) -> None:
-    """To be called in `train_dataloader`: lets a run that is resumed at the very end of an epoch begin the next one.
+    """To be called in `train_dataloader`: lets a resumed run go on with the epoch that its data is in.
 
-    Where there is no validation, Lightning 2.6 takes one batch too many for the finished epoch, as an optimiser step of
-    its own. Accumulation would be out of step with the uninterrupted run.
+    Lightning 2.6 counts an epoch as done wherever `fit` stops in it. From a checkpoint that was written after that, it would
+    take the rest of the epoch for the next one, or the next one for the finished one, and what goes by the number of the
+    epoch (random states, `max_epochs`) would not be that of the uninterrupted run.
     """
-    if not trainer.fit_loop.restarting or trainer.enable_validation:
+    loop = trainer.fit_loop
+    epochs: Any = loop.epoch_progress
+    batches = loop.epoch_loop.batch_progress
+    in_a_batch = batches.current.completed != batches.current.ready or not batches.current.completed
+    if not loop.is_resuming or in_a_batch or epochs.total.processed != epochs.total.started:
         return
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    if progress.is_last_batch and progress.current.completed == progress.current.ready:
-        progress.reset_on_run()
+    done = batches.is_last_batch
+    for counts in (epochs.total, epochs.current):
+        counts.processed = counts.completed = counts.started - (not done)
+    loop.epoch_loop.restarting = not done
+    loop._restarting = True  # where a finished epoch was the last one, Lightning would not tell the loader its place
 
 
 class ResumableLoader:

@@ -295,6 +295,12 @@ def test_a_run_leaves_config_metrics_and_checkpoints(pretrained: Path) -> None:
     assert logged["model"]["init_args"]["optimization"]["init_args"]["lr"] == 0.001
 
 
+def test_the_last_checkpoint_is_the_end_of_the_run(config: str, tmp_path: Path) -> None:
+    cli.main(["fit", "--config", config, "--trainer.max_steps", "3", "--model_checkpoint.every_n_train_steps", "2"])
+    last = torch.load(tmp_path / "runs" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 3
+
+
 def test_a_second_run_in_the_folder_is_refused(
     pretrained: Path, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from d2v_lightning import Data2Vec
+from d2v_lightning.callbacks import SaveAtEnd
 from datamodules import ImageDataModule
 
 SMALL = {
@@ -36,27 +37,39 @@ class Losses(pl.Callback):
 
 
 def run(
-    folder: Path, stop_at: int, accumulate: int, workers: int, ckpt_path: Path | None = None
+    folder: Path,
+    stop_at: int,
+    accumulate: int,
+    workers: int,
+    ckpt_path: Path | None = None,
+    keep: dict[str, Any] | None = None,
+    **options: Any,
 ) -> tuple[list[float], Any]:
-    """Train for `stop_at` optimiser steps of a schedule of 8, in epochs of 5 batches; losses and the final module."""
+    """Train for `stop_at` optimiser steps of a schedule of 8, in epochs of 5 batches; losses and the final module.
+
+    A checkpoint is written after every step, or by `ModelCheckpoint(**keep)` and at the end; `options` are the Trainer's.
+    """
     pl.seed_everything(3 if ckpt_path is None else 99)  # a resumed process may start from any random state
     model = Data2Vec.from_recipe("digits", SMALL)
     model.configure_optimizers = lambda: model.optimization.configure(model, 8)  # type: ignore[method-assign]
     data = ImageDataModule.from_recipe("digits", {"batch_size": 64, "num_workers": workers})
     losses = Losses()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=stop_at,
-        max_epochs=-1,
-        limit_train_batches=5,
-        limit_val_batches=0,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[losses, ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
-    )
+    every_step = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)]
+    at_the_end = [SaveAtEnd(), ModelCheckpoint(folder, save_last=True, **(keep or {}))]
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_steps": stop_at,
+        "max_epochs": -1,
+        "limit_train_batches": 5,
+        "limit_val_batches": 0,
+        "accumulate_grad_batches": accumulate,
+        "gradient_clip_val": 1.0,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": [losses, *(every_step if keep is None else at_the_end)],
+    }
+    trainer = pl.Trainer(**{**settings, **options})
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     return losses.losses, model
 
@@ -70,6 +83,53 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
     assert first + second == whole
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("keep", [{}, {"every_n_train_steps": 4}], ids=["every epoch", "every 4 steps"])
+@pytest.mark.parametrize("validation", [0, 1])
+def test_the_end_of_a_run_is_in_its_last_checkpoint_and_goes_on_exactly(
+    tmp_path: Path, keep: dict[str, Any], validation: int
+) -> None:
+    """Wherever it ends: in the middle of an epoch (3), with one (5), between two checkpoints."""
+    options: dict[str, Any] = {"keep": keep, "limit_val_batches": validation}
+    whole, expected = run(tmp_path / "whole", 8, 1, 0, **options)
+    for stop in (3, 5):
+        first, _ = run(tmp_path / f"{stop}", stop, 1, 0, **options)
+        last = tmp_path / f"{stop}" / "last.ckpt"
+        assert torch.load(last, weights_only=True)["global_step"] == stop
+        second, resumed = run(tmp_path / f"{stop}", 8, 1, 0, last, **options)
+        assert first + second == whole, f"stopped after {stop} steps"
+        for name, tensor in expected.state_dict().items():
+            assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("validation", [0, 1])
+def test_a_finished_run_of_whole_epochs_goes_on_exactly_for_more(tmp_path: Path, validation: int) -> None:
+    options: dict[str, Any] = {"keep": {}, "limit_val_batches": validation}
+    whole, _ = run(tmp_path / "whole", -1, 2, 0, max_epochs=3, **options)
+    first, _ = run(tmp_path / "part", -1, 2, 0, max_epochs=1, **options)
+    second, _ = run(tmp_path / "part", -1, 2, 0, tmp_path / "part" / "last.ckpt", max_epochs=3, **options)
+    assert first + second == whole
+
+
+@pytest.mark.parametrize("save_last", [True, "link"])
+def test_the_end_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_last: Any) -> None:
+    written: list[tuple[str, int]] = []
+    save = pl.Trainer.save_checkpoint
+
+    def note(self: pl.Trainer, path: Any, *args: Any, **options: Any) -> None:
+        written.append((Path(path).name, self.global_step))
+        save(self, path, *args, **options)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", note)
+    for folder, stop in (("between", 3), ("with", 4)):
+        written.clear()
+        keeper = ModelCheckpoint(tmp_path / folder, save_last=save_last, every_n_train_steps=2, filename="{step}")
+        run(tmp_path / folder, stop, 1, 0, callbacks=[SaveAtEnd(), keeper])
+        assert torch.load(tmp_path / folder / "last.ckpt", weights_only=True)["global_step"] == stop
+        names = ["step={}.ckpt"] if save_last == "link" else ["step={}.ckpt", "last.ckpt"]
+        regular = [(name.format(step), step) for step in (2, 4) if step <= stop for name in names]
+        assert written == regular + ([(names[-1].format(3), 3)] if stop == 3 else [])
 
 
 def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path: Path) -> None:

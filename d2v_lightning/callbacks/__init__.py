@@ -9,6 +9,7 @@ from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preempted, Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
+from d2v_lightning.callbacks.save_at_end import SaveAtEnd
 from d2v_lightning.callbacks.step_seed import StepSeed
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Preemption",
     "Progress",
     "RunSummary",
+    "SaveAtEnd",
     "StepSeed",
 ]
