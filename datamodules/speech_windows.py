@@ -44,10 +44,9 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
         context_seconds: int = 5,
         windows: int = 8,
     ) -> None:
-        if min(core_seconds, windows) < 1 or context_seconds < 0:
+        if min(core_seconds, context_seconds, windows) < 1:  # without context frames between windows would be missing
             raise ValueError(
-                f"core_seconds {core_seconds}, context_seconds {context_seconds}, windows {windows}: permitted is 1 or more, "
-                "and 0 or more for the context"
+                f"core_seconds {core_seconds}, context_seconds {context_seconds}, windows {windows}: permitted is 1 or more"
             )
         stride = int(np.prod([layer[2] for layer in conv_layers]))
         if RATE % stride:

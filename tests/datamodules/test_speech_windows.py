@@ -78,3 +78,8 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="unreadable recording left out"):
         batches = list(SpeechWindows([str(tmp_path / "bad.wav"), str(empty), good], conv_layers=CONVS))
     assert [int(batch["index"][0]) for batch in batches] == [2]
+
+
+def test_windows_need_context() -> None:
+    with pytest.raises(ValueError, match="context_seconds 0"):
+        SpeechWindows([], context_seconds=0)
