@@ -356,6 +356,9 @@ def main(args: Sequence[str] | None = None) -> None:
         D2VCLI(args)
     except UsageError as error:
         _stop(error, 2)
+    except KeyboardInterrupt as error:  # before the Trainer's own handling, and before there is anything to save
+        print("stopped by Ctrl-C before the run", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from error
     except SIGTERMException as error:  # Lightning's own, outside training: without a code it would pass for success
         raise SystemExit(128 + signal.SIGTERM) from error
     except Exception as error:

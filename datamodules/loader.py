@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +36,11 @@ def begin_epoch_anew(trainer: Trainer) -> None:
         counts.processed = counts.completed = counts.started - (not done)
     loop.epoch_loop.restarting = not done
     loop._restarting = True  # where a finished epoch was the last one, Lightning would not tell the loader its place
+
+
+def ignore_interrupts(worker: int) -> None:
+    """For a `DataLoader`'s `worker_init_fn`: Ctrl-C reaches all processes, and the one that trains has steps to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ResumableLoader:
@@ -91,6 +97,7 @@ class ResumableLoader:
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 persistent_workers=num_workers > 0,
+                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator(),
             )
         self._loader = loader

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from d2v_lightning.types import Batch
 from datamodules.image_sources import find_image_column, find_label_column, open_cell, undecoded
 from datamodules.keyed_images import UNREADABLE, one_line, refuse_too_small
-from datamodules.loader import ResumableLoader
+from datamodules.loader import ResumableLoader, ignore_interrupts
 from datamodules.samplers import EpochBatchSampler, derived_seed, seeded, world
 from datamodules.transforms import ImageTransform, as_channels
 
@@ -173,6 +173,7 @@ class StreamingLoader(ResumableLoader):
             collate_fn=_SkippingCollator(collate_fn),
             num_workers=self.num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),
         )
         super().__init__(dataset, sampler, collate_fn, pin_memory=pin_memory, endless=endless, loader=loader)

@@ -234,11 +234,14 @@ def test_the_command_line_writes_through_it(tmp_path: Path, monkeypatch: pytest.
     assert "last.ckpt" in written
 
 
-def test_sigterm_outside_training_does_not_pass_for_success(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("signalled", "code"), [(SIGTERMException, 143), (KeyboardInterrupt, 130)])
+def test_a_signal_outside_training_does_not_pass_for_success(
+    signalled: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(args: object) -> None:
-        raise SIGTERMException
+        raise signalled
 
     monkeypatch.setattr(command_line, "D2VCLI", interrupted)
     with pytest.raises(SystemExit) as stopped:
         command_line.main(["test"])
-    assert stopped.value.code == 143
+    assert stopped.value.code == code

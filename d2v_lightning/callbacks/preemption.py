@@ -1,4 +1,4 @@
-"""Preemption: a scheduler's signal saves a checkpoint after the current optimiser step and ends the process."""
+"""Preemption: Ctrl-C or a scheduler's signal saves a checkpoint after the current optimiser step and ends the process."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ class Preempted(SystemExit):
 
 
 class Preemption(Configurable, Callback):
-    """SIGTERM or SIGUSR1 -> finish the optimiser step, save `last.ckpt`, exit with 128 + signal (143, 138).
+    """SIGTERM, SIGUSR1 or Ctrl-C -> finish the optimiser step, save `last.ckpt`, exit with 128 + signal (143, 138, 130).
 
     During training these handlers stand in place of Lightning's own, which stops without saving, between two accumulated
     micro-batches if need be, and under SLURM saves in the middle of whatever the signal interrupts. Nothing is saved
     inside a handler here: it raises a flag, and the step that is running is finished first, the teacher's move included.
-    A signal during validation waits for the training step after it.
+    A signal during validation waits for the training step after it; a second Ctrl-C does not wait, and saves nothing.
 
     The exit code tells a job script to queue the job again, e.g. under SLURM (`#SBATCH --signal=SIGUSR1@120`):
     `srun python cli.py fit ...; case $? in 138|143) scontrol requeue $SLURM_JOB_ID;; esac`.
 
     Args:
-        signals: names of the signals. SLURM sends SIGTERM before it kills, and SIGUSR1 where a job asks for it.
+        signals: names of the signals. SLURM sends SIGTERM before it kills, and SIGUSR1 where a job asks for it; SIGINT is
+            Ctrl-C.
         agree_every_n_steps: with several processes only some may get the signal; they agree on it every so many optimiser
             steps, in one small reduction that waits for the device. 10 costs nothing measurable, and ten steps fit into
             the half minute that schedulers usually leave.
     """
 
-    def __init__(self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1"), agree_every_n_steps: int = 10) -> None:
+    def __init__(
+        self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1", "SIGINT"), agree_every_n_steps: int = 10
+    ) -> None:
         unknown = [name for name in signals if not hasattr(signal, name)]
         if unknown:
             raise ValueError(
@@ -63,7 +66,12 @@ class Preemption(Configurable, Callback):
             return  # Python allows handlers in the main thread only
 
         def note(number: int, frame: FrameType | None) -> None:
-            if not self._received and trainer.strategy.launcher is not None:
+            if number == signal.SIGINT:  # a terminal sends it to all processes by itself
+                if self._received == number:
+                    raise KeyboardInterrupt
+                if trainer.is_global_zero:  # not by print, which the signal may have come in the middle of
+                    os.write(2, b"\nCtrl-C: saving after this optimiser step; once more stops at once, unsaved\n")
+            elif not self._received and trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(number)  # pass it on to the processes that this one has started
             self._received = number
 

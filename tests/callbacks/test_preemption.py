@@ -19,6 +19,9 @@ from tiny_runs import loader, tiny_model, trainer
 from d2v_lightning.callbacks import Preempted, Preemption
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
 class Signal(pl.Callback):
     """Sends this process a signal in one micro-batch."""
 
@@ -62,9 +65,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert torch.load(last, weights_only=True)["global_step"] > saved
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
 def test_the_accumulation_window_and_the_teacher_are_finished_first(tmp_path: Path, name: str, code: int) -> None:
-    before = signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in SIGNALS]
     runner = trainer([Preemption(), Signal(getattr(signal, name), at=4)], 10, tmp_path, accumulate_grad_batches=4)
     model = tiny_model()
     with pytest.raises(Preempted) as stop:
@@ -78,7 +81,7 @@ def test_the_accumulation_window_and_the_teacher_are_finished_first(tmp_path: Pa
     trainer([], 2, tmp_path, accumulate_grad_batches=4).fit(teacher, loader(128))
     for key, value in teacher.state_dict().items():
         assert torch.equal(saved["state_dict"][key], value), key
-    assert (signal.getsignal(signal.SIGUSR1), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_link_to_another_checkpoint_is_replaced_not_written_through(tmp_path: Path) -> None:
@@ -88,6 +91,22 @@ def test_a_link_to_another_checkpoint_is_replaced_not_written_through(tmp_path: 
     assert torch.load(tmp_path / "step=2.ckpt", weights_only=True)["global_step"] == 2
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     assert not (tmp_path / "last.ckpt").is_symlink()
+
+
+def test_ctrl_c_says_what_it_does_and_a_second_one_does_not_wait(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    runner = trainer([Preemption(), Signal(signal.SIGINT, at=1), Signal(signal.SIGINT, at=1)], 10, tmp_path)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            runner.fit(tiny_model(), loader(128))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not isinstance(stop.value, Preempted)
+    assert runner.global_step == 1
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert "Ctrl-C: saving after this optimiser step" in capfd.readouterr().err
 
 
 def test_signals_that_do_not_exist_are_refused() -> None:

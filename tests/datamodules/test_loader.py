@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,16 @@ def test_resume_is_exact(workers: int, workers_after: int, accumulate: int, tmp_
         assert first.seen + second.seen == whole.seen, f"stopped after {stop} steps"
         for name, parameter in second.named_parameters():
             assert torch.equal(parameter, whole.get_parameter(name))
+
+
+def test_ctrl_c_leaves_the_workers_to_the_process_that_trains() -> None:
+    """A terminal sends it to all of them, and the step that is running may still need batches."""
+    data = loader(num_workers=1)
+    batches = iter(data)
+    next(batches)
+    (worker,) = data._iterator._workers
+    os.kill(worker.pid, signal.SIGINT)
+    assert 1 + len(list(batches)) == len(data)
 
 
 def test_resume_is_exact_with_limited_epochs(tmp_path: Path) -> None:
