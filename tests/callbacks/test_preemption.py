@@ -18,7 +18,6 @@ from tiny_runs import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import Preempted, Preemption
 
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
