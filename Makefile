@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-.PHONY: quickstart quickstart-speech test check clean
+.PHONY: quickstart quickstart-speech quickstart-text test check clean
 
 quickstart: .venv/installed
 	$(RUN) examples/quickstart.py
@@ -10,6 +10,9 @@ quickstart: .venv/installed
 quickstart-speech: .venv/installed
 	$(RUN) -m pip install --quiet 'espeakng-loader>=0.2'
 	$(RUN) examples/quickstart_speech.py
+
+quickstart-text: .venv/installed
+	$(RUN) examples/quickstart_text.py
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2

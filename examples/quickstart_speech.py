@@ -39,6 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     quieten()
+    torch.set_num_threads(1)  # the other core loads data
     started, rows = time.time(), []
     written = write_corpus(args.out / "data", args.minutes)
     print(f"synthetic speech by espeak-ng, minutes: {written}", flush=True)
@@ -105,7 +106,7 @@ def finetune(backbone: Backbone, seed: int, name: str, args: argparse.Namespace)
         train_split="train",
         val_split="dev",
         task="ctc",
-        batch_samples=240_000,
+        batch_samples=200_000,
         time_mask_prob=0.2,
         channel_mask_prob=0.1,
         num_workers=1,

@@ -178,3 +178,23 @@ def test_two_processes_read_what_one_reads_on_the_joint_batch(tmp_path: Path) ->
     assert ranks[0]["saved at"] == 4
     assert (tmp_path / "exit").read_text() == "143"
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_a_position_only_phase_that_passes_is_no_collapse() -> None:
+    """Readings of two runs on an hour of speech: one recovered after 150 steps, one was still there after 300."""
+    healthy = {
+        "target_relative": 1.0, "target_input_share": 0.8, "target_sample_share": 0.3, "prediction_error": 0.5,
+        "target_rank": 40.0, "prediction_ratio": 0.5, "layer3_relative": 1.0,
+    }  # fmt: skip
+    phase = {**healthy, "target_input_share": 0.02, "prediction_error": 0.06}
+    monitor = CollapseMonitor(every_n_steps=50, patience=2)
+    said = []
+    for step, reading in enumerate([healthy, healthy, phase, phase, phase, healthy, healthy] + 6 * [phase], start=1):
+        monitor.consider(reading, 50 * step)
+        said.append(monitor.verdict.status if monitor.verdict else "")
+    assert said == ["", *2 * ["healthy"], *3 * ["warning"], "healthy", "healthy", *4 * ["warning"], "collapsed"]
+    nothing_left = CollapseMonitor(every_n_steps=50, patience=2)
+    for step in (1, 2):
+        nothing_left.consider({**phase, "target_input_share": 0.001}, 50 * step)
+    assert nothing_left.verdict is not None
+    assert nothing_left.verdict.status == "collapsed"
