@@ -6,7 +6,7 @@ ABOUT = {
     "fit": "Train: pre-training and fine-tuning, also going on with a run that was stopped.",
     "validate": "Measure a trained model on the validation data.",
     "test": "Measure a trained model on the test data.",
-    "predict": "Write labels and probabilities, or features, of a trained model to a file.",
+    "predict": "Write labels and probabilities, transcripts, or features of a trained model to a file.",
 }
 EXAMPLES = {
     "fit": (
@@ -24,6 +24,7 @@ EXAMPLES = {
     "predict": (
         "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures",
         "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures --predictions.output labels.csv",
+        "python cli.py predict --ckpt_path last.ckpt --data.root /data/recordings",
     ),
 }
 OPTIONS = {
@@ -45,7 +46,7 @@ OPTIONS = {
     "predict": """\
   --ckpt_path FILE                the trained model; its class, arguments and data come from the file
   --data.KEY VALUE                change a data setting, as in --data.root DIR
-  --predictions.output FILE       by default predictions.csv or features.npy in the run's folder
+  --predictions.output FILE       by default predictions.csv, predictions.jsonl or features.npy in the run's folder
   --predictions.overwrite true    replace the file
   --predictions.top N             labels for each sample, default 5
   --trainer.KEY VALUE             devices, precision, limit_predict_batches, ... as in Lightning""",
