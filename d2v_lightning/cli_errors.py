@@ -152,14 +152,14 @@ class Section:
 
 
 def explain(
-    line: CommandLine, sections: Mapping[str, Section], scalars: Sequence[str], message: str, before: Source
+    line: CommandLine, sections: Mapping[str, Section], scalars: Mapping[str, Any], message: str, before: Source
 ) -> str:
     """A few lines for a person, on a command line that jsonargparse has refused.
 
     Args:
         line: the command line.
         sections: of the subcommand.
-        scalars: its other top-level keys.
+        scalars: its other top-level keys, and the type that each takes.
         message: what jsonargparse says, for what this function does not find.
         before: settings that came before the command line's own (a checkpoint's).
     """
@@ -187,9 +187,9 @@ def explain(
 class _Schema:
     """Constructor signatures as the schema, with the classes chosen so far."""
 
-    def __init__(self, sections: Mapping[str, Section], scalars: Sequence[str]) -> None:
+    def __init__(self, sections: Mapping[str, Section], scalars: Mapping[str, Any]) -> None:
         self.sections = sections
-        self.scalars = [name for name in scalars if name not in _NOT_SECTIONS]
+        self.scalars = {name: kind for name, kind in scalars.items() if name not in _NOT_SECTIONS}
         self.classes: dict[str, type] = {}
         self.given: dict[str, set[str]] = {}
 
@@ -206,6 +206,8 @@ class _Schema:
                 raise self._unknown(
                     f"unknown key '{name}'", plain_name, known, source.place((name,)), "a configuration"
                 )
+            else:
+                self._check(self.scalars[plain_name], value, plain_name, source, (name,))
 
     def check_complete(self) -> None:
         for name, section in self.sections.items():

@@ -154,6 +154,9 @@ class D2VCLI(LightningCLI):
             if subparser is None:
                 raise
             raise UsageError(self._explain(subparser, str(error), before)) from error
+        seed = self.config.get(f"{self.line.subcommand}.seed_everything")
+        if seed is not None and not 0 <= seed < 2**32:
+            raise UsageError(f"seed_everything is {seed}: permitted is 0 to {2**32 - 1}, true or false")
 
     def _check_order(self) -> None:
         """Refuse what jsonargparse takes for something else."""
@@ -192,9 +195,9 @@ class D2VCLI(LightningCLI):
             "model_checkpoint": Section(ModelCheckpoint),
             "predictions": Section(PredictionWriter),
         }
-        names = {action.dest.partition(".")[0] for action in parser._actions}
+        kinds = {action.dest.partition(".")[0]: getattr(action, "_typehint", Any) for action in parser._actions}
         trees = {name: value for name, value in before.value.items() if name in sections}
-        scalars = sorted(names - set(sections))
+        scalars = {name: kinds[name] for name in sorted(kinds) if name not in sections}
         return explain(self.line, sections, scalars, message, Source(before.name, trees))
 
     def _parse_ckpt_path(self) -> None:

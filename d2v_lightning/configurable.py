@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +34,7 @@ class Configurable:
 
 
 def plain(value: Any) -> Any:
-    """A constructor argument as data: modules of ours become trees, tuples become lists.
+    """A constructor argument as data: modules of ours become trees, tuples become lists, paths become text.
 
     Raises:
         TypeError: the value is neither plain data nor a `Configurable`, so that no checkpoint could describe it.
@@ -42,6 +43,8 @@ def plain(value: Any) -> Any:
         return value.config
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, dict):

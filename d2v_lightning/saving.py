@@ -19,6 +19,8 @@ from d2v_lightning.recipes import from_recipe
 
 FORMAT_VERSION = 1
 
+_CHECKPOINTS_BEGIN_WITH = (b"PK", b"\x80")  # a zip archive; a pickle, as torch before 1.6 wrote
+
 
 class LoadsOwnCheckpoints(Configurable):
     """Mixin for our LightningModules: a checkpoint carries format version and constructor tree, and rebuilds from them.
@@ -101,6 +103,11 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
     """`torch.load` that never executes code, with one clear line for each way in which a file can be bad."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no checkpoint at {path}: give the path of a file that exists")
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not start.startswith(_CHECKPOINTS_BEGIN_WITH):
+        what = f"it begins with {start!r}, as no file of torch.save does" if start else "it is empty"
+        raise ValueError(f"{path} is damaged or no checkpoint: {what}")
     try:
         # A Namespace holds plain attributes; Meta's image files keep their options in one.
         with torch.serialization.safe_globals([argparse.Namespace]):

@@ -171,6 +171,9 @@ class ImageDataModule(Configurable, LightningDataModule):
         ):
             if count is not None and count < 1:
                 raise ValueError(f"{name} {count}: permitted is 1 or more")
+        for name, size in (("image_size", image_size), ("patch_size", patch_size)):
+            if size is not None and min(_pair(size)) < 1:
+                raise ValueError(f"{name} {size}: permitted is 1 or more")
         if num_workers < 0:
             raise ValueError(f"num_workers {num_workers}: permitted is 0 or more")
         self.save_hyperparameters(logger=False)
@@ -262,7 +265,7 @@ class ImageDataModule(Configurable, LightningDataModule):
             raise ValueError(f"num_channels {self._channels}: pictures have {', '.join(map(str, MODES))}")
         self._size, self._grid = size, (1, 1)
         if patch is not None:
-            if size[0] % patch[0] or size[1] % patch[1] or min(patch) < 1:
+            if size[0] % patch[0] or size[1] % patch[1]:
                 raise ValueError(
                     f"image_size {_times(size)} is not a whole number of patches of {_times(patch)}: change one of them"
                 )

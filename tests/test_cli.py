@@ -181,6 +181,11 @@ def test_a_typo_in_a_file_is_named_with_file_line_and_nearest_name(
         (["fit", "--config", "CONFIG", "--model.optimization.lrr", "3"], ["unknown key 'lrr'", "did you mean: lr\n"]),
         (["fit", "--config", "CONFIG", "--model.optimization.lr", "high"], ["cannot be 'high'", "a number"]),
         (["fit", "--config", "CONFIG", "--trainer.max_step", "3"], ["unknown key 'max_step'", "max_steps"]),
+        (
+            ["fit", "--config", "CONFIG", "--seed_everything", "abc"],
+            ["seed_everything cannot be 'abc'", "whole number"],
+        ),
+        (["fit", "--config", "CONFIG", "--seed_everything", "-1"], ["seed_everything is -1", "0 to 4294967295"]),
         (["fit", "--config", "CONFIG", "--data.rot", "x"], ["--data.rot x", "did you mean: root"]),
         (["fit", "--config", "CONFIG", "--data.batch_size"], ["--data.batch_size needs a value"]),
         (
@@ -218,6 +223,10 @@ def test_yaml_that_does_not_parse_is_named_with_its_line(tmp_path: Path, capsys:
 def test_what_a_constructor_or_the_data_refuses_is_one_line(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     printed = fails(capsys, 1, "fit", "--config", config, "--model.optimization.lr", "-1")
     assert printed == "error: lr is -1.0: it must not be negative\n"
+    for key, said in (("model.student.backbone.encoder", "is 0x0: both sides must be"), ("data", "0: permitted is")):
+        printed = fails(capsys, 1, "fit", "--config", config, f"--{key}.patch_size", "0")
+        assert printed.startswith(f"error: patch_size {said} 1")
+        assert len(printed.splitlines()) == 1
     printed = fails(capsys, 1, "fit", "--config", config, "--data.dataset", "null", "--data.root", "nowhere")
     assert printed.startswith("error: nowhere is not a folder")
     assert len(printed.splitlines()) == 1

@@ -168,9 +168,21 @@ def test_the_good_checkpoint_loads(marker: Path) -> None:
     assert marker.with_name("features.npy").exists()
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "text", "foreign", "newer"])
-@pytest.mark.parametrize("command", ["fit", "predict"])
-def test_a_bad_file_is_one_line(command: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "no checkpoint at"),
+        ("empty", "damaged or no checkpoint: it is empty"),
+        ("truncated", "damaged or no checkpoint"),
+        ("text", "damaged or no checkpoint: it begins with b'no'"),
+        ("foreign", "not a checkpoint of d2v_lightning"),
+        ("newer", "upgrade d2v_lightning"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "predict", "warm start"])
+def test_a_bad_file_is_one_line(
+    command: str, kind: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / f"{kind}.ckpt"
     content = checkpoint()
     if kind == "foreign":
@@ -182,13 +194,37 @@ def test_a_bad_file_is_one_line(command: str, kind: str, tmp_path: Path, capsys:
     if kind in ("empty", "truncated", "text"):
         whole = path.read_bytes()
         path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no checkpoint"}[kind])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "--ckpt_path", str(path)])
-    printed = capsys.readouterr().err
-    assert stopped.value.code == 1
-    assert printed.startswith("error: ")
+    if command == "warm start":
+        with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
+            ImageClassifier(num_classes=10, checkpoint=str(path))
+        printed = str(error.value)
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, "--ckpt_path", str(path)])
+        printed = capsys.readouterr().err
+        assert stopped.value.code == 1
+        assert printed.startswith("error: ")
+    assert reason in printed
     assert str(path) in printed
     assert len(printed.splitlines()) == 1
+
+
+def test_a_checkpoint_is_given_as_text_or_as_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "good.ckpt"
+    torch.save(checkpoint(), path)
+    whole = model()
+    for given in (path, str(path)):
+        warm = Data2Vec(
+            whole.student,
+            whole.make_targets,
+            whole.loss,
+            EMATeacher(),
+            Optimization(),
+            checkpoint=given,  # type: ignore[arg-type]
+        )
+        classifier = ImageClassifier(num_classes=10, checkpoint=given)  # type: ignore[arg-type]
+        assert warm.config["init_args"]["checkpoint"] is None
+        assert classifier.config["init_args"]["checkpoint"] is None
 
 
 def _die_in_the_middle(path: str) -> None:

@@ -108,8 +108,10 @@ def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tupl
     """Number of patches (down, across).
 
     Raises:
-        ValueError: a side of the image is not a multiple of the patch.
+        ValueError: a patch has no pixel, or a side of the image is not a multiple of the patch.
     """
+    if min(patch_size) < 1:
+        raise ValueError(f"patch_size is {patch_size[0]}x{patch_size[1]}: both sides must be 1 pixel or more")
     if any(side % patch or side < patch for side, patch in zip(image_size, patch_size, strict=True)):
         raise ValueError(
             f"image_size {image_size[0]}x{image_size[1]} is not a whole number of patches of "
