@@ -23,8 +23,7 @@ EXAMPLES = {
     ),
     "predict": (
         "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures",
-        "python cli.py predict --ckpt_path last.ckpt --data.root /data/pictures --predictions.output labels.csv",
-        "python cli.py predict --ckpt_path last.ckpt --data.root /data/recordings",
+        "python cli.py predict --ckpt_path last.ckpt --data.root /data/recordings --predictions.output said.jsonl",
     ),
 }
 OPTIONS = {
