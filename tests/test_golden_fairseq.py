@@ -72,9 +72,8 @@ def one_of(case: GoldenCase, name: str, ending: str) -> torch.Tensor:
     return found[0]
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("d2v2")], indirect=True)
 def test_decoder_and_what_the_trunk_sees(case: GoldenCase, model: Data2Vec) -> None:
-    if case.json["kind"] != "multi":
-        pytest.skip("1.0 drops nothing and has no decoder over positions")
     batch, seen = case.batch(), []
     tokens, padding_mask = model.encoder.features(batch["inputs"], batch.get("padding_mask"))
     text = isinstance(model.encoder, TextEncoder)  # there, positions and norm are part of the official local encoder
@@ -88,9 +87,8 @@ def test_decoder_and_what_the_trunk_sees(case: GoldenCase, model: Data2Vec) -> N
     assert seen[0].shape[1] == case.tensors["out.encoder_kept"].shape[1]
 
 
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("audio")], indirect=True)
 def test_frames_and_their_padding(case: GoldenCase, model: Data2Vec) -> None:
-    if case.json["kind"] != "audio":
-        pytest.skip("text has no features of its own")
     batch = case.batch()
     tokens, padding_mask = model.encoder.features(batch["inputs"], batch.get("padding_mask"))
     torch.testing.assert_close(tokens, case.tensors["out.features"], **FORWARD)
