@@ -4,8 +4,8 @@
 
 The score of a task is that of its best learning rate on the development set, over seeds: mean, median, lowest, highest
 (papers report the mean or median of five). Each run leaves a file in OUT/results and is not repeated, so the command goes
-on where it was stopped. Where a hidden test set lies beside the development set, the best run answers it in OUT/submission, in the
-format of gluebenchmark.com. Settings are those of `configs/finetune/glue/`.
+on where it was stopped. Where a hidden test set lies beside the development set, the best run answers it in OUT/submission,
+in the format of gluebenchmark.com. Settings are those of `configs/finetune/glue/`.
 """
 
 from __future__ import annotations

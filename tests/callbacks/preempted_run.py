@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny_runs import loader, tiny_model, trainer
+from tiny import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import Preemption
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny_runs import Blobs, Losses, blind, loader, tiny_model, trainer
+from tiny import Blobs, Losses, blind, loader, tiny_model, trainer
 from torch.utils.data import default_collate
 
 from d2v_lightning.callbacks import CollapseMonitor

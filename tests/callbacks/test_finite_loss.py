@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
-from tiny_runs import Blobs, loader, tiny_model, trainer
+from tiny import Blobs, loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import FiniteLoss, NonFiniteLossError
 from d2v_lightning.callbacks.finite_loss import _Look

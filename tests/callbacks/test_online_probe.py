@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from tiny_runs import Losses, loader, probe_loaders, tiny_model, trainer
+from tiny import Losses, loader, probe_loaders, tiny_model, trainer
 
 from d2v_lightning.callbacks import OnlineProbe
 from d2v_lightning.callbacks.aside import aside

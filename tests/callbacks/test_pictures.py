@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
-from tiny_runs import GRID, Blobs, loader, tiny_model, trainer
+from tiny import GRID, Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader, default_collate
 
 from d2v_lightning.callbacks import PictureLogger

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from preempted_run import STEPS, run
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny_runs import loader, tiny_model, trainer
+from tiny import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import Preempted, Preemption
 

@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.demos.boring_classes import BoringModel
-from tiny_runs import loader, tiny_model, trainer
+from tiny import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import Progress, RunSummary, progress
 from d2v_lightning.callbacks.run_summary import batch_size_of

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -307,7 +308,7 @@ def with_trainer(data: ImageDataModule, world_size: int = 1, **encoder: Any) -> 
     trainer = SimpleNamespace(
         world_size=world_size,
         accumulate_grad_batches=1,
-        fit_loop=SimpleNamespace(restarting=False),
+        fit_loop=pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop,
         lightning_module=SimpleNamespace(encoder=SimpleNamespace(**encoder)) if encoder else None,
     )
     data.trainer = trainer  # type: ignore[assignment]
