@@ -28,7 +28,7 @@ def text(length: int, seed: int = 0, separators: int = 2) -> Tensor:
     """Ids that begin with `<s>` and end with `</s>`, with `separators` of these inside."""
     ids = torch.randint(4, 99, (length,), generator=torch.Generator().manual_seed(seed))
     ids[0] = FIRST
-    ids[torch.linspace(length // 3, length - 1, separators + 1).long()] = LAST
+    ids[torch.linspace(length - 1, length // 3, separators + 1).long()] = LAST
     return ids
 
 
@@ -82,7 +82,7 @@ def test_padded_rows_hide_their_own_share_and_no_padding() -> None:
     assert (batch["inputs"][padding] == PAD).all()
     mask = batch["mask"][:, 0]
     assert not (mask & padding).any()
-    assert mask.sum(dim=1).tolist() == [num_span_masked(64, 0.35, 4), num_span_masked(40, 0.35, 4), 2, 1, 0]
+    assert mask.sum(dim=1).tolist() == [*(num_span_masked(length, 0.35, 4) for length in (64, 40, 9)), 1, 0]
 
 
 @pytest.mark.parametrize("lengths", [(64, 40, 9, 3, 2), (64, 63, 62), (30, 64)])
