@@ -13,6 +13,7 @@ from torch import Tensor
 from d2v_lightning.configurable import Configurable
 
 BLANK, SEPARATOR, UNKNOWN = "<blank>", "|", "<unk>"
+LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 SECONDS_PER_FRAME = 0.02
 LONGEST = 1500  # frames of one beam search (30 s): what it keeps grows with them
 

@@ -6,7 +6,7 @@ from d2v_lightning.checkpoints.huggingface import (
     load_huggingface,
     save_huggingface,
 )
-from d2v_lightning.checkpoints.official import load_official, official_state_dict
+from d2v_lightning.checkpoints.official import load_official, official_state_dict, read_dictionary
 
 __all__ = [
     "huggingface_config",
@@ -14,5 +14,6 @@ __all__ = [
     "load_huggingface",
     "load_official",
     "official_state_dict",
+    "read_dictionary",
     "save_huggingface",
 ]

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
+from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
+from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import as_options
-from d2v_lightning.checkpoints.tables import State
-from d2v_lightning.configurable import Tree, build
+from d2v_lightning.configurable import build
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.saving import load_exactly, read_tensors
 from d2v_lightning.student import VisibleStudent
@@ -23,24 +23,27 @@ if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec
 
 
-def load_official(path: str | Path) -> Data2Vec:
-    """A released (or self-trained) pre-training file as a `Data2Vec` that goes on where the file stands.
+def load_official(path: str | Path, dictionary: list[str] | None = None) -> Any:
+    """A released (or self-trained) file as a module of ours.
 
     Args:
         path: file in an official layout: 1.0 images `{"model": ..., "model_ema": ..., "args": Namespace}`, all others
             `{"model": {..., "_ema": {...}}, "cfg": {"model": {...}}}`.
+        dictionary: symbols by number of a file that was fine-tuned with CTC, see `read_dictionary`; None for those that it
+            stores, or LibriSpeech's.
 
     Returns:
-        Student, teacher, targets, loss and EMA as the file's options say, padding handled as in Meta's code (see
+        Of a pre-training file, a `Data2Vec` that goes on where the file stands; of a fine-tuned one, a `SpeechCTC`,
+        `ImageClassifier` or `GLUEClassifier`. Student, teacher, targets, loss and EMA as the file's options say, padding handled as in Meta's code (see
         `Data2Vec`), which is said. Without a teacher in the file it is a copy of the student, and that is said.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another layout, or its tensors or options do not fit together.
     """
-    tree, state = convert_official(read_tensors(path), str(path))
-    model: Data2Vec = build(tree)
-    load_exactly(model, state, str(path))
+    content = convert_official(read_tensors(path), str(path), dictionary)
+    model = build(content.tree)
+    load_exactly(model, content.state, str(path))
     return model
 
 
@@ -51,8 +54,8 @@ def is_official(file: Any) -> bool:
     return as_options(file.get("args")) is not None or as_options(file.get("cfg")) is not None
 
 
-def convert_official(file: Any, path: str) -> tuple[Tree, State]:
-    """An official file's content as ours: the constructor tree of a `Data2Vec`, and its state dict.
+def convert_official(file: Any, path: str, dictionary: list[str] | None = None) -> Content:
+    """An official file's content as ours.
 
     Raises:
         ValueError: as `load_official`; `path` is what the message calls the file.
@@ -61,9 +64,29 @@ def convert_official(file: Any, path: str) -> tuple[Tree, State]:
         raise ValueError(
             f"{path} is not in a layout of data2vec: it needs the entries 'model' and 'args' or 'model' and 'cfg'"
         )
+    if official_finetuned.is_finetuned(file):
+        return official_finetuned.convert(file, path, dictionary)
     if as_options(file.get("cfg")) is None:
         return official_image.convert(file, path)
     return (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
+
+
+def read_dictionary(path: str | Path) -> list[str]:
+    """Symbols by number of fairseq's `dict.txt`: one and its count a line; the four special ones stand before them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line has another form.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no dictionary at {path}: fairseq calls it dict.ltr.txt or dict.txt")
+    symbols = ["<s>", "<pad>", "</s>", "<unk>"]
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
+        if not symbol or not count.isdigit():
+            raise ValueError(f"{path}:{number} is {line!r}: a symbol and its count are expected")
+        symbols.append(symbol)
+    return symbols
 
 
 def official_state_dict(model: Data2Vec) -> dict[str, Any]:

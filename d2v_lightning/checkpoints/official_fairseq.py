@@ -9,8 +9,20 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.checkpoints.content import FREE, Content
 from d2v_lightning.checkpoints.options import as_options, option, parse_conv_layers, target_norms
-from d2v_lightning.checkpoints.tables import Names, State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Names,
+    Row,
+    State,
+    both,
+    depth_of,
+    drop,
+    named_tensors,
+    prefixed,
+    to_ours,
+    to_theirs,
+)
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
@@ -63,45 +75,70 @@ TEXT_PREFIX = "encoder.sentence_encoder."
 TEXT_VERSION = "version"  # a number that fairseq keeps among the weights
 
 
-def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
-    """The constructor tree of a `Data2Vec` and its state dict, see `convert_official`."""
+def convert(file: dict[str, Any], path: str) -> Content:
+    """A pre-trained `Data2Vec`, see `convert_official`."""
     cfg = as_options(file["cfg"]) or {}
-    options = as_options(cfg.get("model"))
-    if options is None:
-        raise ValueError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
+    options = model_options(cfg, path)
     weights = dict(file["model"])
     ema = weights.pop("_ema", None)
     student = named_tensors(weights, path)
-    if any(name.startswith("feature_extractor.") for name in student):
-        tree = _audio_tree(student, options, cfg, path)
+    if is_audio(student):
+        tree, modality = _audio_tree(student, options, cfg, path), "speech"
     elif any(name.startswith(TEXT_PREFIX) for name in student):
-        tree = _text_tree(student, options, cfg, path)
+        tree, modality = _text_tree(student, options, cfg, path), "text"
     else:
         raise ValueError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
-    rank_zero_info(
-        f"{path}: padding is handled as in Meta's code (encoder.padding: released_1), under which it was trained"
-    )
+    say_padding(path, "released_1")
     with torch.device("meta"):
         model: Data2Vec = build(tree)
-    converted = {
-        f"student.{name}": t
-        for name, t in to_ours(model.student.state_dict(), student, _student_table(model), path).items()
-    }
-    _refuse_rest({name for name in student if not name.endswith(f".{TEXT_VERSION}")}, path)
+    rows: list[Row] = []
+    state = to_ours(model.student.state_dict(), student, _student_table(model), path, rows, "student.")
+    converted = {f"student.{name}": tensor for name, tensor in state.items()}
+    drop_version(student, rows)
+    _refuse_rest(student, path)
+    kind = f"data2vec 1.0 for {modality}, pre-trained"
     if ema is None:
         rank_zero_info(f"{path} has no teacher ('_ema'): the teacher starts as a copy of the student")
-        shared = prefixed({name: () for name in model.teacher.state_dict()}, "teacher.")
-        for name in shared:
-            converted[name] = converted[_student_name(name)].clone()
-        return tree, converted
+        for name in model.teacher.state_dict():
+            converted[f"teacher.{name}"] = converted[_student_name(name)].clone()
+        return Content(tree, converted, f"{kind}, without teacher", FREE, rows)
     teacher = named_tensors(ema, f"{path} (_ema)")
-    state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)")
-    # What the official teacher copies from the student at every update it shares here.
-    copied = {
-        name for name in teacher if name.startswith(("pos_conv.", "embed_", "layernorm_embedding.", TEXT_VERSION))
-    }
-    _refuse_rest(set(teacher) - copied, f"{path} (_ema)")
-    return tree, converted | {f"teacher.{name}": tensor for name, tensor in state.items()}
+    state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)", rows, "teacher.")
+    for name in [name for name in teacher if name.startswith(("pos_conv.", "embed_", "layernorm_embedding."))]:
+        drop(teacher, name, "the teacher shares the student's", rows)
+    drop_version(teacher, rows)
+    _refuse_rest(teacher, f"{path} (_ema)")
+    return Content(tree, converted | {f"teacher.{name}": tensor for name, tensor in state.items()}, kind, FREE, rows)
+
+
+def model_options(cfg: dict[str, Any], path: str) -> dict[str, Any]:
+    """The section of a configuration that describes the network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    options = as_options(cfg.get("model"))
+    if options is None:
+        raise ValueError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
+    return options
+
+
+def is_audio(weights: State) -> bool:
+    """Whether the names are those of a 1.0 speech model."""
+    return any(name.startswith("feature_extractor.") for name in weights)
+
+
+def say_padding(path: str, padding: str) -> None:
+    """Say how padding is treated, which is not how ours is by default."""
+    rank_zero_info(
+        f"{path}: padding is handled as in Meta's code (encoder.padding: {padding}), under which it was trained"
+    )
+
+
+def drop_version(rest: State, rows: list[Row]) -> None:
+    """Drop the number that fairseq keeps among the weights of text models."""
+    for name in [name for name in rest if name.rpartition(".")[2] == TEXT_VERSION]:
+        drop(rest, name, "a version number", rows)
 
 
 def state_dict(model: Data2Vec) -> dict[str, State]:
@@ -127,19 +164,25 @@ def state_dict(model: Data2Vec) -> dict[str, State]:
 
 
 def _student_table(model: Data2Vec) -> Names:
-    encoder = model.encoder
-    if isinstance(encoder, TextEncoder):
+    head: Names = AUDIO_HEAD
+    if isinstance(model.encoder, TextEncoder):
         decoder = model.student.decoder
-        head: Names = both("decoder.proj", "encoder.regression_head.0")
+        head = both("decoder.proj", "encoder.regression_head.0")
         for layer in range(decoder.config["init_args"]["depth"] if isinstance(decoder, MlpDecoder) else 0):
             head |= both(f"decoder.layers.{layer}", f"encoder.regression_head.{2 * layer}")
-        below = prefixed(TEXT_EMBEDDING, "backbone.encoder.") | prefixed(TRUNK, "backbone.transformer.")
-        return head | prefixed(below, theirs=TEXT_PREFIX)
+    return head | prefixed(backbone_table(model.backbone), "backbone.")
+
+
+def backbone_table(backbone: Backbone) -> Names:
+    """Names of a backbone's weights, ours and theirs."""
+    encoder = backbone.encoder
+    if isinstance(encoder, TextEncoder):
+        names = prefixed(TEXT_EMBEDDING, "encoder.") | prefixed(TRUNK, "transformer.")
+        return prefixed(names, theirs=TEXT_PREFIX)
     assert isinstance(encoder, AudioEncoder)
     features = AUDIO_FEATURES | (LAYER_NORMS if encoder.conv_norm == "layer" else GROUP_NORM)
-    trunk = prefixed(_audio_positions(model), "encoder.position.") | prefixed(TRUNK, "transformer.")
-    backbone = prefixed(features, "encoder.") | prefixed(trunk, theirs="encoder.")
-    return AUDIO_HEAD | prefixed(backbone, "backbone.")
+    trunk = prefixed(_audio_positions(backbone), "encoder.position.") | prefixed(TRUNK, "transformer.")
+    return prefixed(features, "encoder.") | prefixed(trunk, theirs="encoder.")
 
 
 def _teacher_table(model: Data2Vec) -> Names:
@@ -147,16 +190,12 @@ def _teacher_table(model: Data2Vec) -> Names:
     if isinstance(model.encoder, TextEncoder):
         return trunk | prefixed(TEXT_EMBEDDING, "encoder.")
     if model.teacher.scope == "backbone":
-        return {
-            name.removeprefix("backbone."): others
-            for name, others in _student_table(model).items()
-            if name.startswith("backbone.")
-        }
-    return trunk | prefixed(_audio_positions(model), "position.")
+        return backbone_table(model.backbone)
+    return trunk | prefixed(_audio_positions(model.backbone), "position.")
 
 
-def _audio_positions(model: Data2Vec) -> Names:
-    return POSITIONS if model.encoder.config["init_args"]["position_depth"] > 1 else ONE_POSITION
+def _audio_positions(backbone: Backbone) -> Names:
+    return POSITIONS if backbone.encoder.config["init_args"]["position_depth"] > 1 else ONE_POSITION
 
 
 def _student_name(teacher_name: str) -> str:
@@ -165,7 +204,7 @@ def _student_name(teacher_name: str) -> str:
     return "student.backbone." + (f"encoder.{name}" if name.startswith("position.") else name)
 
 
-def _refuse_rest(rest: set[str], path: str) -> None:
+def _refuse_rest(rest: State, path: str) -> None:
     if rest:
         raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 pre-training")
 
@@ -173,7 +212,12 @@ def _refuse_rest(rest: set[str], path: str) -> None:
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-def _audio_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+def audio_backbone(state: State, options: dict[str, Any], path: str) -> Backbone:
+    """The speech network, without weights, that shapes and options describe.
+
+    Raises:
+        ValueError: they describe none, or contradict each other.
+    """
     depth, dim = _depth_and_width(state, "encoder.layers.", "post_extract_proj.bias", path)
     spec = option(
         options, "conv_feature_layers", default="[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
@@ -187,9 +231,6 @@ def _audio_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path
     positions = depth_of(state, "encoder.pos_conv.")
     several = "encoder.pos_conv.0.0.weight" in state
     kernel = state["encoder.pos_conv.0.0.weight" if several else "encoder.pos_conv.0.weight_v"]
-    scope: Scope = "transformer" if option(options, "ema_layers_only", default=True) else "context"
-    if not option(options, "ema_transformer_only", default=True) and scope == "context":
-        scope = "backbone"
     with torch.device("meta"):
         encoder = AudioEncoder(
             dim=dim,
@@ -215,12 +256,26 @@ def _audio_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path
             pre_norm,
             input_norm=not pre_norm,
         )
-        student = MaskTokenStudent(Backbone(encoder, transformer), LinearDecoder(dim, "default"), "uniform")
+        return Backbone(encoder, transformer)
+
+
+def _audio_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+    backbone = audio_backbone(state, options, path)
+    with torch.device("meta"):
+        student = MaskTokenStudent(backbone, LinearDecoder(backbone.dim, "default"), "uniform")
+    scope: Scope = "transformer" if option(options, "ema_layers_only", default=True) else "context"
+    if not option(options, "ema_transformer_only", default=True) and scope == "context":
+        scope = "backbone"
     scale = option(options, "loss_scale", default="rsqrt_width")
     return _tree(student, options, scale, scope, cfg)
 
 
-def _text_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+def text_backbone(state: State, options: dict[str, Any], path: str) -> Backbone:
+    """The text network, without weights, that shapes and options describe.
+
+    Raises:
+        ValueError: they describe none, or an option that ours does not have.
+    """
     depth, dim = _depth_and_width(state, f"{TEXT_PREFIX}layers.", f"{TEXT_PREFIX}layernorm_embedding.bias", path)
     trunk = as_options(options.get("transformer")) or {}
     vocab_size = state[f"{TEXT_PREFIX}embed_tokens.weight"].shape[0]
@@ -230,7 +285,6 @@ def _text_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path:
             raise ValueError(
                 f"{path}: its option {name} is {option(trunk, name, default=None)!r}, only {needed!r} is known"
             )
-    head = depth_of(state, "encoder.regression_head.") // 2 + 1
     with torch.device("meta"):
         encoder = TextEncoder(
             dim=dim,
@@ -253,8 +307,16 @@ def _text_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path:
             pre_norm,
             input_norm=False,
         )
+        return Backbone(encoder, transformer)
+
+
+def _text_tree(state: State, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+    backbone = text_backbone(state, options, path)
+    head = depth_of(state, "encoder.regression_head.") // 2 + 1
+    with torch.device("meta"):
+        dim = backbone.dim
         decoder = LinearDecoder(dim, "normal") if head == 1 else MlpDecoder(dim, head, "normal")
-        student = MaskTokenStudent(Backbone(encoder, transformer), decoder)
+        student = MaskTokenStudent(backbone, decoder)
     scope: Scope = "transformer" if option(options, "ema_transformer_layers_only", default=True) else "backbone"
     scale = option(options, "loss_scale", default=-1.0)
     return _tree(student, options, "rsqrt_width" if scale <= 0 else scale, scope, cfg)

@@ -12,8 +12,19 @@ from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.options import as_options, option
-from d2v_lightning.checkpoints.tables import State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Row,
+    State,
+    both,
+    depth_of,
+    drop,
+    named_tensors,
+    prefixed,
+    to_ours,
+    to_theirs,
+)
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders.image import ImageEncoder
@@ -47,14 +58,12 @@ STUDENT = HEAD | prefixed(BACKBONE, "backbone.")
 DERIVED = re.compile(r"(^|\.)relative_position_index$")  # a function of the grid
 
 
-def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
-    """The constructor tree of a `Data2Vec` and its state dict, see `convert_official`."""
+def convert(file: dict[str, Any], path: str) -> Content:
+    """A pre-trained `Data2Vec`, see `convert_official`."""
     options = as_options(file.get("args"))
     if options is None:
         raise ValueError(f"{path} is not in the layout of data2vec 1.0 images: it needs the entries 'model' and 'args'")
     student = named_tensors(file["model"], path)
-    if "patch_embed.proj.weight" not in student:
-        raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
     teacher = dict(student)
     if file.get("model_ema") is None:
         rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
@@ -64,18 +73,31 @@ def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     converted: State = {}
+    rows: list[Row] = []
     for prefix, part, theirs, table, name in (
         ("student.", model.student, student, STUDENT, path),
         ("teacher.", model.teacher, teacher, BACKBONE, f"{path} (model_ema)"),
     ):
-        _share_only_table(theirs)
-        state = to_ours(part.state_dict(), theirs, table, name)
+        share_only_table(theirs)
+        state = to_ours(part.state_dict(), theirs, table, name, rows, prefix)
         converted |= {prefix + ours: tensor for ours, tensor in state.items()}
-        unused = {"mask_token", "lm_head.weight", "lm_head.bias"} if part is model.teacher else set()
-        strange = sorted(other for other in set(theirs) - unused if not DERIVED.search(other))
-        if strange:
-            raise ValueError(f"{name}: weight {strange[0]!r} is not part of data2vec 1.0 for images")
-    return tree, converted
+        if part is model.teacher:
+            for unused in set(theirs) & {"mask_token", "lm_head.weight", "lm_head.bias"}:
+                drop(theirs, unused, "the teacher has no use for it", rows)
+        drop_derived(theirs, name, rows)
+    return Content(tree, converted, "data2vec 1.0 for images, pre-trained", NON_COMMERCIAL, rows)
+
+
+def drop_derived(rest: State, path: str, rows: list[Row]) -> None:
+    """Drop what follows from the grid.
+
+    Raises:
+        ValueError: anything else is left.
+    """
+    for name in [name for name in rest if DERIVED.search(name)]:
+        drop(rest, name, "follows from the grid", rows)
+    if rest:
+        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 for images")
 
 
 def state_dict(model: Data2Vec) -> dict[str, State]:
@@ -95,15 +117,24 @@ def state_dict(model: Data2Vec) -> dict[str, State]:
     return {"model": student, "model_ema": teacher}
 
 
-def _share_only_table(state: State) -> None:
+def share_only_table(state: State) -> None:
     """Calls the bias table of a model's only block a shared one, which computes the same and is how ours holds it."""
     only, shared = "blocks.0.attn.relative_position_bias_table", "rel_pos_bias.relative_position_bias_table"
     if only in state and depth_of(state, "blocks.") == 1:
         state[shared] = state.pop(only)
 
 
-def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
-    """The module that the tensors' shapes and the trainer's options describe."""
+def backbone_of(state: State, options: dict[str, Any], path: str, final_norm: bool = True) -> Backbone:
+    """The network, without weights, that the tensors' shapes and the trainer's options describe.
+
+    Args:
+        final_norm: whether it ends with a norm; fine-tuned networks that average patches do not.
+
+    Raises:
+        ValueError: they describe none.
+    """
+    if "patch_embed.proj.weight" not in state:
+        raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
     dim, channels, *patch = state["patch_embed.proj.weight"].shape
     depth = depth_of(state, "blocks.")
     if depth == 0 or "blocks.0.mlp.fc1.weight" not in state:
@@ -132,9 +163,17 @@ def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
             layer_scale=(options.get("layer_scale_init_value") or 1e-4) if "blocks.0.gamma_1" in state else None,
             attention_dropout=float(options.get("attn_drop_rate") or 0.0),
             drop_path=float(options.get("drop_path") or 0.0),
+            final_norm=final_norm,
             position_bias=RelativePositionBias(grid, num_heads, len(tables)) if tables else None,
         )
-        student = MaskTokenStudent(Backbone(encoder, transformer), LinearDecoder(dim))
+        return Backbone(encoder, transformer)
+
+
+def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
+    backbone = backbone_of(state, options, path)
+    depth = backbone.transformer.depth
+    with torch.device("meta"):  # only the arguments are wanted
+        student = MaskTokenStudent(backbone, LinearDecoder(backbone.dim))
     ema_teacher = EMATeacher(
         decay_start=float(option(options, "ema_decay_init", "decay_init", default=0.999)),
         decay_end=float(option(options, "ema_decay", "decay", default=0.9998)),

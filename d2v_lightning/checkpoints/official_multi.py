@@ -11,8 +11,21 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
+from d2v_lightning.checkpoints.official_fairseq import model_options, say_padding
 from d2v_lightning.checkpoints.options import as_options, option, parse_conv_layers, target_norms
-from d2v_lightning.checkpoints.tables import Names, State, both, depth_of, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Names,
+    Row,
+    State,
+    both,
+    depth_of,
+    drop,
+    named_tensors,
+    prefixed,
+    to_ours,
+    to_theirs,
+)
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import ConvDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
@@ -50,6 +63,7 @@ TEXT: Names = {
     "encoder.position.embedding.weight": ("local_encoder.embed_positions.weight",),
     **both("encoder.position.norm", "local_encoder.layernorm_embedding"),
 }
+KINDS = {"AUDIO": "speech", "IMAGE": "images", "TEXT": "text"}
 FIXED = "fixed_positional_encoder.positions"  # a function of the grid
 
 
@@ -58,37 +72,58 @@ def is_multi(weights: Any) -> bool:
     return any(str(name).startswith("modality_encoders.") for name in weights)
 
 
-def convert(file: dict[str, Any], path: str) -> tuple[Tree, State]:
-    """The constructor tree of a `Data2Vec` and its state dict, see `convert_official`."""
+def convert(file: dict[str, Any], path: str) -> Content:
+    """A pre-trained `Data2Vec`, see `convert_official`."""
     cfg = as_options(file["cfg"]) or {}
-    options = as_options(cfg.get("model"))
-    if options is None:
-        raise ValueError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
+    options = model_options(cfg, path)
     weights = dict(file["model"])
     ema = weights.pop("_ema", None)
     student = named_tensors(weights, path)
-    modalities = sorted({name.split(".")[1] for name in student if name.startswith("modality_encoders.")})
-    if len(modalities) != 1 or modalities[0] not in ("AUDIO", "IMAGE", "TEXT"):
-        raise ValueError(f"{path} has encoders for {', '.join(modalities)}: one of AUDIO, IMAGE and TEXT is expected")
-    tree = _tree(student, modalities[0], options, cfg, path)
-    rank_zero_info(
-        f"{path}: padding is handled as in Meta's code (encoder.padding: released_2), under which it was trained"
-    )
+    modality = modality_of(student, path)
+    tree = _tree(student, modality, options, cfg, path)
+    say_padding(path, "released_2")
     with torch.device("meta"):
         model: Data2Vec = build(tree)
-    state = to_ours(model.student.state_dict(), student, _student_table(model), path)
+    rows: list[Row] = []
+    state = to_ours(model.student.state_dict(), student, _student_table(model), path, rows, "student.")
     converted = {f"student.{name}": tensor for name, tensor in state.items()}
-    _refuse_rest(student, path)
+    drop_fixed(student, path, rows)
+    kind = f"data2vec 2.0 for {KINDS[modality]}, pre-trained"
+    licence = NON_COMMERCIAL if modality == "IMAGE" else FREE
     if ema is None:
         rank_zero_info(f"{path} has no teacher ('_ema'): the teacher starts as a copy of the student")
         for name in model.teacher.state_dict():
             below = f"encoder.{name}" if name.startswith("position.") else name
             converted[f"teacher.{name}"] = state[f"backbone.{below}"].clone()
-        return tree, converted
+        return Content(tree, converted, f"{kind}, without teacher", licence, rows)
     teacher = named_tensors(ema, f"{path} (_ema)")
-    state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)")
-    _refuse_rest(teacher, f"{path} (_ema)")
-    return tree, converted | {f"teacher.{name}": tensor for name, tensor in state.items()}
+    state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)", rows, "teacher.")
+    drop_fixed(teacher, f"{path} (_ema)", rows)
+    return Content(tree, converted | {f"teacher.{name}": tensor for name, tensor in state.items()}, kind, licence, rows)
+
+
+def modality_of(state: State, path: str) -> str:
+    """AUDIO, IMAGE or TEXT, after the only encoder in the file.
+
+    Raises:
+        ValueError: it has another, or several.
+    """
+    modalities = sorted({name.split(".")[1] for name in state if name.startswith("modality_encoders.")})
+    if len(modalities) != 1 or modalities[0] not in KINDS:
+        raise ValueError(f"{path} has encoders for {', '.join(modalities)}: one of AUDIO, IMAGE and TEXT is expected")
+    return modalities[0]
+
+
+def drop_fixed(rest: State, path: str, rows: list[Row]) -> None:
+    """Drop tables of positions, which follow from the grid.
+
+    Raises:
+        ValueError: anything else is left.
+    """
+    for name in [name for name in rest if name.endswith(FIXED)]:
+        drop(rest, name, "follows from the grid", rows)
+    if rest:
+        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 2.0 pre-training")
 
 
 def state_dict(model: Data2Vec) -> dict[str, Any]:
@@ -121,11 +156,11 @@ def _student_table(model: Data2Vec) -> Names:
         names |= both(f"decoder.proj.{layer}", f"{below}decoder.proj.{2 * layer}")
     for layer in range(convs):
         names |= both(f"decoder.convs.{layer}", f"{below}decoder.blocks.{layer}.0")
-    return names | prefixed(_backbone_table(model), "backbone.")
+    return names | prefixed(backbone_table(model.backbone), "backbone.")
 
 
 def _teacher_table(model: Data2Vec) -> Names:
-    backbone = _backbone_table(model)
+    backbone = backbone_table(model.backbone)
     if model.teacher.scope == "backbone":
         return backbone
     if model.teacher.scope == "transformer":  # the blocks alone, without the name of their list
@@ -138,37 +173,31 @@ def _teacher_table(model: Data2Vec) -> Names:
     return backbone | position
 
 
-def _backbone_table(model: Data2Vec) -> Names:
-    """Prenet blocks are those that the options keep out of the averaged ones: how many follows from the file's names."""
-    encoder, below = model.encoder, f"modality_encoders.{_modality(model.encoder)}."
-    prenet = model.backbone.transformer.depth - _averaged_depth(model)
+def backbone_table(backbone: Backbone) -> Names:
+    """Names of a backbone's weights, ours and theirs: prenet blocks are those that are not averaged."""
+    encoder, below = backbone.encoder, f"modality_encoders.{_modality(backbone.encoder)}."
+    prenet = backbone.transformer.prenet_depth
     own = {"IMAGE": IMAGE, "AUDIO": AUDIO, "TEXT": TEXT}[_modality(encoder)]
     if isinstance(encoder, AudioEncoder):
         own = own | (LAYER_NORMS if encoder.conv_norm == "layer" else GROUP_NORM)
     names = prefixed(CONTEXT | own, theirs=below)
-    for layer in range(model.backbone.transformer.depth):
+    for layer in range(backbone.transformer.depth):
         theirs = f"{below}context_encoder.blocks.{layer}" if layer < prenet else f"blocks.{layer - prenet}"
         for part in _BLOCK_PARTS:
             names |= both(f"transformer.blocks.{layer}.{part}", f"{theirs}.{part}")
     return names | both("transformer.norm", "norm")
 
 
-def _averaged_depth(model: Data2Vec) -> int:
-    return model.backbone.transformer.depth - model.backbone.transformer.prenet_depth
-
-
-def _refuse_rest(state: State, path: str) -> None:
-    rest = [name for name in state if not name.endswith(FIXED)]
-    if rest:
-        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 2.0 pre-training")
-
-
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
-    below = f"modality_encoders.{modality}."
-    own = as_options(option(options, f"modalities.{modality.lower()}", default={})) or {}
+def backbone_of(state: State, modality: str, options: dict[str, Any], path: str) -> Backbone:
+    """The network, without weights, that shapes and options describe.
+
+    Raises:
+        ValueError: they describe none, or contradict each other.
+    """
+    below, own = f"modality_encoders.{modality}.", _own_options(options, modality)
     if "blocks.0.norm1.weight" not in state:
         raise ValueError(f"{path}: no first block among its weights")
     if options.get("layer_norm_first"):
@@ -206,9 +235,20 @@ def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, A
             position_bias=None if alibi is None else Alibi(heads, alibi.shape[0]),
             prenet_depth=prenet,
         )
+        return Backbone(encoder, transformer)
+
+
+def _own_options(options: dict[str, Any], modality: str) -> dict[str, Any]:
+    return as_options(option(options, f"modalities.{modality.lower()}", default={})) or {}
+
+
+def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+    backbone, own = backbone_of(state, modality, options, path), _own_options(options, modality)
+    decoder = as_options(own.get("decoder")) or {}
+    with torch.device("meta"):
         student = VisibleStudent(
-            Backbone(encoder, transformer),
-            _decoder(state, f"{below}decoder.", dim, encoder, as_options(own.get("decoder")) or {}, path),
+            backbone,
+            _decoder(state, f"modality_encoders.{modality}.decoder.", backbone.dim, backbone.encoder, decoder, path),
             mask_noise_std=float(option(own, "mask_noise_std", default=0.01)),
         )
     scope: Scope = "transformer"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from torch import Tensor
 State = dict[str, Tensor]
 Table = Mapping[str, tuple[str, ...]]
 Names = dict[str, tuple[str, ...]]
+
+
+class Row(NamedTuple):
+    """What became of one weight of a file: `how` it was taken over, and `ours`, its new name, or why it was dropped."""
+
+    theirs: str
+    shape: tuple[int, ...]
+    how: Literal["matched", "converted", "dropped"]
+    ours: str
+
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
@@ -39,13 +49,16 @@ def their_names(ours: str, table: Table) -> tuple[str, ...]:
     return tuple(theirs.replace("#+1", following).replace("#", number[0]) for theirs in table[pattern])
 
 
-def to_ours(own: Mapping[str, Tensor], theirs: State, table: Table, path: str) -> State:
+def to_ours(
+    own: Mapping[str, Tensor], theirs: State, table: Table, path: str, rows: list[Row] | None = None, below: str = ""
+) -> State:
     """Weights of a file under our names; what is used is taken out of `theirs`.
 
     Args:
         own: state dict of the module that wants them; only its names and shapes are read.
         theirs: what is left of the file.
         path: what messages call the file.
+        rows: gets a row for each weight that is used, its name of ours with `below` before it.
 
     Raises:
         ValueError: a weight is missing, of another shape, or holds NaN or infinity.
@@ -66,9 +79,17 @@ def to_ours(own: Mapping[str, Tensor], theirs: State, table: Table, path: str) -
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
         state[ours] = tensor.reshape(wanted.shape)
+        if rows is not None:
+            how: Literal["matched", "converted"] = "matched" if parts[0].shape == wanted.shape else "converted"
+            rows += [Row(name, tuple(part.shape), how, below + ours) for name, part in zip(names, parts, strict=True)]
     if missing:
         raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {sorted(theirs)[:3]}")
     return state
+
+
+def drop(theirs: State, name: str, why: str, rows: list[Row]) -> None:
+    """Take a weight out of what is left of a file, and say why it is not needed."""
+    rows.append(Row(name, tuple(theirs.pop(name).shape), "dropped", why))
 
 
 def to_theirs(state: Mapping[str, Tensor], table: Table, flat: Mapping[str, Any] | None = None) -> State:

@@ -15,7 +15,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
-from d2v_lightning.decoding import BLANK, SEPARATOR, BeamSearch, Hypothesis, greedy
+from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.optim import Optimization
@@ -24,7 +24,6 @@ from d2v_lightning.saving import LoadsOwnCheckpoints
 from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
 
-LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 

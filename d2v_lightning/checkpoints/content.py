@@ -1,0 +1,27 @@
+"""What a foreign file holds, in our terms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from d2v_lightning.checkpoints.tables import Row, State
+from d2v_lightning.configurable import Tree
+
+NON_COMMERCIAL = "cc-by-nc-4.0"  # Meta's image weights, of 1.0 and of 2.0
+FREE = "mit"  # Meta's weights for speech and text, published with fairseq
+
+
+class Content(NamedTuple):
+    """A file's module as a constructor `tree` and its `state` dict.
+
+    Attributes:
+        kind: what the file is, for people.
+        licence: of the weights, where they are the published ones; SPDX.
+        rows: what became of each of its weights.
+    """
+
+    tree: Tree
+    state: State
+    kind: str
+    licence: str | None
+    rows: list[Row]

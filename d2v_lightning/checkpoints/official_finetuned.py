@@ -1,0 +1,217 @@
+"""Meta's fine-tuned files: letters by CTC (1.0, 2.0), sentence classes (1.0, 2.0), ImageNet classes (1.0, 2.0)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
+from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
+from d2v_lightning.checkpoints.options import as_options, option
+from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, named_tensors, prefixed, to_ours
+from d2v_lightning.configurable import build, plain
+from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
+
+CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
+HEADS = "classification_heads."
+MULTI = "model."  # what 2.0 puts before the network's names in images and text
+IMAGE_HEAD: Names = both("head", "head") | both("norm", "fc_norm")
+FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", "<unk>"]  # fairseq's `<s>` stands for the blank
+
+
+def is_finetuned(file: dict[str, Any]) -> bool:
+    """Whether a file in an official layout has a head of a task."""
+    names = [str(name).removeprefix("module.") for name in file["model"]]
+    return any(name == f"{CTC_HEAD}.weight" or name == "head.weight" or name.startswith(HEADS) for name in names)
+
+
+def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None) -> Content:
+    """A `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`, see `convert_official`."""
+    weights = named_tensors({name: value for name, value in file["model"].items() if name != "_ema"}, path)
+    cfg = as_options(file.get("cfg"))
+    if cfg is None:
+        return _image_1(weights, as_options(file.get("args")) or {}, path)
+    if f"{CTC_HEAD}.weight" in weights:
+        return _ctc(weights, cfg, dictionary or _symbols(file), path)
+    if "head.weight" in weights:
+        return _image_2(weights, cfg, path)
+    return _sentences(weights, cfg, path)
+
+
+# ---- speech ------------------------------------------------------------------------------------------------------------
+
+
+def _ctc(weights: State, cfg: dict[str, Any], symbols: list[str] | None, path: str) -> Content:
+    outer = official_fairseq.model_options(cfg, path)
+    inner = {**_inner(outer, "w2v_args", path)}
+    for ours, theirs in (
+        ("dropout", "dropout"),
+        ("encoder_dropout", "dropout"),
+        ("attention_dropout", "attention_dropout"),
+        ("activation_dropout", "activation_dropout"),
+        ("encoder_layerdrop", "layerdrop"),
+        ("layerdrop", "layerdrop"),
+    ):
+        inner[ours] = option(outer, theirs, default=0.0)
+    network = _below(weights, CTC)
+    multi = official_multi.is_multi(network)
+    backbone = _network(network, inner, path, "AUDIO")
+    rows: list[Row] = []
+    arguments = {
+        "backbone": backbone,
+        "vocabulary": _vocabulary(symbols, weights[f"{CTC_HEAD}.weight"].shape[0], path),
+        "normalize": bool(option(cfg, "task.normalize", default=option(outer, "normalize", default=False))),
+        "time_mask": "noise" if multi else "token",
+        "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
+    }
+    table = prefixed(_table(backbone, multi), "backbone.", CTC) | both("head", CTC_HEAD)
+    table["mask_token"] = (f"{CTC}mask_emb",)
+    if multi:  # masks with noise, and has no token
+        weights[f"{CTC}mask_emb"] = torch.zeros(backbone.dim)
+    content = _content("speech_ctc.SpeechCTC", arguments, weights, table, rows, path)
+    if multi:
+        rows[:] = [row for row in rows if row.ours != "mask_token"]
+    return Content(*content, f"data2vec {1 + multi}.0 for speech, fine-tuned with CTC", FREE, rows)
+
+
+def _symbols(file: dict[str, Any]) -> list[str] | None:
+    """Letters by number, where fairseq stored its dictionary beside the weights."""
+    stored = option(as_options(file.get("task_state")) or {}, "target_dictionary", default=None)
+    symbols = getattr(stored, "symbols", None)
+    return list(symbols) if isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols) else None
+
+
+def _vocabulary(symbols: list[str] | None, size: int, path: str) -> list[str]:
+    """fairseq's dictionary as ours: the blank first. LibriSpeech's where there is none and the size is its."""
+    if symbols is None:
+        symbols = [*FAIRSEQ_SPECIAL, *LIBRISPEECH[1:]]
+        if size != len(symbols):
+            raise ValueError(
+                f"{path} tells {size} letters apart and does not say which: give its dictionary (dict.ltr.txt)"
+            )
+    if len(symbols) != size or SEPARATOR not in symbols:
+        raise ValueError(
+            f"{path} tells {size} letters apart, its dictionary has {len(symbols)}"
+            + ("" if SEPARATOR in symbols else f", {SEPARATOR!r} between words not among them")
+        )
+    return [BLANK, *symbols[1:]]
+
+
+# ---- text --------------------------------------------------------------------------------------------------------------
+
+
+def _sentences(weights: State, cfg: dict[str, Any], path: str) -> Content:
+    heads = sorted({name.split(".")[1] for name in weights if name.startswith(HEADS)})
+    if len(heads) != 1:
+        raise ValueError(f"{path} has the heads {', '.join(heads)}: one is expected")
+    below = f"{HEADS}{heads[0]}"
+    options, prefix = official_fairseq.model_options(cfg, path), ""
+    if any(name.startswith(f"{MULTI}modality_encoders.") for name in weights):
+        options, prefix = _inner(options, "pretrained_model_args", path), MULTI
+    backbone = _network(_below(weights, prefix), options, path, "TEXT")
+    rows: list[Row] = []
+    for name in list(weights):
+        if name.startswith(("encoder.regression_head.", "encoder.lm_head.")):
+            drop(weights, name, "of pre-training", rows)
+    official_fairseq.drop_version(weights, rows)
+    names = _table(backbone, multi=bool(prefix))
+    table = prefixed(names, "backbone.", prefix)
+    table |= both("dense", f"{below}.dense") | both("out_proj", f"{below}.out_proj")
+    arguments = {
+        "task": "custom",
+        "num_classes": weights[f"{below}.out_proj.weight"].shape[0],
+        "backbone": backbone,
+        "head_dropout": float(option(official_fairseq.model_options(cfg, path), "pooler_dropout", default=0.0)),
+    }
+    content = _content("glue.GLUEClassifier", arguments, weights, table, rows, path)
+    return Content(*content, f"data2vec {2 if prefix else 1}.0 for text, fine-tuned on sentences", FREE, rows)
+
+
+# ---- images ------------------------------------------------------------------------------------------------------------
+
+
+def _image_1(weights: State, options: dict[str, Any], path: str) -> Content:
+    rows: list[Row] = []
+    pooling: Literal["mean", "class_token"] = "mean" if "fc_norm.weight" in weights else "class_token"
+    backbone = official_image.backbone_of(weights, options, path, final_norm="norm.weight" in weights)
+    official_image.share_only_table(weights)
+    if pooling == "mean" and "norm.weight" in weights:
+        raise ValueError(f"{path} has both a norm of all tokens and one of their mean (fc_norm), which no network has")
+    for name in [name for name in weights if official_image.DERIVED.search(name)]:
+        drop(weights, name, "follows from the grid", rows)
+    table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
+    arguments = {"num_classes": weights["head.weight"].shape[0], "backbone": backbone, "pooling": pooling}
+    content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
+    return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
+
+
+def _image_2(weights: State, cfg: dict[str, Any], path: str) -> Content:
+    options = official_fairseq.model_options(cfg, path)
+    mode = str(option(options, "prediction_mode", default="MEAN_POOLING")).rpartition(".")[2]
+    if mode != "MEAN_POOLING" or "fc_norm.weight" not in weights:
+        raise ValueError(
+            f"{path}: its classes are read off in a way that ours does not know (prediction_mode {mode}, "
+            f"{'with' if 'fc_norm.weight' in weights else 'without'} fc_norm): the mean of the patches, then a norm, is known"
+        )
+    inner = {**_inner(options, "pretrained_model_args", path)}
+    inner["end_drop_path_rate"] = option(options, "drop_path_rate", default=0.1)
+    for name in ("encoder_dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+        inner[name] = option(options, name, default=0.0)
+    backbone = _network(_below(weights, MULTI), inner, path, "IMAGE")
+    rows: list[Row] = []
+    for name in [name for name in weights if name.endswith(official_multi.FIXED)]:
+        drop(weights, name, "follows from the grid", rows)
+    table = prefixed(_table(backbone, multi=True), "backbone.", MULTI) | IMAGE_HEAD
+    arguments = {"num_classes": weights["head.weight"].shape[0], "backbone": backbone}
+    content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
+    return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------------------
+
+
+def _below(weights: State, prefix: str) -> State:
+    return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+
+
+def _inner(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    """The options of the pre-training that a fine-tuned file started from."""
+    given = as_options(options.get(name))
+    if given is None:
+        raise ValueError(f"{path}: its option {name} is missing, which says what network was fine-tuned")
+    return as_options(given.get("model")) or given
+
+
+def _network(weights: dict[str, Tensor], options: dict[str, Any], path: str, modality: str) -> Backbone:
+    if official_multi.is_multi(weights):
+        found = official_multi.modality_of(weights, path)
+        if found != modality:
+            raise ValueError(f"{path} has a head for {modality} on an encoder for {found}")
+        official_fairseq.say_padding(path, "released_2")
+        return official_multi.backbone_of(weights, modality, options, path)
+    official_fairseq.say_padding(path, "released_1")
+    if modality == "AUDIO":
+        return official_fairseq.audio_backbone(weights, options, path)
+    return official_fairseq.text_backbone(weights, options, path)
+
+
+def _table(backbone: Backbone, multi: bool) -> Names:
+    return official_multi.backbone_table(backbone) if multi else official_fairseq.backbone_table(backbone)
+
+
+def _content(
+    name: str, arguments: dict[str, Any], weights: State, table: Names, rows: list[Row], path: str
+) -> tuple[Any, State]:
+    """Constructor tree and state of one of our fine-tuning modules; every weight must have its place."""
+    tree = {"class_path": f"d2v_lightning.finetune.{name}", "init_args": plain(arguments)}
+    with torch.device("meta"):
+        module = build(tree)
+    state = to_ours(module.state_dict(), weights, table, path, rows)
+    for decoder in [name for name in weights if ".decoder." in name or name.startswith(f"{CTC}final_proj.")]:
+        drop(weights, decoder, "of pre-training", rows)
+    if weights:
+        raise ValueError(f"{path}: weight {min(weights)!r} is not part of a fine-tuned data2vec")
+    return module.config, state

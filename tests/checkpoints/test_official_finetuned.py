@@ -1,0 +1,139 @@
+"""Fine-tuned files in Meta's layouts give the logits that their weights mean; what contradicts itself is refused."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_case import GoldenCase
+from torch import Tensor
+from torch.nn import functional as F
+
+from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
+from d2v_lightning.checkpoints import load_official, read_dictionary
+
+AUDIO = ["audio_padded", "audio_variant_prenorm", "d2v2_audio_alibi_padded"]
+TEXT = ["text_padded", "d2v2_text_padded"]
+
+
+def random_head(name: str, classes: int, dim: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(classes, dim, generator=generator)
+    return {f"{name}.weight": weight, f"{name}.bias": torch.randn(classes, generator=generator)}
+
+
+def network(case: GoldenCase) -> dict[str, Tensor]:
+    """Weights without what fine-tuning removes."""
+    gone = ("final_proj.", "modality_encoders.AUDIO.decoder.", "modality_encoders.TEXT.decoder.")
+    return {name: tensor for name, tensor in case.group("model.").items() if not name.startswith(gone)}
+
+
+def pretrained(case: GoldenCase, folder: Path) -> Data2Vec:
+    return load_official(case.write_official_file(folder)).eval()
+
+
+def write_ctc(case: GoldenCase, path: Path, dim: int, letters: int = 32, **file: Any) -> Path:
+    head = random_head("w2v_encoder.proj", letters, dim)
+    weights = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in network(case).items()} | head
+    inner = {"model": case.json["official_options_set"], "task": {"normalize": True}}
+    outer = {"w2v_args": inner, "layerdrop": 0.05, "activation_dropout": 0.1, "freeze_finetune_updates": 7}
+    torch.save({"model": weights, "cfg": {"model": outer, "task": {"normalize": True}}, **file}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", AUDIO)
+def test_letters(name: str, tmp_path: Path) -> None:
+    case = GoldenCase(name)
+    base = pretrained(case, tmp_path)
+    model = load_official(write_ctc(case, tmp_path / "ctc.pt", base.backbone.dim)).eval()
+    assert isinstance(model, SpeechCTC)
+    batch = case.batch()
+    log_probs, padding = model(batch["inputs"], batch.get("padding_mask"))
+    head = random_head("w2v_encoder.proj", 32, base.backbone.dim)
+    logits = F.linear(base.backbone(batch["inputs"], batch.get("padding_mask")), *head.values())
+    torch.testing.assert_close(log_probs, logits.log_softmax(dim=-1))
+    assert model.vocabulary is not None
+    assert model.vocabulary[:6] == ["<blank>", "<pad>", "</s>", "<unk>", "|", "E"]
+    options = model.backbone.transformer.config["init_args"]
+    assert (options["layer_drop"], options["activation_dropout"], options["dropout"]) == (0.05, 0.1, 0.0)
+    assert (model.normalize, model.freeze_trunk_steps) == (True, 7)
+    assert model.time_mask == ("noise" if name.startswith("d2v2") else "token")
+
+
+def test_letters_of_another_language(tmp_path: Path) -> None:
+    case, dim = GoldenCase("audio_padded"), 0
+    dim = pretrained(case, tmp_path).backbone.dim
+    path = write_ctc(case, tmp_path / "ctc.pt", dim, letters=7)
+    with pytest.raises(ValueError, match=r"ctc.pt tells 7 letters apart and does not say which: give its dictionary"):
+        load_official(path)
+    (tmp_path / "dict.ltr.txt").write_text("| 10\nÄ 9\nß 8\n")
+    vocabulary = load_official(path, read_dictionary(tmp_path / "dict.ltr.txt")).vocabulary
+    assert vocabulary == ["<blank>", "<pad>", "</s>", "<unk>", "|", "Ä", "ß"]
+    (tmp_path / "dict.ltr.txt").write_text("| 10\nÄ 9\n")
+    with pytest.raises(ValueError, match="tells 7 letters apart, its dictionary has 6"):
+        load_official(path, read_dictionary(tmp_path / "dict.ltr.txt"))
+    (tmp_path / "dict.ltr.txt").write_text("| many\n")
+    with pytest.raises(ValueError, match=r"dict.ltr.txt:1 is '\| many': a symbol and its count are expected"):
+        read_dictionary(tmp_path / "dict.ltr.txt")
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_sentences(name: str, tmp_path: Path) -> None:
+    case = GoldenCase(name)
+    base = pretrained(case, tmp_path)
+    dim, multi = base.backbone.dim, name.startswith("d2v2")
+    below = "classification_heads.sentence_classification_head."
+    head = random_head(f"{below}dense", dim, dim) | random_head(f"{below}out_proj", 3, dim)
+    weights = {("model." if multi else "") + name: tensor for name, tensor in network(case).items()} | head
+    options = case.json["official_options_set"]
+    model = {"pretrained_model_args": {"model": options}} if multi else options
+    torch.save({"model": weights, "cfg": {"model": model, "task": {}}}, tmp_path / "glue.pt")
+    found = load_official(tmp_path / "glue.pt").eval()
+    assert isinstance(found, GLUEClassifier)
+    batch = case.batch()
+    dense, dense_bias, out, out_bias = head.values()
+    first = base.backbone(batch["inputs"], batch.get("padding_mask"))[:, 0]
+    expected = F.linear(torch.tanh(F.linear(first, dense, dense_bias)), out, out_bias)
+    torch.testing.assert_close(found(batch["inputs"], batch.get("padding_mask")), expected)
+
+
+@pytest.mark.parametrize("name", ["vision_shared_relpos", "vision_perlayer_relpos", "d2v2_image"])
+def test_image_classes(name: str, tmp_path: Path) -> None:
+    case = GoldenCase(name)
+    base = pretrained(case, tmp_path)
+    multi = name.startswith("d2v2")
+    weights = case.group("model.")
+    gone = ("norm.", "lm_head.", "mask_token", "modality_encoders.IMAGE.decoder.")
+    weights = {("model." if multi else "") + key: t for key, t in weights.items() if not key.startswith(gone)}
+    norm = {"fc_norm.weight": torch.rand(base.backbone.dim), "fc_norm.bias": torch.rand(base.backbone.dim)}
+    head = random_head("head", 10, base.backbone.dim)
+    options: Any = case.json["official_options_set"]
+    model = {"pretrained_model_args": {"model": options}, "drop_path_rate": 0.1}
+    file = {"model": weights | norm | head}
+    file |= {"cfg": {"model": model}} if multi else {"args": argparse.Namespace(num_heads=options.get("num_heads"))}
+    torch.save(file, tmp_path / "tuned.pth")
+    found = load_official(tmp_path / "tuned.pth").eval()
+    assert isinstance(found, ImageClassifier)
+    images = case.batch()["inputs"]
+    tokens, _ = base.encoder.features(images)
+    last = base.backbone.transformer.depth - 1
+    block = base.backbone.contextualize(tokens, keep=[last])[1][0].block
+    mean = F.layer_norm(block[:, 1:].mean(dim=1), block.shape[-1:], *norm.values(), 1e-6)
+    torch.testing.assert_close(found(images), F.linear(mean, *head.values()))
+
+
+def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    case = GoldenCase("audio_padded")
+    path = write_ctc(case, tmp_path / "ctc.pt", pretrained(case, tmp_path).backbone.dim)
+    file = torch.load(path)
+    file["model"]["strange.weight"] = torch.zeros(1)
+    torch.save(file, path)
+    with pytest.raises(ValueError, match="weight 'strange.weight' is not part of a fine-tuned data2vec"):
+        load_official(path)
+    del file["model"]["strange.weight"], file["cfg"]["model"]["w2v_args"]
+    torch.save(file, path)
+    with pytest.raises(ValueError, match="its option w2v_args is missing, which says what network was fine-tuned"):
+        load_official(path)
