@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,14 @@ class Backbone(Configurable, nn.Module):
             made = getattr(encoder, "grid", "no grid of")
             raise ValueError(f"position_bias.grid is {bias.grid}, but the encoder makes {made} patches")
         self.encoder, self.transformer = encoder, transformer
+        self.licence: str | None = None  # of published weights that it started from, SPDX
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Backbone:
+        """The backbone in a file, a directory or on the model hub, see `load_backbone`."""
+        from d2v_lightning.pretrained import load_backbone
+
+        return load_backbone(path, **options)
 
     @property
     def dim(self) -> int:

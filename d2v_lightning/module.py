@@ -18,8 +18,8 @@ from d2v_lightning.encoders import Encoder
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.masking import hidden_positions, take_tokens
 from d2v_lightning.optim import Optimization
-from d2v_lightning.pretrained import read_pretrained
-from d2v_lightning.saving import LoadsOwnCheckpoints, load_exactly
+from d2v_lightning.pretrained import FromPretrained, read_pretrained
+from d2v_lightning.saving import load_exactly
 from d2v_lightning.student import MaskTokenStudent, Predictions, VisibleStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope, Teacher
@@ -32,7 +32,7 @@ _TOKENS_PER_UNIT = 4096
 _NEEDS_MASKS = "pre-training needs data.task 'pretrain', or BlockMaskCollator(grid) as the DataLoader's collate_fn"
 
 
-class Data2Vec(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class Data2Vec(WeighsMicroBatches, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """Pre-training: the student predicts, at hidden positions, what an EMA teacher makes of the whole input.
 
     Owns the teacher (a frozen sub-module) and the callback that moves it, which it hands to any Trainer.

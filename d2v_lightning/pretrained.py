@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints import hub
+from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.directory import is_own, read_directory, write_directory
+from d2v_lightning.checkpoints.huggingface import huggingface_content
 from d2v_lightning.checkpoints.official import convert_official, is_official
-from d2v_lightning.configurable import Tree, build, refuse_foreign
+from d2v_lightning.checkpoints.tables import Row, State
+from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
-from d2v_lightning.saving import check_format, load_exactly, read_tensors
+from d2v_lightning.saving import LoadsOwnCheckpoints, check_format, load_exactly, read_tensors
 
 
 class Pretrained(NamedTuple):
-    """A file's content: `tree` of the module it holds, its `state` dict, and the `path` that messages name."""
+    """What `read_pretrained` found.
+
+    Attributes:
+        tree: of the module.
+        state: its state dict.
+        kind: what the file is, for people.
+        licence: of the weights, where it is known; SPDX.
+        rows: what became of each weight of the file.
+        path: what messages call it.
+    """
 
     tree: Tree
-    state: dict[str, Tensor]
+    state: State
+    kind: str
+    licence: str | None
+    rows: list[Row]
     path: str
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
+    def part(self, prefix: str) -> State:
         """The weights below a prefix, the prefix cut off.
 
         Raises:
@@ -35,19 +52,66 @@ class Pretrained(NamedTuple):
         return part
 
 
-def read_pretrained(path: str | Path) -> Pretrained:
-    """Read one of our checkpoints, or a pre-training file of Meta's. Nothing in the file is executed.
+def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pretrained:
+    """Read a network from anywhere. Nothing in the file is executed.
+
+    Args:
+        path: one of our checkpoints; a file of Meta's, pre-trained or fine-tuned; a directory of `save_pretrained`, or of
+            transformers' Data2Vec models, BEiT, Wav2Vec2 and RoBERTa, with or without a task's head; or a name of such
+            a directory on the model hub.
+        dictionary: see `load_official`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of no known layout, or names a class that is not this project's.
     """
+    if not Path(path).is_file():
+        directory = hub.directory_of(path)
+        content = read_directory(directory) if is_own(directory) else huggingface_content(directory, str(path))
+        return Pretrained(*content, str(path))
     file = read_tensors(path)
     if is_official(file):
-        return Pretrained(*convert_official(file, str(path)), str(path))
+        return Pretrained(*convert_official(file, str(path), dictionary), str(path))
     check_format(file, str(path))
-    refuse_foreign(file["hyper_parameters"])
-    return Pretrained(file["hyper_parameters"], file["state_dict"], str(path))
+    tree, state = file["hyper_parameters"], file["state_dict"]
+    refuse_foreign(tree)
+    name = str(tree["class_path"]).rpartition(".")[2]
+    rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
+    kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
+    return Pretrained(tree, state, kind, file["d2v_lightning"].get("licence"), rows, str(path))
+
+
+class FromPretrained(LoadsOwnCheckpoints):
+    """Mixin for our LightningModules: `from_pretrained` and `save_pretrained`."""
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, dictionary: list[str] | None = None) -> Self:
+        """The module in a file, a directory or on the model hub, see `read_pretrained`.
+
+        Raises:
+            FileNotFoundError, ValueError: see `read_pretrained`; or the file holds a module of another class.
+        """
+        found = read_pretrained(path, dictionary)
+        held = own_class(found.tree["class_path"])
+        if not issubclass(held, cls):
+            remedy = (
+                f"; {cls.__name__}(checkpoint=...) starts from its backbone" if issubclass(held, FromPretrained) else ""
+            )
+            raise ValueError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
+        module = build(found.tree)
+        load_exactly(module, found.state, str(path))
+        module.backbone.licence = found.licence
+        return module
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and a model card, which `from_pretrained` reads.
+
+        Raises:
+            FileExistsError: something is there already.
+        """
+        module: Any = self
+        name = type(self).__name__
+        write_directory(Content(self.config, module.state_dict(), name, module.backbone.licence, []), directory)
 
 
 def load_backbone(
@@ -61,7 +125,7 @@ def load_backbone(
     """The backbone in a pre-trained or fine-tuned file, ready for another task.
 
     Args:
-        path: see `read_pretrained`, or a Hugging Face directory of a Data2VecVision model.
+        path: see `read_pretrained`.
         part: of a pre-training file. Published fine-tuning of images starts from the student.
         image_size: pixels of the new task, (height, width) or one number; tables of positions are resized to it.
         drop_path: stochastic depth of the new task; None keeps the file's.
@@ -73,13 +137,8 @@ def load_backbone(
     """
     if part not in ("student", "teacher"):
         raise ValueError(f"part is {part!r}: choose 'student' or 'teacher'")
-    if Path(path).is_dir():
-        from d2v_lightning.checkpoints.huggingface import load_huggingface
-
-        found = load_huggingface(str(path))
-        tree, state = found.config, found.state_dict()
-    else:
-        tree, state = _backbone_of(read_pretrained(path), part)
+    found = read_pretrained(path)
+    tree, state = _backbone_of(found, part)
     tree = copy.deepcopy(tree)
     arguments, encoder = tree["init_args"]["transformer"]["init_args"], tree["init_args"]["encoder"]["init_args"]
     arguments |= {"gradient_checkpointing": gradient_checkpointing, **(trunk or {})}
@@ -91,6 +150,7 @@ def load_backbone(
         )
     backbone: Backbone = build(tree)
     load_exactly(backbone, state, str(path))
+    backbone.licence = found.licence
     return backbone
 
 
@@ -100,18 +160,15 @@ def load_mask_token(path: str | Path) -> Tensor | None:
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`.
     """
-    if Path(path).is_dir():
-        from d2v_lightning.checkpoints.huggingface import read_huggingface
-
-        head = read_huggingface(path).head
-        return next((tensor for name, tensor in head.items() if name.endswith("masked_spec_embed")), None)
     state = read_pretrained(path).state
     token = state.get("student.mask_token", state.get("mask_token"))
     return None if token is None else token.flatten()
 
 
-def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, dict[str, Tensor]]:
+def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, State]:
     arguments = pretrained.tree["init_args"]
+    if issubclass(own_class(pretrained.tree["class_path"]), Backbone):
+        return pretrained.tree, {name: pretrained.state[name] for name in pretrained.state if name != "mask_token"}
     if "student" not in arguments and "backbone" not in arguments:
         raise ValueError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")
     if "student" not in arguments:
@@ -128,7 +185,7 @@ def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) ->
     return arguments["student"]["init_args"]["backbone"], state
 
 
-def _resized(state: dict[str, Tensor], encoder: Tree, trunk: Tree, image_size: tuple[int, int]) -> dict[str, Tensor]:
+def _resized(state: State, encoder: Tree, trunk: Tree, image_size: tuple[int, int]) -> State:
     """The state for another image size; `encoder` and `trunk`, the arguments of both, are changed to match."""
     patch, old = (
         size if isinstance(size, list) else [size] * 2 for size in (encoder["patch_size"], encoder["image_size"])

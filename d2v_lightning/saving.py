@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
@@ -22,6 +24,23 @@ FORMAT_VERSION = 1
 _CHECKPOINTS_BEGIN_WITH = (b"PK", b"\x80")  # a zip archive; a pickle, as torch before 1.6 wrote
 
 
+class Attributes:
+    """Stands for an object of a foreign class of which only the plain attributes are wanted."""
+
+
+# What Meta's files hold besides tensors and plain data: options, fairseq's dictionary, numbers of numpy.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    (Attributes, "fairseq.data.dictionary.Dictionary"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+]
+
+
 class LoadsOwnCheckpoints(Configurable):
     """Mixin for our LightningModules: a checkpoint carries format version and constructor tree, and rebuilds from them.
 
@@ -29,12 +48,15 @@ class LoadsOwnCheckpoints(Configurable):
     CLI. `load_from_checkpoint` reads tensors and plain data only and makes classes of this project only.
     """
 
+    backbone: Any  # has the `licence` of the weights that the module started from
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["d2v_lightning"] = {"format_version": FORMAT_VERSION}
+        checkpoint["d2v_lightning"] = {"format_version": FORMAT_VERSION, "licence": self.backbone.licence}
         checkpoint["hyper_parameters"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_format(checkpoint, "this checkpoint")
+        self.backbone.licence = checkpoint["d2v_lightning"].get("licence")
 
     @classmethod
     def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
@@ -76,6 +98,7 @@ class LoadsOwnCheckpoints(Configurable):
         else:
             raise ValueError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
         load_exactly(module, checkpoint["state_dict"], str(checkpoint_path))
+        module.backbone.licence = checkpoint["d2v_lightning"].get("licence")
         return module
 
 
@@ -109,8 +132,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
         what = f"it begins with {start!r}, as no file of torch.save does" if start else "it is empty"
         raise ValueError(f"{path} is damaged or no checkpoint: {what}")
     try:
-        # A Namespace holds plain attributes; Meta's image files keep their options in one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))

@@ -7,19 +7,23 @@ the library's classes were renamed inside. Nothing in the file is executed. Each
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import huggingface_audio, huggingface_image, huggingface_text
-from d2v_lightning.checkpoints.tables import State, to_ours, to_theirs
+from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_safetensors, write_safetensors
+from d2v_lightning.checkpoints.hub import directory_of
+from d2v_lightning.checkpoints.tables import Row, State, drop, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.saving import read_tensors
 
@@ -64,17 +68,74 @@ def read_huggingface(path_or_name: str | Path) -> HuggingFaceModel:
         ValueError: the model is of another type or uses an option that our trunk does not have; or its file is damaged,
             or holds more or fewer weights than the configuration asks for.
     """
-    directory = _directory(path_or_name)
-    name = str(path_or_name)
+    found = _read(directory_of(path_or_name), str(path_or_name))
+    backbone: Backbone = build(found.backbone.config)
+    backbone.load_state_dict(found.state)
+    return HuggingFaceModel(backbone, found.head, found.config)
+
+
+def huggingface_content(directory: Path, name: str) -> Content:
+    """A directory as a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier` where it has such a head, otherwise a `Backbone`.
+
+    The mask token of a backbone is kept beside it, as "mask_token".
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_huggingface`.
+    """
+    found = _read(directory, name)
+    licence = _licence(directory)
+    kind = f"{found.config.model_type} of transformers"
+    task = found.layout.task(found.head, found.config, directory)
+    if task is None:
+        state, rows = dict(found.state), found.rows
+        token = next((weight for weight in found.head if weight.endswith("masked_spec_embed")), None)
+        if token is not None:
+            state["mask_token"] = found.head.pop(token)
+            rows.append(Row(token, tuple(state["mask_token"].shape), "matched", "mask_token"))
+        for weight in list(found.head):
+            drop(found.head, weight, "no part of a backbone", rows)
+        return Content(found.backbone.config, state, kind, licence, rows)
+    class_name, arguments, table = task
+    tree = {"class_path": f"d2v_lightning.finetune.{class_name}"}
+    with torch.device("meta"):
+        module = build({**tree, "init_args": plain({**arguments, "backbone": found.backbone})})
+    rows = [row._replace(ours=f"backbone.{row.ours}") if row.how != "dropped" else row for row in found.rows]
+    own = {weight: t for weight, t in module.state_dict().items() if not weight.startswith("backbone.")}
+    state = to_ours(own, found.head, table, name, rows)
+    for weight in list(found.head):
+        drop(found.head, weight, "no part of a fine-tuned network", rows)
+    state |= {f"backbone.{weight}": tensor for weight, tensor in found.state.items()}
+    return Content(module.config, state, f"{kind}, fine-tuned", licence, rows)
+
+
+class _Found(NamedTuple):
+    backbone: Backbone  # without weights
+    state: State
+    head: State
+    config: Any
+    layout: ModuleType
+    rows: list[Row]
+
+
+def _read(directory: Path, name: str) -> _Found:
     config, layout = _read_config(directory)
-    network, head = _split(_read_weights(directory), config, layout, name)
-    backbone: Backbone = layout.untrained(config, name)
+    rows: list[Row] = []
+    network, head = _split(_read_weights(directory), config, layout, name, rows)
+    with torch.device("meta"):
+        backbone: Backbone = layout.untrained(config, name)
     network = layout.adjust(network, backbone)
-    state = to_ours(backbone.state_dict(), network, layout.names(backbone), name)
+    state = to_ours(backbone.state_dict(), network, layout.names(backbone), name, rows)
     if network:
         raise ValueError(f"{name}: weights missing [], not expected {sorted(network)[:3]}")
-    backbone.load_state_dict(state)
-    return HuggingFaceModel(backbone, head, config)
+    return _Found(backbone, state, head, config, layout, rows)
+
+
+def _licence(directory: Path) -> str | None:
+    """What the model card beside the weights says."""
+    path = directory / "README.md"
+    header = path.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if path.is_file() else []
+    match = re.search(r"^license:\s*(\S+)", header[0], re.MULTILINE) if header else None
+    return match[1] if match else None
 
 
 def huggingface_state_dict(backbone: Backbone) -> State:
@@ -98,19 +159,39 @@ def huggingface_config(backbone: Backbone) -> Any:
     return _layout_of(backbone).config(backbone)
 
 
-def save_huggingface(backbone: Backbone, directory: str | Path) -> None:
-    """Write `config.json` and `model.safetensors`: `AutoModel.from_pretrained(directory)` is this network.
+def save_huggingface(module: nn.Module, directory: str | Path) -> str:
+    """Write `config.json`, `model.safetensors` and, for speech, letters and feature extractor.
+
+    Args:
+        module: a `Backbone`, or a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`.
+        directory: is made where it does not exist.
+
+    Returns:
+        The class of `transformers` whose `from_pretrained(directory)` is this network. Where `AudioEncoder.padding` is
+        "exact" it is the same for clips without padding: theirs lets padding leak.
 
     Raises:
         ValueError: transformers has no such network, see `huggingface_config`.
     """
-    from safetensors.torch import save_file
-
-    config, state = huggingface_config(backbone), huggingface_state_dict(backbone)
+    if isinstance(module, Backbone):
+        config, state = huggingface_config(module), huggingface_state_dict(module)
+    else:
+        backbone: Any = module.backbone
+        layout = _layout_of(backbone)
+        config = layout.config(backbone)
+        prefix = next(prefix for prefix in layout.PREFIXES if prefix[:-1].replace("_", "-") == config.model_type)
+        head, left_out = layout.to_task(module, config, prefix)
+        table = prefixed(layout.names(backbone), "backbone.", prefix) | head
+        own = {name: t for name, t in module.state_dict().items() if not name.startswith(left_out)}
+        state = to_theirs(own, table)
+        if hasattr(layout, "extra_weights"):
+            state |= {prefix + name: tensor for name, tensor in layout.extra_weights(backbone).items()}
     Path(directory).mkdir(parents=True, exist_ok=True)
     config.save_pretrained(directory)
-    state = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    save_file(state, Path(directory) / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(state, Path(directory) / WEIGHTS)
+    if not isinstance(module, Backbone) and isinstance(module.encoder, AudioEncoder):
+        huggingface_audio.write_processor(module, Path(directory))
+    return str(config.architectures[0])
 
 
 def _layout_of(backbone: Backbone) -> ModuleType:
@@ -123,57 +204,32 @@ def _layout_of(backbone: Backbone) -> ModuleType:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _directory(path_or_name: str | Path) -> Path:
-    """Where the files lie, fetched from the hub where a name and not a directory is given."""
-    if Path(path_or_name).is_dir():
-        return Path(path_or_name)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path_or_name)):
-        raise FileNotFoundError(f"no directory at {path_or_name}: give a directory that exists, or a name on the hub")
-    from huggingface_hub import snapshot_download
-
-    directory = Path(snapshot_download(str(path_or_name), allow_patterns=["config.json", "model.safetensors"]))
-    if not (directory / "model.safetensors").is_file():
-        directory = Path(snapshot_download(str(path_or_name), allow_patterns=["config.json", "pytorch_model.bin"]))
-    return directory
-
-
 def _read_config(directory: Path) -> tuple[Any, ModuleType]:
     """The configuration, with the library's defaults for what the file leaves out, and the layout of its weights."""
     import transformers
 
-    path = directory / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no config.json in {directory}: it says what the weights beside it are")
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    model_type = options.get("model_type") if isinstance(options, dict) else None
+    options = read_config(directory)
+    model_type = options.get("model_type")
     for layout in FORMATS.values():
         if model_type in layout.TYPES:
             return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
     known = ", ".join(name for layout in FORMATS.values() for name in layout.TYPES)
-    raise ValueError(f"{path} describes a model of type {model_type!r}: supported are {known}")
+    raise ValueError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
 
 
 def _read_weights(directory: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = directory / "model.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
     older = directory / "pytorch_model.bin"
+    if (directory / WEIGHTS).is_file():
+        return read_safetensors(directory / WEIGHTS)
     if not older.is_file():
-        raise FileNotFoundError(f"neither model.safetensors nor pytorch_model.bin in {directory}")
-    return dict(read_tensors(older))
+        raise FileNotFoundError(f"neither {WEIGHTS} nor pytorch_model.bin in {directory}")
+    return named_tensors(read_tensors(older), str(older))
 
 
-def _split(state: Mapping[str, Tensor], config: Any, layout: ModuleType, name: str) -> tuple[State, State]:
-    """The weights of the network itself, without its prefix, and those of its head; derived buffers are left out.
+def _split(
+    state: Mapping[str, Tensor], config: Any, layout: ModuleType, name: str, rows: list[Row]
+) -> tuple[State, State]:
+    """The weights of the network itself, without its prefix, and those of its head; derived buffers are dropped.
 
     Raises:
         ValueError: a weight outside the network belongs to no head that we know.
@@ -183,6 +239,7 @@ def _split(state: Mapping[str, Tensor], config: Any, layout: ModuleType, name: s
     for weight, tensor in state.items():
         inside, bare = weight.startswith(prefix), weight.removeprefix(prefix)
         if layout.DERIVED.search(bare):
+            rows.append(Row(weight, tuple(tensor.shape), "dropped", "follows from the sizes"))
             continue
         if layout.is_head(bare, inside, config):
             head[weight] = tensor

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.decoding import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.encoders.audio import AudioEncoder
 from d2v_lightning.transformer import Transformer
 
@@ -60,6 +65,94 @@ def adjust(state: State, backbone: Backbone) -> State:
         f"{_CONV}parametrizations.weight.{spelt[name]}" if name in spelt else name: tensor
         for name, tensor in state.items()
     }
+
+
+def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any], Names] | None:
+    """Class, arguments and names of our module for their head; None where there is none that ours knows.
+
+    Raises:
+        FileNotFoundError: the letters of a CTC head are not beside the weights.
+        ValueError: they do not fit it.
+    """
+    if "lm_head.weight" not in head:
+        return None
+    letters, separator = _letters(directory, head["lm_head.weight"].shape[0])
+    blank = int(config.pad_token_id)
+    order = [blank, *(number for number in range(len(letters)) if number != blank)]
+    for name in ("lm_head.weight", "lm_head.bias"):
+        head[name] = head[name][order]
+    spelt = [SEPARATOR if letters[number] == separator else letters[number] for number in order[1:]]
+    token = next((name for name in head if name.endswith("masked_spec_embed")), None)
+    if token is None:
+        head[token := "masked_spec_embed"] = torch.zeros(config.hidden_size)
+    extractor = (
+        _json(directory / "preprocessor_config.json") if (directory / "preprocessor_config.json").is_file() else {}
+    )
+    arguments = {"vocabulary": [BLANK, *spelt], "normalize": bool(extractor.get("do_normalize", True))}
+    return "speech_ctc.SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
+
+
+def _letters(directory: Path, size: int) -> tuple[list[str], str]:
+    """Tokens by number, and the one between words."""
+    path, options = directory / "vocab.json", directory / "tokenizer_config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no vocab.json in {directory}: it says which letters its {size} outputs are")
+    numbers = _json(path)
+    letters = sorted(numbers, key=numbers.__getitem__)
+    if sorted(numbers.values()) != list(range(size)):
+        raise ValueError(f"{path} numbers {len(numbers)} letters, the network has {size} outputs")
+    separator = _json(options).get("word_delimiter_token", SEPARATOR) if options.is_file() else SEPARATOR
+    if separator not in letters:
+        raise ValueError(f"{path} has no {separator!r}, which stands between words")
+    return letters, separator
+
+
+def _normalizes(directory: Path) -> bool:
+    """What the feature extractor does, in either of the files that name it; the library's default is that it does."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (directory / name).is_file():
+            options = _json(directory / name)
+            return bool(options.get("feature_extractor", options).get("do_normalize", True))
+    return True
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is a {type(content).__name__}: names and values are expected")
+    return content
+
+
+def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:
+    """Make `config` that of a CTC model; names of its head, and the beginnings of those weights that theirs has not."""
+    config.architectures = ["Wav2Vec2ForCTC" if prefix == "wav2vec2." else "Data2VecAudioForCTC"]
+    config.vocab_size, config.pad_token_id = len(module.vocabulary), 0
+    if module.time_mask == "noise":  # theirs masks with a token only, and has none where it never masks
+        return both("head", "lm_head"), ("mask_token",)
+    config.mask_time_prob = 0.05  # the library's own default: it has the token only where this is set
+    return {**both("head", "lm_head"), "mask_token": (f"{prefix}masked_spec_embed",)}, ()
+
+
+def write_processor(module: Any, directory: Path) -> None:
+    """The letters as a tokenizer of theirs, in which the padding token is CTC's blank, and the feature extractor."""
+    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+
+    vocab = directory / "vocab.json"
+    vocab.write_text(
+        json.dumps({letter: number for number, letter in enumerate(module.vocabulary)}, ensure_ascii=False)
+    )
+    unknown = UNKNOWN if UNKNOWN in module.vocabulary else BLANK
+    tokenizer = Wav2Vec2CTCTokenizer(
+        str(vocab), pad_token=BLANK, unk_token=unknown, bos_token=None, eos_token=None, word_delimiter_token=SEPARATOR
+    )
+    extractor = Wav2Vec2FeatureExtractor(
+        sampling_rate=module.sample_rate, do_normalize=module.normalize, return_attention_mask=True
+    )
+    extractor.save_pretrained(directory)
+    Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(directory)
 
 
 def untrained(config: Any, name: str) -> Backbone:

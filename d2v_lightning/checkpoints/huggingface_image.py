@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.backbone import Backbone
-from d2v_lightning.checkpoints.tables import Names, State
+from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.image import ImageEncoder
 from d2v_lightning.position import Alibi, RelativePositionBias
 from d2v_lightning.transformer import Transformer
@@ -73,6 +74,43 @@ def adjust(state: State, backbone: Backbone) -> State:
         if state[name].shape == rows:
             state[name] = _table_in_use(state[name], grid)
     return state
+
+
+def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any], Names] | None:
+    """Class, arguments and names of our module for their head; None where there is none that ours knows."""
+    if "classifier.weight" not in head:
+        return None
+    arguments = {"num_classes": head["classifier.weight"].shape[0], "class_names": labels_of(config)}
+    names = both("head", "classifier")
+    if not config.use_mean_pooling:
+        return "image_classification.ImageClassifier", {**arguments, "pooling": "class_token"}, names
+    below = next(prefix for prefix in (*PREFIXES, "") if f"{prefix}pooler.layernorm.weight" in head)
+    arguments["norm_eps"] = config.layer_norm_eps
+    return "image_classification.ImageClassifier", arguments, names | both("norm", f"{below}pooler.layernorm")
+
+
+def labels_of(config: Any) -> list[str] | None:
+    """Names of the classes; None where they are the library's placeholders."""
+    names = [str(name) for _, name in sorted(config.id2label.items())]
+    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
+
+
+def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:
+    """Make `config` that of a classifier; names of its head, and the beginnings of those weights that theirs has not."""
+    config.architectures = ["Data2VecVisionForImageClassification"]
+    config.num_labels = module.num_classes
+    if module.class_names:
+        config.id2label = dict(enumerate(module.class_names))
+        config.label2id = {name: number for number, name in enumerate(module.class_names)}
+    names = both("head", "classifier")
+    if module.pooling == "class_token":
+        return names, ("norm.",)
+    if module.norm.eps != config.layer_norm_eps:
+        raise ValueError(
+            f"transformers has no such network: norm_eps is {module.norm.eps}, not {config.layer_norm_eps}"
+        )
+    config.use_mean_pooling = True
+    return names | both("norm", f"{prefix}pooler.layernorm"), ("backbone.transformer.norm.",)
 
 
 def untrained(config: Any, name: str) -> Backbone:

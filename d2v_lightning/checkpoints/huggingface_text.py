@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints.huggingface_image import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.text import TextEncoder
 from d2v_lightning.transformer import Transformer
@@ -58,6 +60,28 @@ def adjust(state: State, backbone: Backbone) -> State:
 def extra_weights(backbone: Backbone) -> State:
     """What their network has and ours does not need: one token type, of no effect."""
     return {_TYPES: torch.zeros(1, backbone.dim)}
+
+
+def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any], Names] | None:
+    """Class, arguments and names of our module for their head; None where there is none that ours knows."""
+    if "classifier.out_proj.weight" not in head:
+        return None
+    dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
+    labels = head["classifier.out_proj.weight"].shape[0]
+    names = labels_of(config) if labels > 1 else None
+    arguments = {"task": "custom", "num_classes": labels, "head_dropout": dropout, "class_names": names}
+    return "glue.GLUEClassifier", arguments, both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj")
+
+
+def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:
+    """Make `config` that of a classifier; names of its head, and the beginnings of those weights that theirs has not."""
+    config.architectures = ["Data2VecTextForSequenceClassification"]
+    config.num_labels = module.kind.num_classes
+    config.classifier_dropout = module.dropout.p
+    if module.class_names:
+        config.id2label = dict(enumerate(module.class_names))
+        config.label2id = {name: number for number, name in enumerate(module.class_names)}
+    return both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj"), ()
 
 
 def untrained(config: Any, name: str) -> Backbone:

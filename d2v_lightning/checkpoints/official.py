@@ -34,8 +34,9 @@ def load_official(path: str | Path, dictionary: list[str] | None = None) -> Any:
 
     Returns:
         Of a pre-training file, a `Data2Vec` that goes on where the file stands; of a fine-tuned one, a `SpeechCTC`,
-        `ImageClassifier` or `GLUEClassifier`. Student, teacher, targets, loss and EMA as the file's options say, padding handled as in Meta's code (see
-        `Data2Vec`), which is said. Without a teacher in the file it is a copy of the student, and that is said.
+        `ImageClassifier` or `GLUEClassifier`. Student, teacher, targets, loss and EMA are as the file's options say; padding
+        is handled as in Meta's code (see `Encoder`), which is said. Without a teacher in the file it is a copy of the
+        student, and that is said.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -85,7 +85,7 @@ def _symbols(file: dict[str, Any]) -> list[str] | None:
 
 
 def _vocabulary(symbols: list[str] | None, size: int, path: str) -> list[str]:
-    """fairseq's dictionary as ours: the blank first. LibriSpeech's where there is none and the size is its."""
+    """The dictionary of fairseq as ours: the blank first. LibriSpeech's where there is none and the size is its."""
     if symbols is None:
         symbols = [*FAIRSEQ_SPECIAL, *LIBRISPEECH[1:]]
         if size != len(symbols):

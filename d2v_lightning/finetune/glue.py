@@ -17,8 +17,7 @@ from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.optim import Optimization
-from d2v_lightning.pretrained import load_backbone
-from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
 
 STSB_SCALE = 5.0  # similarities go from 0 to 5; the released fine-tuning learns them as 0 to 1
@@ -45,7 +44,7 @@ TASKS = {
 }
 
 
-class GLUEClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone and, on its first token, RoBERTa's head: dropout, linear, tanh, dropout, linear.
 
     The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").

@@ -15,14 +15,13 @@ from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.optim import Optimization
-from d2v_lightning.pretrained import load_backbone
-from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
 
 _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"
 
 
-class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone, the mean of its patches, a layer norm and a linear head.
 
     The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (RECIPES "ImageNet, 1.0").
@@ -36,6 +35,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
         image_size: pixels; None for the backbone's. Another size resizes the tables of positions.
         drop_path: stochastic depth while fine-tuning, for a backbone from `checkpoint`.
         pooling: "mean" of the patches of the last block (published), or the "class_token" after the final norm.
+        norm_eps: of the norm of the mean.
         freeze_backbone: linear probing: only norm and head are trained, and the backbone stays in eval mode.
         mixup, cutmix: alpha of both (timm), one of the two is chosen for each batch; 0 turns one off.
         mixup_probability: how often a batch is mixed at all.
@@ -58,6 +58,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
         image_size: int | None = None,
         drop_path: float = 0.2,
         pooling: Literal["mean", "class_token"] = "mean",
+        norm_eps: float = 1e-6,
         freeze_backbone: bool = False,
         mixup: float = 0.8,
         cutmix: float = 1.0,
@@ -94,7 +95,7 @@ class ImageClassifier(LoadsOwnCheckpoints, LightningModule):  # type: ignore[mis
         self.optimization = optimization or Optimization(
             lr=4e-3, weight_decay=0.0, layer_decay=0.65, warmup=0.1, final_lr=1e-6
         )
-        self.norm = nn.LayerNorm(backbone.dim, eps=1e-6) if pooling == "mean" else nn.Identity()
+        self.norm = nn.LayerNorm(backbone.dim, eps=norm_eps) if pooling == "mean" else nn.Identity()
         self.head = nn.Linear(backbone.dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02 * 1e-3, a=-0.02, b=0.02)
         nn.init.zeros_(self.head.bias)

@@ -19,8 +19,7 @@ from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hy
 from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.optim import Optimization
-from d2v_lightning.pretrained import load_backbone, load_mask_token
-from d2v_lightning.saving import LoadsOwnCheckpoints
+from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token
 from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
 
@@ -28,7 +27,7 @@ NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 
 
-class SpeechCTC(WeighsMicroBatches, LoadsOwnCheckpoints, LightningModule):  # type: ignore[misc]  # load_from_checkpoint
+class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: ignore[misc]  # load_from_checkpoint
     """A backbone and a linear map of its output to letters, trained with CTC.
 
     The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters"). The convolutions are

@@ -274,7 +274,7 @@ def test_a_configuration_that_names_code_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no directory at /nowhere/at/all"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at /nowhere/at/all"):
         load_huggingface("/nowhere/at/all")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_huggingface(tmp_path)

@@ -51,7 +51,7 @@ def test_letters(name: str, tmp_path: Path) -> None:
     model = load_official(write_ctc(case, tmp_path / "ctc.pt", base.backbone.dim)).eval()
     assert isinstance(model, SpeechCTC)
     batch = case.batch()
-    log_probs, padding = model(batch["inputs"], batch.get("padding_mask"))
+    log_probs, _ = model(batch["inputs"], batch.get("padding_mask"))
     head = random_head("w2v_encoder.proj", 32, base.backbone.dim)
     logits = F.linear(base.backbone(batch["inputs"], batch.get("padding_mask")), *head.values())
     torch.testing.assert_close(log_probs, logits.log_softmax(dim=-1))
@@ -131,7 +131,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     file = torch.load(path)
     file["model"]["strange.weight"] = torch.zeros(1)
     torch.save(file, path)
-    with pytest.raises(ValueError, match="weight 'strange.weight' is not part of a fine-tuned data2vec"):
+    with pytest.raises(ValueError, match=r"weight 'strange.weight' is not part of a fine-tuned data2vec"):
         load_official(path)
     del file["model"]["strange.weight"], file["cfg"]["model"]["w2v_args"]
     torch.save(file, path)

@@ -1,0 +1,169 @@
+"""Directories of ours: `config.json` says what the network is, `model.safetensors` holds it, `README.md` is for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from d2v_lightning.checkpoints.card import card
+from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.tables import Row, State
+from d2v_lightning.configurable import refuse_foreign
+from d2v_lightning.saving import FORMAT_VERSION
+from d2v_lightning.version import __version__
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def is_own(directory: Path) -> bool:
+    """Whether a directory was written by `write_directory`."""
+    return "d2v_lightning" in read_config(directory)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """`config.json` of a directory.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"no {CONFIG} in {directory}: it says what the weights beside it are")
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} is a {type(options).__name__}: named options are expected")
+    return options
+
+
+def read_directory(directory: Path) -> Content:
+    """A directory of ours.
+
+    Raises:
+        FileNotFoundError: one of its files is missing.
+        ValueError: it is damaged, of a newer format, or names a class that is not this project's.
+    """
+    config = read_config(directory)
+    stamp, tree = config["d2v_lightning"], {name: config.get(name) for name in ("class_path", "init_args")}
+    version = stamp.get("format_version") if isinstance(stamp, dict) else None
+    if not isinstance(version, int) or not isinstance(tree["init_args"], dict):
+        raise ValueError(f"{directory / CONFIG} is not whole: it lacks format version or the model's arguments")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{directory} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
+        )
+    refuse_foreign(tree)
+    state = read_safetensors(directory / WEIGHTS)
+    rows = [Row(name, tuple(tensor.shape), "matched", name) for name, tensor in state.items()]
+    return Content(tree, state, stamp.get("kind") or "directory of d2v_lightning", stamp.get("licence"), rows)
+
+
+def read_safetensors(path: Path) -> State:
+    """Named tensors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: they belong beside {CONFIG}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Named tensors, each with memory of its own, for `safetensors`."""
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    separate: State = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        start = tensor.data_ptr()
+        separate[name] = tensor.clone() if start in seen else tensor
+        seen.add(start)
+    save_file(separate, path, metadata={"format": "pt"})
+
+
+def write_directory(content: Content, out: str | Path, beside: Path | None = None) -> None:
+    """Write a directory of ours, as a whole or not at all.
+
+    Args:
+        content: what it holds.
+        out: directory, which must not exist or be empty.
+        beside: directory whose tokenizer and feature extractor are copied.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+
+    def fill(folder: Path) -> None:
+        stamp = {
+            "format_version": FORMAT_VERSION,
+            "version": __version__,
+            "kind": content.kind,
+            "licence": content.licence,
+        }
+        config = {"d2v_lightning": stamp, **content.tree}
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_safetensors(content.state, folder / WEIGHTS)
+        (folder / "README.md").write_text(card(content, transformers=None), encoding="utf-8")
+        copy_beside(beside, folder)
+
+    write_whole(out, fill)
+
+
+def copy_beside(source: Path | None, folder: Path) -> None:
+    """Tokenizer and feature extractor of another directory, where it has them."""
+    for name in BESIDE if source is not None else ():
+        assert source is not None
+        if (source / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(source / name, folder / name)
+
+
+def write_whole(out: str | Path, fill: Callable[[Path], None]) -> None:
+    """Make a directory that is there with everything in it or not at all.
+
+    Raises:
+        FileExistsError: something is there already.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        fill(unfinished)
+        os.chmod(unfinished, 0o755)  # mkdtemp's folders are for one user only
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_existing(out: str | Path) -> None:
+    """Raises `FileExistsError` where something would be written over."""
+    if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
+        raise FileExistsError(f"{out} exists: remove it, or choose another directory")

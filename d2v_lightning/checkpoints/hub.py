@@ -1,0 +1,38 @@
+"""Directories by name: local ones, and those on Hugging Face's model hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from d2v_lightning.checkpoints.directory import BESIDE, CONFIG, WEIGHTS
+
+
+def directory_of(path_or_name: str | Path) -> Path:
+    """Where the files lie, fetched from the hub where a name and not a directory is given.
+
+    Raises:
+        FileNotFoundError: neither a directory nor a name.
+    """
+    if Path(path_or_name).is_dir():
+        return Path(path_or_name)
+    if Path(path_or_name).suffix in (".ckpt", ".pt", ".pth"):
+        raise FileNotFoundError(f"no checkpoint at {path_or_name}: give the path of a file that exists")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path_or_name)):
+        raise FileNotFoundError(
+            f"no checkpoint at {path_or_name}: give the path of a file or directory that exists, or a name on the hub"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    small = [CONFIG, *BESIDE]
+    try:
+        directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, WEIGHTS]))
+        if not (directory / WEIGHTS).is_file():
+            directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, "pytorch_model.bin"]))
+    except (OSError, HfHubHTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"nothing at {path_or_name}, and the model hub gives no such thing: {reason}"
+        ) from error
+    return directory
