@@ -138,16 +138,12 @@ def load_backbone(
     if part not in ("student", "teacher"):
         raise ValueError(f"part is {part!r}: choose 'student' or 'teacher'")
     found = read_pretrained(path)
-    tree, state = _backbone_of(found, part)
-    tree = copy.deepcopy(tree)
-    arguments, encoder = tree["init_args"]["transformer"]["init_args"], tree["init_args"]["encoder"]["init_args"]
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    tree, state = backbone_part(found, part, size)
+    arguments = tree["init_args"]["transformer"]["init_args"]
     arguments |= {"gradient_checkpointing": gradient_checkpointing, **(trunk or {})}
     if drop_path is not None:
         arguments["drop_path"] = drop_path
-    if image_size is not None:
-        state = _resized(
-            state, encoder, arguments, (image_size, image_size) if isinstance(image_size, int) else image_size
-        )
     backbone: Backbone = build(tree)
     load_exactly(backbone, state, str(path))
     backbone.licence = found.licence
@@ -163,6 +159,24 @@ def load_mask_token(path: str | Path) -> Tensor | None:
     state = read_pretrained(path).state
     token = state.get("student.mask_token", state.get("mask_token"))
     return None if token is None else token.flatten()
+
+
+def backbone_part(
+    found: Pretrained, part: Literal["student", "teacher"], image_size: tuple[int, int] | None = None
+) -> tuple[Tree, State]:
+    """Tree and weights of a backbone, for another image size where one is given.
+
+    Raises:
+        ValueError: the file has no such part, or its inputs are no images.
+    """
+    tree, state = _backbone_of(found, part)
+    tree = copy.deepcopy(tree)
+    if image_size is not None:
+        encoder, trunk = (tree["init_args"][name]["init_args"] for name in ("encoder", "transformer"))
+        if "patch_size" not in encoder:
+            raise ValueError(f"image_size is {image_size}, but {found.path} is no model of images")
+        state = _resized(state, encoder, trunk, image_size)
+    return tree, state
 
 
 def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, State]:

@@ -55,7 +55,7 @@ def card(content: Content, transformers: str | None, metrics: dict[str, float] |
             "## Recipe",
             "",
             "```",
-            *_settings(content.tree["init_args"]),
+            *settings(content.tree["init_args"]),
             "```",
             "",
         ]
@@ -74,13 +74,13 @@ def licence_said(licence: str | None) -> str:
     return "Not recorded: the weights are their trainer's."
 
 
-def _settings(value: object, depth: int = 0) -> list[str]:
+def settings(value: object, depth: int = 0) -> list[str]:
     """Constructor arguments, indented, classes by their short names."""
     lines = []
     for name, item in value.items() if isinstance(value, dict) else ():
         if isinstance(item, dict) and "class_path" in item:
             lines.append(f"{'  ' * depth}{name}: {str(item['class_path']).rpartition('.')[2]}")
-            lines += _settings(item.get("init_args") or {}, depth + 1)
+            lines += settings(item.get("init_args") or {}, depth + 1)
         else:
             text = str(item)
             lines.append(f"{'  ' * depth}{name}: {text if len(text) <= 100 else text[:97] + '...'}")

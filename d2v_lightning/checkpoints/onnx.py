@@ -1,0 +1,89 @@
+"""ONNX: a network that runs without torch, with any batch size and length, checked against onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
+
+TOLERANCE = 1e-4  # absolute, float32: other kernels sum in another order
+
+
+class _Plain(nn.Module):
+    """One tensor in, one out."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = self.module(inputs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def export_onnx(module: Any, path: str | Path) -> None:
+    """Write a backbone or a fine-tuned model, and compare it with onnxruntime at two sizes.
+
+    Its input is called "inputs": images (B, C, H, W), waveforms (B, S) or ids (B, T), without padding. Its output is called
+    "outputs": what `module(inputs)` gives (letters: log probabilities).
+
+    Args:
+        module: a `Backbone`, `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`.
+        path: file to write.
+
+    Raises:
+        ValueError: onnx is not installed; the encoder is of another kind; or onnxruntime computes something else.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install onnx onnxruntime onnxscript") from error
+    was_training = module.training
+    network = _Plain(module.eval())
+    encoder = module.encoder
+    example, dynamic = _example(encoder, 2, 1.0)
+    unfinished = Path(f"{path}.unfinished")
+    try:
+        with torch.no_grad():
+            torch.onnx.export(
+                network,
+                (example,),
+                str(unfinished),
+                input_names=["inputs"],
+                output_names=["outputs"],
+                dynamic_shapes=({position: torch.export.Dim(name) for position, name in dynamic.items()},),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+            session = onnxruntime.InferenceSession(str(unfinished), providers=["CPUExecutionProvider"])
+            for batch, longer in ((2, 1.0), (3, 1.5)):
+                inputs, _ = _example(encoder, batch, longer)
+                found = torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
+                worst = float((found - network(inputs)).abs().max())
+                if not worst <= TOLERANCE:
+                    raise ValueError(f"onnxruntime computes something else, by {worst:.2g}: nothing was written")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        module.train(was_training)
+
+
+def _example(encoder: Any, batch: int, longer: float) -> tuple[Tensor, dict[int, str]]:
+    """Random inputs, and the names of those dimensions that may change."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(encoder, ImageEncoder):
+        size = (batch, encoder.in_channels, *encoder.image_size)
+        return torch.randn(size, generator=generator), {0: "batch"}
+    if isinstance(encoder, AudioEncoder):
+        return torch.randn(batch, int(16_000 * longer), generator=generator), {0: "batch", 1: "samples"}
+    if isinstance(encoder, TextEncoder):
+        length = int(min(16, encoder.max_positions // 2) * longer)
+        return torch.randint(4, encoder.vocab_size, (batch, length), generator=generator), {0: "batch", 1: "tokens"}
+    raise ValueError(f"no ONNX for a {type(encoder).__name__}: images, speech and text are known")
