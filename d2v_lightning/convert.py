@@ -93,7 +93,7 @@ def inspect(args: argparse.Namespace) -> None:
     _say(found)
     print("options")
     print("\n".join(f"  {line}" for line in settings(found.tree["init_args"])))
-    _table(found.rows, whole=args.weights)
+    _table(found.content.rows, whole=args.weights)
 
 
 def import_(args: argparse.Namespace) -> None:
@@ -105,8 +105,8 @@ def import_(args: argparse.Namespace) -> None:
     refuse_existing(args.out)
     found = _read(args)
     _say(found)
-    _table(found.rows)
-    content = Content(*found[:5])
+    _table(found.content.rows)
+    content = found.content
     if args.part:
         content = _backbone(found, args.part, args.image_size)
     if args.dictionary and args.tokenizer:
@@ -124,7 +124,7 @@ def export(args: argparse.Namespace) -> None:
     found = _read(args)
     _say(found)
     pretrained = "student" in found.tree["init_args"]
-    content = _backbone(found, args.part or "student") if pretrained or args.part else Content(*found[:5])
+    content = _backbone(found, args.part or "student") if pretrained or args.part else found.content
     if pretrained and not args.part:
         print(
             "the student's backbone is exported (--part teacher for the other); head, decoder and targets are left out"
@@ -188,15 +188,16 @@ def _backbone(found: Pretrained, part: Part, image_size: int | None = None) -> C
         f"kept: the {part}'s backbone, {_count(state.values())}"
         + (f"; left out: {others}, and its own head" if others else "")
     )
-    return Content(tree, state, f"{found.kind}, the {part}'s backbone", found.licence, [])
+    kind = f"{found.content.kind}, the {part}'s backbone"
+    return found.content._replace(tree=tree, state=state, kind=kind, rows=[])
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------------------
 
 
 def _say(found: Pretrained) -> None:
-    print(f"{found.path}\n  {found.kind}")
-    print(f"  licence     {licence_said(found.licence)}")
+    print(f"{found.path}\n  {found.content.kind}")
+    print(f"  licence     {licence_said(found.content.licence)}")
     print(f"  module      {_short(found.tree)}")
     groups: dict[str, list[Tensor]] = {}
     for name, tensor in found.state.items():

@@ -18,27 +18,24 @@ from d2v_lightning.checkpoints.official import convert_official, is_official
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
-from d2v_lightning.saving import LoadsOwnCheckpoints, check_format, load_exactly, read_tensors
+from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, read_tensors
 
 
 class Pretrained(NamedTuple):
-    """What `read_pretrained` found.
+    """What `read_pretrained` found: the `content`, and the `path` that messages name."""
 
-    Attributes:
-        tree: of the module.
-        state: its state dict.
-        kind: what the file is, for people.
-        licence: of the weights, where it is known; SPDX.
-        rows: what became of each weight of the file.
-        path: what messages call it.
-    """
-
-    tree: Tree
-    state: State
-    kind: str
-    licence: str | None
-    rows: list[Row]
+    content: Content
     path: str
+
+    @property
+    def tree(self) -> Tree:
+        """Constructor tree of the module."""
+        return self.content.tree
+
+    @property
+    def state(self) -> State:
+        """Its state dict."""
+        return self.content.state
 
     def part(self, prefix: str) -> State:
         """The weights below a prefix, the prefix cut off.
@@ -68,17 +65,26 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
     if not Path(path).is_file():
         directory = hub.directory_of(path)
         content = read_directory(directory) if is_own(directory) else huggingface_content(directory, str(path))
-        return Pretrained(*content, str(path))
+        return Pretrained(content, str(path))
     file = read_tensors(path)
     if is_official(file):
-        return Pretrained(*convert_official(file, str(path), dictionary), str(path))
+        return Pretrained(convert_official(file, str(path), dictionary), str(path))
     check_format(file, str(path))
     tree, state = file["hyper_parameters"], file["state_dict"]
     refuse_foreign(tree)
     name = str(tree["class_path"]).rpartition(".")[2]
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
     kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
-    return Pretrained(tree, state, kind, file["d2v_lightning"].get("licence"), rows, str(path))
+    data = (file.get(RUN_KEY) or {}).get("data")
+    content = Content(tree, state, kind, file["d2v_lightning"].get("licence"), rows, data, _scores(file))
+    return Pretrained(content, str(path))
+
+
+def _scores(file: dict[str, Any]) -> dict[str, float]:
+    """What the run's `ModelCheckpoint`s watched, at this checkpoint."""
+    states = (file.get("callbacks") or {}).values()
+    watched = {state.get("monitor"): state.get("current_score") for state in states if isinstance(state, dict)}
+    return {name: float(score) for name, score in watched.items() if name and score is not None}
 
 
 class FromPretrained(LoadsOwnCheckpoints):
@@ -100,7 +106,7 @@ class FromPretrained(LoadsOwnCheckpoints):
             raise ValueError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
         module = build(found.tree)
         load_exactly(module, found.state, str(path))
-        module.backbone.licence = found.licence
+        module.backbone.licence = found.content.licence
         return module
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -146,7 +152,7 @@ def load_backbone(
         arguments["drop_path"] = drop_path
     backbone: Backbone = build(tree)
     load_exactly(backbone, state, str(path))
-    backbone.licence = found.licence
+    backbone.licence = found.content.licence
     return backbone
 
 

@@ -11,9 +11,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
-from d2v_lightning.saving import read_checkpoint
-
-RUN_KEY = "run"
+from d2v_lightning.saving import RUN_KEY, read_checkpoint
 
 # They say how a step is computed, or where weights came from, not which model it is.
 _FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})

@@ -20,6 +20,7 @@ from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_cl
 from d2v_lightning.recipes import from_recipe
 
 FORMAT_VERSION = 1
+RUN_KEY = "run"  # settings of data and trainer in a checkpoint
 
 _CHECKPOINTS_BEGIN_WITH = (b"PK", b"\x80")  # a zip archive; a pickle, as torch before 1.6 wrote
 
@@ -132,6 +133,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
         what = f"it begins with {start!r}, as no file of torch.save does" if start else "it is empty"
         raise ValueError(f"{path} is damaged or no checkpoint: {what}")
     try:
+        _refuse_packed(path)
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -141,6 +143,17 @@ def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
+
+
+def _refuse_packed(path: str | Path) -> None:
+    """`torch.save` packs nothing, so an archive that unpacks to more than its size was made to fill the memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+        if inside > os.path.getsize(path):
+            raise ValueError(
+                f"{path} unpacks to {inside:,} bytes, more than its {os.path.getsize(path):,}: torch.save wrote no such file"
+            )
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:

@@ -26,6 +26,7 @@ LAYERS = [
 ]
 # The one arrow up, drawn when it is called: `Backbone.from_pretrained`, which everyone expects there.
 UPWARD = {("backbone", "pretrained")}
+COMMANDS = {"features"}  # read files, so they need both packages
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 DATA_MAY_IMPORT = {"types", "masking", "configurable", "recipes", "encoders"}  # encoders: their length functions
 FILES = [path for folder in ("d2v_lightning", "datamodules") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -58,7 +59,7 @@ def test_imports_point_down(path: Path) -> None:
         parts = module.split(".")
         assert parts[0] != "lightning", "import pytorch_lightning, never lightning"
         if parts[0] == "datamodules":
-            assert package == "datamodules", f"{path.name} imports {module}: the package never needs its data"
+            assert package == "datamodules" or own[-1] in COMMANDS, f"{path.name}: the package never needs its data"
         if parts[0] != "d2v_lightning" or (len(own) == 2 and own[1] == "__init__") or own[-1] == "__main__":
             continue
         if package == "datamodules":

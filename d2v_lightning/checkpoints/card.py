@@ -20,12 +20,11 @@ model = {name}.from_pretrained("this directory")
 """
 
 
-def card(content: Content, transformers: str | None, metrics: dict[str, float] | None = None) -> str:
+def card(content: Content, transformers: str | None) -> str:
     """Markdown, with the header that the model hub reads.
 
     Args:
         transformers: class of `transformers` that loads the directory; None where only this package does.
-        metrics: measured on held-out data.
     """
     name = str(content.tree["class_path"]).rpartition(".")[2]
     header = ["tags:", "- data2vec", f"library_name: {'transformers' if transformers else 'd2v_lightning'}"]
@@ -49,8 +48,11 @@ def card(content: Content, transformers: str | None, metrics: dict[str, float] |
             "",
             "## Metrics",
             "",
-            "\n".join(f"- {metric}: {value:g}" for metric, value in sorted((metrics or {}).items()))
-            or "None recorded.",
+            "\n".join(f"- {name}: {value:.4g}" for name, value in sorted(content.metrics.items())) or "None recorded.",
+            "",
+            "## Data",
+            "",
+            *(["```", *settings({"data": content.data}), "```"] if content.data else ["Not recorded."]),
             "",
             "## Recipe",
             "",

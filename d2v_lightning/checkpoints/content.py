@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from d2v_lightning.checkpoints.tables import Row, State
@@ -18,6 +20,8 @@ class Content(NamedTuple):
         kind: what the file is, for people.
         licence: of the weights, where they are the published ones; SPDX.
         rows: what became of each of its weights.
+        data: the datamodule of the run that wrote it, where that is known.
+        metrics: measured by that run on held-out data.
     """
 
     tree: Tree
@@ -25,3 +29,5 @@ class Content(NamedTuple):
     kind: str
     licence: str | None
     rows: list[Row]
+    data: Tree | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})

@@ -74,7 +74,8 @@ def read_directory(directory: Path) -> Content:
     refuse_foreign(tree)
     state = read_safetensors(directory / WEIGHTS)
     rows = [Row(name, tuple(tensor.shape), "matched", name) for name, tensor in state.items()]
-    return Content(tree, state, stamp.get("kind") or "directory of d2v_lightning", stamp.get("licence"), rows)
+    kind = stamp.get("kind") or "directory of d2v_lightning"
+    return Content(tree, state, kind, stamp.get("licence"), rows, stamp.get("data"), stamp.get("metrics") or {})
 
 
 def read_safetensors(path: Path) -> State:
@@ -127,6 +128,8 @@ def write_directory(content: Content, out: str | Path, beside: Path | None = Non
             "version": __version__,
             "kind": content.kind,
             "licence": content.licence,
+            "data": content.data,
+            "metrics": dict(content.metrics),
         }
         config = {"d2v_lightning": stamp, **content.tree}
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -45,7 +45,7 @@ def export_onnx(module: Any, path: str | Path) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is missing: pip install onnx onnxruntime onnxscript") from error
     was_training = module.training
-    network = _Plain(module.eval())
+    network = _Plain(module).eval()
     encoder = module.encoder
     example, dynamic = _example(encoder, 2, 1.0)
     unfinished = Path(f"{path}.unfinished")

@@ -121,6 +121,9 @@ def named_tensors(state: Any, path: str) -> State:
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
         raise ValueError(f"{path} does not hold named tensors only")
+    for name, tensor in state.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
     wrapped = bool(state) and all(name.startswith("module.") for name in state)
     return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
 

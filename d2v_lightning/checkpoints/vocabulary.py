@@ -11,7 +11,8 @@ from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.configurable import Tree
 
 MASK = "<mask>"
-EMBEDDING = "encoder.embedding.weight"
+EMBEDDING, POSITIONS = "encoder.embedding.weight", "encoder.position.embedding.weight"
+PAD_OF_FAIRSEQ = 1
 
 
 def reorder_embedding(
@@ -51,6 +52,9 @@ def reorder_embedding(
     state = dict(content.state)
     for name in names:
         state[name] = state[name][order]
+    for name in [name for name in state if name.endswith(POSITIONS)]:  # positions are counted from the padding's id on
+        unused = state[name].new_zeros(ids["<pad>"] + 1, state[name].shape[1])
+        state[name] = torch.cat([unused, state[name][PAD_OF_FAIRSEQ + 1 :]])
     return content._replace(state=state, tree=_with_ids(content.tree, ids["<pad>"], ids[MASK]))
 
 
