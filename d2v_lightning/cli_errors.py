@@ -71,6 +71,14 @@ class CommandLine:
         values = [source.value.get(section) for source in self.configs() if isinstance(source.value, dict)]
         return any(isinstance(value, str) or (isinstance(value, dict) and "class_path" in value) for value in values)
 
+    def class_paths(self) -> Iterator[str]:
+        """Classes that the command line and its files name."""
+        trees = [source.value for source in self.configs()]
+        trees += [Source.option(name, value).value for name, value in self.options if name != "--config"]
+        for tree in trees:
+            yield from (tree[name] for name in ("model", "data") if isinstance(tree.get(name), str))
+            yield from _class_paths(tree)
+
     def value(self, key: str) -> Any:
         """The last value given for a top-level key, on the command line or else in a file."""
         given = [value for name, value in self.options if name == f"--{key}"]
@@ -326,6 +334,13 @@ def _lines(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str |
         for place, value in enumerate(node.value):
             yield (*path, place), value.start_mark.line + 1
             yield from _lines(value, (*path, place))
+
+
+def _class_paths(tree: Any) -> Iterator[str]:
+    if isinstance(tree, dict) and isinstance(tree.get("class_path"), str):
+        yield tree["class_path"]
+    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _class_paths(value)
 
 
 def _parsed(value: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import linecache
 import os
 import signal
@@ -146,6 +147,7 @@ class D2VCLI(LightningCLI):
             raise SystemExit(0)
         before = Source("checkpoint", {})
         if subparser is not None and not self.line.has("--help"):
+            self._import_named_classes()
             before = self._read_checkpoint()
             subparser.set_defaults(before.value)
         try:
@@ -171,6 +173,18 @@ class D2VCLI(LightningCLI):
                 raise UsageError(
                     f"{name} stands before --config\n  the file would override it: put all --config first, then {name}"
                 )
+
+    def _import_named_classes(self) -> None:
+        """Import what the command line and its files name, before a checkpoint is looked through: it may name the same."""
+        for class_path in self.line.class_paths():
+            module = class_path.rpartition(".")[0]
+            try:
+                if module:
+                    importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if not f"{module}.".startswith(f"{error.name}."):  # it is there, but lacks something that it needs
+                    raise
+                # Otherwise the parser says so, with the place and the nearest name.
 
     def _read_checkpoint(self) -> Source:
         """Look the checkpoint through, and give what the command line leaves to it: model, data, length of the run."""

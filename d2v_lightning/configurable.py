@@ -2,7 +2,8 @@
 
 A recorded tree is `{"class_path": "d2v_lightning.backbone.Backbone", "init_args": {...}}`, nested where an argument is a
 module of ours. It is what a checkpoint stores, what the YAML recipes hold and what LightningCLI reads, so a model made in
-Python and one made from YAML save and load alike. A class path is code: `build` makes classes of this project only.
+Python and one made from YAML save and load alike. A class path is code: `build` makes classes of this project, and
+`Configurable` classes of modules that the running program has imported; it never imports anything else for a file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 OWN_PACKAGES = ("d2v_lightning", "datamodules")
@@ -74,10 +77,10 @@ def build(tree: Any, root: type | None = None) -> Any:
 
     Args:
         tree: the recorded tree.
-        root: the class of the outermost node, where the caller has it; otherwise this project's class of that name.
+        root: the class of the outermost node, where the caller has it; otherwise what `own_class` gives.
 
     Raises:
-        ValueError: the tree names a class that is not this project's, or arguments which its constructor does not take.
+        ValueError: the tree names a class that `own_class` refuses, or arguments which its constructor does not take.
     """
     if isinstance(tree, list):
         return [build(item) for item in tree]
@@ -96,19 +99,29 @@ def build(tree: Any, root: type | None = None) -> Any:
 
 
 def own_class(class_path: str) -> type:
-    """The class behind a full path, or behind a short public name such as `Backbone`; only ever one of this project."""
+    """The class behind a full path, or behind a short public name such as `Backbone`.
+
+    It is one of this project, or a `Configurable` of a module that is imported already: a path may come from a file, and
+    no file is to decide what is imported.
+
+    Raises:
+        ValueError: it is neither.
+    """
     module_name, _, name = str(class_path).rpartition(".")
     module_name = module_name or _package_of(name)
     if module_name.partition(".")[0] in OWN_PACKAGES:
         try:
-            cls = getattr(importlib.import_module(module_name), name, None)
+            importlib.import_module(module_name)
         except ModuleNotFoundError:
-            cls = None
-        if isinstance(cls, type) and issubclass(cls, Configurable):
-            return cls
+            module_name = ""
+    module = sys.modules.get(module_name)
+    # Not getattr: a module may have a __getattr__ that imports.
+    cls = vars(module).get(name) if isinstance(module, ModuleType) else None
+    if isinstance(cls, type) and issubclass(cls, Configurable):
+        return cls
     raise ValueError(
-        f"'{class_path}' is not a class of d2v_lightning. Nothing was run: a configuration stored in a checkpoint "
-        "may only name this project's own classes"
+        f"'{class_path}' is not a class of d2v_lightning, nor a Configurable one of a module that is imported. Nothing was "
+        "run: if it is yours, import its module first, or name the class on the command line or in a --config"
     )
 
 
@@ -116,7 +129,7 @@ def refuse_foreign(tree: Any) -> None:
     """Look through a stored tree without making anything of it.
 
     Raises:
-        ValueError: it names a class that is not this project's.
+        ValueError: it names a class that `own_class` refuses.
     """
     for node in _nodes(tree):
         if "class_path" in node:

@@ -1,6 +1,6 @@
 """Data for `d2v_lightning`: DataModules, and the collators and loaders they are made of."""
 
-from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
+from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator, SequenceMaskCollator
 from datamodules.glue import GLUEDataModule
 from datamodules.image import ImageDataModule
 from datamodules.loader import ResumableLoader
@@ -19,6 +19,7 @@ __all__ = [
     "ImageDataModule",
     "InverseBlockMaskCollator",
     "ResumableLoader",
+    "SequenceMaskCollator",
     "SpanMaskCollator",
     "SpeechCollator",
     "SpeechDataModule",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_lightning.masking import block_mask, hidden_positions, inverse_block_mask, visible_positions
+from d2v_lightning.masking import block_mask, hidden_positions, inverse_block_mask, span_mask, visible_positions
 from d2v_lightning.types import Batch
 from datamodules.samplers import derived_seed
 
@@ -150,6 +150,41 @@ class InverseBlockMaskCollator(MaskCollator):
 
     def _mask(self, generator: torch.Generator | None) -> Tensor:
         return inverse_block_mask(self.grid, self.num_masked, self.block, generator)
+
+
+class SequenceMaskCollator(MaskCollator):
+    """Stacks samples of any modality whose encoder makes `num_tokens` of each, and hides spans of tokens in them.
+
+    Samples are those of `ImageCollator`, with "inputs" of any shape, the same for all. Every row hides the same number;
+    spans may stick out by half at either end, so that the ends are hidden as often as the middle (2.0 speech).
+
+    Args:
+        num_tokens: N, tokens that the encoder makes of a sample.
+        num_masked: hidden tokens per row. By default half of them, as data2vec 2.0 for speech, Base.
+        mask_ratio: the same as a share of N; give one of the two.
+        mask_length: of a span in tokens.
+        num_masks: M, masks per sample.
+        seed: of the masks.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        num_masked: int | None = None,
+        mask_ratio: float | None = None,
+        mask_length: int = 5,
+        num_masks: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.num_tokens, self.mask_length = num_tokens, mask_length
+        self.num_masked = _count(num_masked, mask_ratio, 0.5, num_tokens)
+        super().__init__(num_masks, seed, report_unreadable=False)
+
+    def _mask(self, generator: torch.Generator | None) -> Tensor:
+        return span_mask(self.num_tokens, self.num_masked, self.mask_length, generator, self.mask_length // 2)
 
 
 def _count(num_masked: int | None, mask_ratio: float | None, published_ratio: float, num_patches: int) -> int:
