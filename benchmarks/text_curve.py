@@ -1,0 +1,246 @@
+"""Which settings learn from a few million tokens? Many short runs of text pre-training, probed on movie reviews.
+
+    python benchmarks/text_curve.py --data text.npz --settings released slow bert --seeds 0 1 --out outputs/text_curve
+
+Frozen features (last block, mean over tokens) under a linear probe on SST-2-format sentences, of student and teacher; then, with
+`--finetune`, `GLUEClassifier` from the pre-trained and from the untrained network. Meta's own settings did not get beyond an
+untrained network at this scale. One JSON line a run in OUT/runs.jsonl; runs that are there are not repeated.
+
+`text.npz` holds `train` (uint16 ids, paragraphs end with `</s>` = 2), `vocab`, and `sst_{train,dev}_{ids,lens,y}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from d2v_lightning import (
+    Backbone,
+    CollapseMonitor,
+    ConvDecoder,
+    Data2Vec,
+    EMATeacher,
+    GLUEClassifier,
+    MaskTokenStudent,
+    MlpDecoder,
+    Optimization,
+    RegressionLoss,
+    Targets,
+    TextEncoder,
+    Transformer,
+    VisibleStudent,
+)
+from d2v_lightning.probing import linear_accuracy, pooled_features
+from datamodules import TextMaskCollator
+from datamodules.vocabulary import Vocabulary
+
+# What differs from "released": 1.0's recipe with the learning rate and EMA that Meta's code was measured with at this scale.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "released": {},
+    "slow": {"decay": (0.999, 0.9999)},
+    "bert": {"decay": (0.999, 0.9999), "prob": 0.15, "length": 1},
+    "half": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1},
+    "half_fast": {"prob": 0.5, "length": 1},
+    "half_instance": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1, "norm_each": ["instance"]},
+    "half_low": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1, "lr": 2e-4},
+    "half_high": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1, "lr": 2e-3},
+    "half_top1": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1, "top": 1},
+    "half_block": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1, "results": "block"},
+    "half_frozen": {"decay": (1.0, 1.0), "prob": 0.5, "length": 1},
+    "half_beta": {"decay": (0.999, 0.9999), "prob": 0.5, "length": 1, "beta": 0.0},
+    "v2": {"decay": (0.99, 0.9999), "prob": 0.48, "length": 1, "masks": 8, "beta": 0.0},
+    "v2_slow": {"decay": (0.999, 0.9999), "prob": 0.48, "length": 1, "masks": 8, "beta": 0.0},
+}
+BASE: dict[str, Any] = {
+    **{"lr": 5e-4, "decay": (0.99, 0.999), "prob": 0.35, "length": 4, "top": 2, "norm_each": ["layer"], "beta": 4.0},
+    **{"results": "ffn", "masks": 1},
+}
+
+
+class Text:
+    """Blocks for pre-training, and reviews with labels: ids (n, T), padded with 1."""
+
+    def __init__(self, path: str, length: int) -> None:
+        file = np.load(path)
+        ids = torch.from_numpy(file["train"].astype(np.int64))
+        count = len(ids) // (length - 1)
+        self.blocks = torch.cat(
+            [torch.zeros(count, 1, dtype=torch.long), ids[: count * (length - 1)].view(count, -1)], 1
+        )
+        self.size = int(file["vocab"])
+        special = torch.zeros(self.size, dtype=torch.bool)
+        special[[0, 1, 2, 3, self.size - 1]] = True
+        self.vocabulary = Vocabulary(0, 2, 1, self.size - 1, special, torch.ones(self.size, dtype=torch.bool))
+        self.train, self.dev = (self._reviews(file, part, length) for part in ("train", "dev"))
+
+    def _reviews(self, file: Any, part: str, length: int) -> tuple[Tensor, Tensor]:
+        lengths, ids = file[f"sst_{part}_lens"].astype(int), file[f"sst_{part}_ids"].astype(np.int64)
+        rows = torch.ones(len(lengths), min(length, int(lengths.max()) + 2), dtype=torch.long)
+        for number, review in enumerate(np.split(ids, np.cumsum(lengths)[:-1])):
+            kept = [0, *review[: rows.shape[1] - 2].tolist(), 2]
+            rows[number, : len(kept)] = torch.tensor(kept)
+        order = torch.from_numpy(np.random.RandomState(0).permutation(len(lengths)))
+        return rows[order], torch.from_numpy(file[f"sst_{part}_y"].astype(np.int64))[order]
+
+
+class Batches(IterableDataset[Any]):
+    """Blocks in a new order each epoch, with masks; a pure function of (seed, step)."""
+
+    def __init__(self, text: Text, collator: TextMaskCollator, args: argparse.Namespace, seed: int) -> None:
+        self.text, self.collator, self.args, self.seed = text, collator, args, seed
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(1_000_003 * (self.seed + 1))
+        per_epoch = len(self.text.blocks) // self.args.batch
+        for step in range(self.args.steps):
+            epoch, place = divmod(step, per_epoch)
+            if place == 0:
+                order = torch.randperm(len(self.text.blocks), generator=generator)
+            rows = order[place * self.args.batch : (place + 1) * self.args.batch].tolist()
+            yield self.collator([{"inputs": self.text.blocks[row], "index": row, "key": (epoch, row)} for row in rows])
+
+
+def network(setting: dict[str, Any], args: argparse.Namespace, vocab_size: int) -> Data2Vec:
+    two = setting["masks"] > 1
+    transformer = Transformer(
+        dim=args.width,
+        depth=args.depth,
+        num_heads=4,
+        norm="post",
+        norm_eps=1e-5,
+        final_norm=False,
+        qkv_bias="qkv",
+        layer_scale=None,
+        dropout=0.1,
+        attention_dropout=0.1,
+        input_dropout=0.1,
+        init="normal",
+    )
+    encoder = TextEncoder(args.width, vocab_size, args.length, pad_id=1, mask_id=vocab_size - 1)
+    backbone = Backbone(encoder, transformer)
+    student = (
+        VisibleStudent(backbone, ConvDecoder(args.width, width=args.width, depth=3, kernel_size=5))
+        if two
+        else MaskTokenStudent(backbone, MlpDecoder(args.width, 2, "normal"))
+    )
+    top = min(args.depth, 2 * setting["top"] if args.depth > 4 else setting["top"])
+    anneal = max(1, int(0.3 * args.steps))
+    return Data2Vec(
+        student=student,
+        targets=Targets(top, setting["results"], setting["norm_each"], ["layer"] if two else []),
+        loss=RegressionLoss(setting["beta"], "sum", "rsqrt_width"),
+        ema_teacher=EMATeacher(*setting["decay"], anneal, 1),
+        optimization=Optimization(
+            lr=setting["lr"], betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, decay_all=True, warmup=0.06, final_lr=0.0
+        ),
+        teacher_scope="transformer",
+    )
+
+
+@torch.no_grad()
+def probe(model: Data2Vec, text: Text, part: Any) -> float:
+    """Accuracy on the held-out reviews."""
+    model.eval()
+    features = [
+        torch.cat([pooled_features(model, rows, rows == 1, part) for rows in reviews.split(256)])
+        for reviews in (text.train[0], text.dev[0])
+    ]
+    return linear_accuracy(features[0], text.train[1], features[1], text.dev[1])
+
+
+def finetune(backbone: Backbone, text: Text, args: argparse.Namespace, seed: int) -> float:
+    """Accuracy after three epochs on all reviews, the last one's (not the best)."""
+    pl.seed_everything(seed, verbose=False)
+    steps = 3 * len(text.train[0]) // 32
+    optimization = Optimization(
+        lr=args.finetune_lr, betas=(0.9, 0.98), eps=1e-6, decay_all=True, weight_decay=0.1, schedule="polynomial",
+        warmup=0.06, final_lr=0.0,
+    )  # fmt: skip
+    model = GLUEClassifier("sst2", backbone=backbone, optimization=optimization)
+    rows = [{"inputs": x, "padding_mask": x == 1, "labels": y} for x, y in zip(*text.train, strict=True)]
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(max_steps=steps, gradient_clip_val=1.0, enable_model_summary=False, **quiet)
+    trainer.fit(model, DataLoader(rows, batch_size=32, shuffle=True))  # type: ignore[arg-type]
+    model.eval()
+    with torch.no_grad():
+        found = torch.cat([model(x, x == 1).argmax(dim=-1) for x in text.dev[0].split(256)])
+    return float((found == text.dev[1]).float().mean())
+
+
+def run(name: str, seed: int, text: Text, args: argparse.Namespace) -> dict[str, Any]:
+    setting = BASE | SETTINGS[name]
+    pl.seed_everything(seed, verbose=False)
+    model, started = network(setting, args, text.size), time.time()
+    row: dict[str, Any] = {"setting": name, "seed": seed, "untrained": probe(model, text, "student")}
+    if args.finetune:
+        row["from_scratch"] = finetune(network(setting, args, text.size).backbone, text, args, seed)
+    model.train()
+    collator = TextMaskCollator(text.vocabulary, setting["prob"], setting["length"], setting["masks"], seed=seed)
+    monitor = CollapseMonitor(every_n_steps=max(10, args.steps // 30))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=args.steps,
+        gradient_clip_val=5.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[monitor],
+    )
+    trainer.fit(model, DataLoader(Batches(text, collator, args, seed), batch_size=None))
+    row["loss"] = float(trainer.callback_metrics["train/loss"])
+    row["monitor"] = None if monitor.verdict is None else monitor.verdict.status
+    row |= {part: probe(model, text, part) for part in ("student", "teacher")}
+    if args.finetune:
+        row["finetuned"] = finetune(model.backbone, text, args, seed)
+    return {**row, "seconds": round(time.time() - started), **{key: str(value) for key, value in setting.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--settings", nargs="+", choices=sorted(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    for name, default in (
+        ("steps", 4000),
+        ("batch", 64),
+        ("length", 128),
+        ("width", 256),
+        ("depth", 6),
+        ("threads", 0),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument(
+        "--finetune", action="store_true", help="and fine-tune, from the trained and the untrained network"
+    )
+    parser.add_argument("--finetune-lr", type=float, default=2e-4)
+    parser.add_argument("--out", type=Path, default=Path("outputs/text_curve"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    text, log = Text(args.data, args.length), args.out / "runs.jsonl"
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    for seed in args.seeds:
+        for name in args.settings:
+            if any((row["setting"], row["seed"], row["steps"]) == (name, seed, args.steps) for row in done):
+                continue
+            sizes = {key: getattr(args, key) for key in ("steps", "batch", "length", "width", "depth")}
+            row = {**run(name, seed, text, args), **sizes}
+            print(json.dumps(row), flush=True)
+            with open(log, "a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
