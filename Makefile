@@ -29,7 +29,7 @@ check: .venv/installed-dev
 	$(RUN) -m pip install --quiet --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-lm.txt
 	$(RUN) -m pip install --quiet -r requirements-dev.txt
 	touch $@
 
