@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,15 +16,13 @@ from datamodules.accumulation import accumulate_to
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.image_sources import (
     SPLIT_NAMES,
-    DigitsSource,
     FolderSource,
-    HuggingFaceSource,
     ImageSource,
     SubsetSource,
     find_pictures,
-    open_table,
     split_folder,
 )
+from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams
 from datamodules.keyed_images import KeyedImages
 from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, derived_seed
@@ -43,7 +41,6 @@ from datamodules.transforms import (
 )
 
 Size = int | tuple[int, int]
-Split = Literal["train", "val", "test"]
 
 
 class ImageDataModule(Configurable, LightningDataModule):
@@ -236,7 +233,8 @@ class ImageDataModule(Configurable, LightningDataModule):
         if stage == "predict" or (self.root is None and self.dataset is None):
             return
         if self.streaming and not self._streams:
-            self._streams = self._open_streams()
+            assert self.dataset is not None
+            self._streams = open_streams(self.dataset, self.dataset_config)
         if not self.streaming and not self._sources:
             self._sources = self._open_sources()
         needed: dict[str | None, Sequence[Split]] = {"fit": ("train",), "validate": ("val",), "test": ("test",)}
@@ -277,59 +275,15 @@ class ImageDataModule(Configurable, LightningDataModule):
             self._collator("pretrain")
 
     def _open_sources(self) -> dict[Split, ImageSource]:
-        if self.dataset == "digits":
-            return {split: DigitsSource(split) for split in ("train", "val", "test")}
-        sources = self._open_folder(Path(self.root)) if self.root is not None else self._open_hugging_face()
+        labelled = self.task == "classify"
+        if self.root is not None:
+            sources = open_folder(Path(self.root), labelled)
+        else:
+            assert self.dataset is not None
+            sources = open_dataset(self.dataset, self.dataset_config, self.image_column, self.label_column, labelled)
         if "val" not in sources and "train" in sources and self.val_fraction is not None:
-            whole = sources["train"]
-            order = sorted(range(len(whole)), key=lambda place: derived_seed("held out", self.seed, place))
-            held_out = max(1, round(self.val_fraction * len(whole)))
-            if held_out >= len(whole):
-                raise ValueError(
-                    f"val_fraction {self.val_fraction} of {len(whole)} pictures leaves nothing to train on"
-                )
-            sources["val"] = SubsetSource(whole, sorted(order[:held_out]))
-            sources["train"] = SubsetSource(whole, sorted(order[held_out:]))
+            sources = hold_out(sources, self.val_fraction, self.seed)
         return sources
-
-    def _open_folder(self, root: Path) -> dict[Split, ImageSource]:
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root} is not a folder: point `root` to a folder of pictures")
-        splits: Sequence[Split] = ("train", "val", "test")
-        folders = {split: folder for split in splits if (folder := split_folder(root, split)) is not None}
-        if not folders and self.task == "pretrain":
-            folders = {"train": root}
-        sources: dict[Split, ImageSource] = {}
-        class_names: Sequence[str] | None = None
-        for split, folder in folders.items():
-            source = FolderSource(folder, True if self.task == "classify" else None, class_names)
-            class_names = source.class_names or class_names
-            sources[split] = source
-        return sources
-
-    def _open_hugging_face(self) -> dict[Split, ImageSource]:
-        assert self.dataset is not None
-        tables: Mapping[str, Any] = open_table(self.dataset, self.dataset_config, streaming=False)
-        sources: dict[Split, ImageSource] = {}
-        class_names: Sequence[str] | None = None
-        for split, names in SPLIT_NAMES.items():
-            found = next((name for name in names if name in tables), None)
-            if found is None:
-                continue
-            source = HuggingFaceSource(tables[found], self.image_column, self.label_column, class_names)
-            class_names = class_names or source.class_names
-            if self.task == "classify" and source.labels is None:
-                columns = ", ".join(tables[found].features)
-                raise ValueError(f"no column of classes among {columns}: set label_column")
-            _refuse_new_classes(source, sources.get("train"), found)
-            sources[split] = source  # type: ignore[index]
-        return sources
-
-    def _open_streams(self) -> dict[Split, Any]:
-        assert self.dataset is not None
-        tables: Mapping[str, Any] = open_table(self.dataset, self.dataset_config, streaming=True)
-        splits: Sequence[Split] = ("train", "val", "test")
-        return {split: tables[name] for split in splits for name in SPLIT_NAMES[split] if name in tables}
 
     def _open_predict_source(self) -> None:
         files = self.predict_files
@@ -543,16 +497,6 @@ class ImageDataModule(Configurable, LightningDataModule):
         folder = f" as {self.root}/{SPLIT_NAMES[split][0]}/<class>/" if self.root else ""
         raise FileNotFoundError(
             f"{where} has no {split} split ({names}; splits found: {there}): add it{folder}{remedy}"
-        )
-
-
-def _refuse_new_classes(source: ImageSource, train: ImageSource | None, split: str) -> None:
-    if source.labels is None or train is None or train.labels is None:
-        return
-    if unknown := sorted(set(source.labels) - set(train.labels)):
-        names = ", ".join(source.class_names[number] for number in unknown)
-        raise ValueError(
-            f"class {names} is in the {split} split but not in the training split: add training pictures or remove it"
         )
 
 

@@ -446,7 +446,7 @@ def test_validate_and_test_take_everything_from_the_checkpoint(
     model = Data2Vec.load_from_checkpoint(last)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     loss = trainer.test(model, ImageDataModule(**DATA), verbose=False)[0]["test/loss"]
-    assert f"{loss:.6f}" in printed
+    assert str(loss)[:8] in printed  # cut, not rounded
 
 
 def test_features_of_a_pretrained_model(pretrained: Path, tmp_path: Path) -> None:
