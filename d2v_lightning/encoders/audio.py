@@ -32,6 +32,17 @@ def shortest_input(frames: int, conv_layers: Sequence[Sequence[int]] = CONV_LAYE
     return frames
 
 
+def _convolve_frames(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A convolution over time of (B, N, C), C innermost.
+
+    As a picture of height 1 in channels-last order: norms and GELU then read the memory in order, and nothing is transposed
+    between the layers in either direction. The convolution of (B, C, N) takes three times as long on a CPU.
+    """
+    weight = conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+    picture = x.transpose(1, 2).unsqueeze(2)
+    return F.conv2d(picture, weight, conv.bias, (1, conv.stride[0])).squeeze(2).transpose(1, 2)
+
+
 class ConvPosition(Position):
     """Adds to each frame what grouped convolutions over its neighbours make of them.
 
@@ -160,18 +171,19 @@ class AudioEncoder(Encoder):
 
     def _convolve(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, S) -> (B, N, C)."""
-        x = inputs[:, None, :]
+        x = inputs[:, :, None]
         for layer, conv in enumerate(self.convs):
-            x = conv(x)
+            assert isinstance(conv, nn.Conv1d)
+            x = _convolve_frames(x, conv)
             if self.conv_norm == "layer":
-                x = self.conv_norms[layer](x.transpose(1, 2)).transpose(1, 2)
+                x = self.conv_norms[layer](x)
             elif layer == 0:
                 frames = None
                 if lengths is not None and self.padding == "exact":
                     frames = feature_lengths(lengths, self.conv_layers[:1])
-                x = self._norm_over_time(x, frames)
+                x = self._norm_over_time(x.transpose(1, 2), frames).transpose(1, 2)
             x = F.gelu(x)
-        return x.transpose(1, 2)
+        return x
 
     def _norm_over_time(self, x: Tensor, frames: Tensor | None) -> Tensor:
         """Group norm with one group a channel, over the first `frames` (B,) of x (B, C, N) or all of them."""
