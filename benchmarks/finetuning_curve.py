@@ -3,10 +3,11 @@
     python benchmarks/finetuning_curve.py --root images --seeds 0 1 2 --out outputs/finetuning_curve
 
 A seed is four runs of `cli.py`: pre-training (configs/pretrain/fashion_mnist.yaml), fine-tuning from its last checkpoint
-(configs/finetune/fashion_mnist.yaml), the same steps from random weights (fashion_mnist_scratch.yaml), and from random weights
-with as many steps as pre-training and fine-tuning took together. `--root` holds train/<class>/* and test/<class>/*. Top-1
-on the whole test split at the end of each; on validation pictures on the way. One JSON line a run in OUT/runs.jsonl; runs
-that are there are not repeated, and one that was cut off goes on. At the end it draws OUT/finetuning_curve.png.
+(configs/finetune/fashion_mnist.yaml), the same steps from random weights (fashion_mnist_scratch.yaml), and from random
+weights with as many steps as pre-training and fine-tuning took together. `--root` holds train/<class>/* and
+test/<class>/*. Top-1 on the whole test split at the end of each; on validation pictures on the way. One JSON line a run in
+OUT/runs.jsonl; runs that are there are not repeated, and one that was cut off goes on. At the end it draws
+OUT/finetuning_curve.png.
 """
 
 from __future__ import annotations

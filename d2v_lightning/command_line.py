@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import logging
 import os
+import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +38,15 @@ from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differ
 
 CONFIG_NAME = "config.yaml"
 _WEIGHTS_DO_NOT_FIT = "Error(s) in loading state_dict"
+
+# Lightning says these in every run. The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test;
+# the rest is about its own code and its maker's services.
+_NOT_FOR_PEOPLE = (
+    r"Found \d+ module\(s\) in eval mode",
+    r"Be aware that when using `ckpt_path`, callbacks",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*(litlogger|litmodels)",
+)
 
 
 class Parser(LightningArgumentParser):
@@ -369,6 +381,7 @@ class D2VCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; a mistake ends with a few lines and exit status 2, a refusal of ours with one line and 1."""
+    _leave_out_noise()
     try:
         D2VCLI(args)
     except UsageError as error:
@@ -383,6 +396,16 @@ def main(args: Sequence[str] | None = None) -> None:
         if not _is_for_people(origin):
             raise
         _stop(origin, 1)
+
+
+def _leave_out_noise() -> None:
+    for message in _NOT_FOR_PEOPLE:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not any(re.match(pattern, record.getMessage()) for pattern in _NOT_FOR_PEOPLE)
 
 
 def _origin(error: BaseException) -> BaseException:

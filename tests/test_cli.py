@@ -304,8 +304,13 @@ def test_a_run_leaves_config_metrics_and_checkpoints(pretrained: Path) -> None:
     assert logged["model"]["init_args"]["optimization"]["init_args"]["lr"] == 0.001
 
 
-def test_the_last_checkpoint_is_the_end_of_the_run(config: str, tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_the_end_of_the_run(
+    config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
     cli.main(["fit", "--config", config, "--trainer.max_steps", "3", "--model_checkpoint.every_n_train_steps", "2"])
+    said = caplog.text + "".join(str(warning.message) for warning in recwarn)
+    assert "3 optimiser steps" in said  # our own line
+    assert not re.search("litlogger|in eval mode", said)
     last = torch.load(tmp_path / "runs" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 3
 
