@@ -154,7 +154,7 @@ class Transformer(Configurable, nn.Module):
         dropout, attention_dropout, activation_dropout: after attention and FFN; on attention weights; inside the FFN.
         input_dropout: before the first block, after its norm (speech, text: .1).
         drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last.
-        layer_drop: probability of skipping a whole block in training (speech: .05).
+        layer_drop: probability that a whole block leaves its input as it is, in training (speech: .05).
         init: "vision": truncated normal of std .02 cut at one std, residual projections divided by sqrt(2 x layer
             number) (BEiT); "normal": normal of std .02 (BERT). Biases start at 0.
         position_bias: bias on the attention scores; None for none.
@@ -269,17 +269,16 @@ class Transformer(Configurable, nn.Module):
         results = []
         x = self.input_dropout(self.input_norm(x))
         for layer, block in enumerate(self.blocks):
-            if self.training and self.layer_drop > 0.0 and torch.rand(()) < self.layer_drop:
-                # Plain DDP waits for a gradient of every parameter: a skipped block stays in the graph, times zero.
-                # Its bias table too, which is in no graph at all where every block that reads it is skipped.
-                shared = [] if self.position_bias is None else self.position_bias.parameters()
-                x = x + 0.0 * torch.stack([p.sum() for p in (*block.parameters(), *shared)]).sum().to(x.dtype)
-                continue
             bias = biases[layer] if len(biases) > 1 else biases[0]
             if self.gradient_checkpointing and self.training:
                 result = checkpoint(block, x, bias, use_reentrant=False)
             else:
                 result = block(x, bias)
+            if self.training and self.layer_drop > 0.0:
+                # Computed all the same: no branch on a number drawn, so one static graph (torch.compile, XLA), and every
+                # parameter has a gradient, which plain DDP waits for.
+                kept = torch.rand((), device=x.device) >= self.layer_drop
+                result = result._replace(block=torch.where(kept, result.block, x))
             x = result.block
             if layer in keep:
                 results.append(result)
