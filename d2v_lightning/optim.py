@@ -25,6 +25,8 @@ class Optimization(Configurable):
         decay_all: apply weight decay to every parameter (released 1.0 speech and text); otherwise biases, norms, other
             1-D parameters, the class token and learned positions are spared.
         layer_decay: each block's rate is this times the next one's, counted from the head down; None for none.
+        encoder_decays: under `layer_decay` the encoder's rate is again this times the lowest block's (1.0, BEiT); otherwise
+            the encoder keeps the full rate (2.0 images, whose class token and patch embedding are no blocks).
         schedule: "cosine" (warm-up then cosine), "tri_stage", "polynomial", or "constant".
         warmup: optimiser steps where a whole number, part of the whole run where below 1 (10 of 800 epochs is .0125).
         final_lr: rate at the end, in the same unit as `lr`.
@@ -40,6 +42,7 @@ class Optimization(Configurable):
         weight_decay: float = 0.05,
         decay_all: bool = False,
         layer_decay: float | None = None,
+        encoder_decays: bool = True,
         schedule: Literal["cosine", "tri_stage", "polynomial", "constant"] = "cosine",
         warmup: float = 0.0125,
         final_lr: float = 1e-5,
@@ -62,7 +65,7 @@ class Optimization(Configurable):
         if schedule not in ("cosine", "tri_stage", "polynomial", "constant"):
             raise ValueError(f"schedule is {schedule!r}: choose 'cosine', 'tri_stage', 'polynomial' or 'constant'")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
-        self.decay_all, self.layer_decay = decay_all, layer_decay
+        self.decay_all, self.layer_decay, self.encoder_decays = decay_all, layer_decay, encoder_decays
         self.schedule, self.warmup, self.final_lr, self.hold = schedule, warmup, final_lr, hold
         self.inclusive_warmup = inclusive_warmup
 
@@ -110,7 +113,7 @@ class Optimization(Configurable):
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            scale = 1.0 if self.layer_decay is None else self.layer_decay ** (depth + 1 - layer_id(name, depth))
+            scale = self._rate(layer_id(name, depth), depth)
             decays = self.decay_all or decays_weight(name, parameter)
             group = groups.setdefault(
                 (scale, decays),
@@ -123,6 +126,12 @@ class Optimization(Configurable):
             )
             group["params"].append(parameter)
         return list(groups.values())
+
+    def _rate(self, layer: int, depth: int) -> float:
+        """Rate of a layer, see `layer_id`, as a part of the head's."""
+        if self.layer_decay is None or (layer == 0 and not self.encoder_decays):
+            return 1.0
+        return self.layer_decay ** (depth + 1 - layer)
 
 
 def decays_weight(name: str, parameter: nn.Parameter) -> bool:

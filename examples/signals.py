@@ -39,7 +39,7 @@ class LearnedPosition(Position):
 class SignalEncoder(Encoder):
     """Signals (B, C, T) -> a token for every `patch` samples of all channels (B, N, D), N = T // patch."""
 
-    def __init__(self, channels: int = CHANNELS, length: int = LENGTH, patch: int = 16, dim: int = 64) -> None:
+    def __init__(self, channels: int = CHANNELS, length: int = LENGTH, patch: int = 8, dim: int = 64) -> None:
         super().__init__()
         self.dim, self.patch = dim, patch
         self.patches = nn.Conv1d(channels, dim, kernel_size=patch, stride=patch)
@@ -73,7 +73,7 @@ class SignalDataModule(Configurable, LightningDataModule):
     """Waves with one mask a sample (1.0) or several (2.0). `Configurable`, so that a checkpoint can give it back."""
 
     def __init__(
-        self, patch: int = 16, num_masks: int = 1, mask_ratio: float = 0.5, batch_size: int = 64, seed: int = 0
+        self, patch: int = 8, num_masks: int = 1, mask_ratio: float = 0.5, batch_size: int = 64, seed: int = 0
     ) -> None:
         super().__init__()
         self.batch_size, self.seed = batch_size, seed

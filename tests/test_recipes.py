@@ -100,10 +100,11 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
         steps(module, batch_for(module, num_masks))
         return
     kind, arguments = own_class(tree["class_path"]), tree["init_args"]
-    size = "large" if "large" in path.stem else "base"
+    size = next((size for size in ("large", "huge") if size in path.stem), "base")
+    version = "_v2" if "_v2_" in path.stem else ""
     with torch.device("meta"):
         modality = {ImageClassifier: "image", SpeechCTC: "audio", GLUEClassifier: "text"}[kind]
-        backbone = build(from_file(f"{modality}_{size}"))
+        backbone = build(from_file(f"{modality}{version}_{size}"))
         build({**tree, "init_args": {**arguments, "backbone": backbone.config}})
     pl.seed_everything(0)
     if kind is ImageClassifier:

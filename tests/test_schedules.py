@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from golden_case import GOLDEN
 from tiny import tiny_backbone
 
 from d2v_lightning import Data2Vec, EMATeacher, ImageClassifier, Optimization
+from d2v_lightning.configurable import build
 from d2v_lightning.optim import decays_weight, layer_id
 from d2v_lightning.schedules import cosine, polynomial, tri_stage
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 TABLES = json.loads((GOLDEN / "schedules.json").read_text())
 
 
@@ -118,6 +122,24 @@ def test_parameter_groups_hold_every_trainable_parameter_once_at_its_rate() -> N
     assert rates[id(model.head.weight)] == 1.0
 
 
+def test_2_0_decays_the_rates_of_blocks_alone() -> None:
+    model = ImageClassifier(10, tiny_backbone(depth=3), mixup=0, cutmix=0)
+    groups = Optimization(lr=1.0, layer_decay=0.5, encoder_decays=False).parameter_groups(model)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    position, blocks = model.backbone.encoder.position, model.backbone.transformer.blocks
+    spared = [position.class_token, model.backbone.encoder.patch_embed.weight, model.norm.weight, model.head.weight]
+    assert [rates[id(parameter)] for parameter in spared] == [1.0] * 4
+    assert [{rates[id(parameter)] for parameter in block.parameters()} for block in blocks] == [{0.125}, {0.25}, {0.5}]
+
+
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"warmup is 500 steps, the whole run has 100"):
         Optimization(warmup=500).configure(torch.nn.Linear(2, 2), total_steps=100)
+
+
+@pytest.mark.parametrize(("size", "steps"), [("base", 250_200), ("large", 125_200), ("huge", 125_200)])
+def test_the_2_0_rows_of_imagenet_warm_up_for_16_000_steps_of_the_published_length(size: str, steps: int) -> None:
+    recipe = yaml.safe_load((CONFIGS / "finetune" / f"imagenet_v2_{size}.yaml").read_text())
+    factor = build(recipe["model"]["init_args"]["optimization"]).factor(steps)
+    assert recipe["trainer"]["max_steps"] == steps
+    assert [factor(15_999) < 1.0, factor(16_000), factor(16_001) < 1.0] == [True, 1.0, True]

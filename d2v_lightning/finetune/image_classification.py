@@ -36,6 +36,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         drop_path: stochastic depth while fine-tuning, for a backbone from `checkpoint`.
         pooling: "mean" of the patches of the last block (published), or the "class_token" after the final norm.
         norm_eps: of the norm of the mean.
+        head_std: the head starts normal with this deviation. 1.0: 2e-5; 2.0: .02.
         freeze_backbone: linear probing: only norm and head are trained, and the backbone stays in eval mode.
         mixup, cutmix: alpha of both (timm), one of the two is chosen for each batch; 0 turns one off.
         mixup_probability: how often a batch is mixed at all.
@@ -59,6 +60,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         drop_path: float = 0.2,
         pooling: Literal["mean", "class_token"] = "mean",
         norm_eps: float = 1e-6,
+        head_std: float = 2e-5,
         freeze_backbone: bool = False,
         mixup: float = 0.8,
         cutmix: float = 1.0,
@@ -97,7 +99,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         )
         self.norm = nn.LayerNorm(backbone.dim, eps=norm_eps) if pooling == "mean" else nn.Identity()
         self.head = nn.Linear(backbone.dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02 * 1e-3, a=-0.02, b=0.02)
+        nn.init.normal_(self.head.weight, std=head_std)
         nn.init.zeros_(self.head.bias)
         if freeze_backbone:
             backbone.requires_grad_(False).eval()
