@@ -18,7 +18,8 @@ from d2v_lightning.checkpoints.official import convert_official, is_official
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
-from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, read_tensors
+from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly
+from d2v_lightning.tensor_files import read_tensors
 
 
 class Pretrained(NamedTuple):

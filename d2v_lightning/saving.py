@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import pickle
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import torch
-from numpy._core.multiarray import scalar
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
 from d2v_lightning.recipes import from_recipe
+from d2v_lightning.tensor_files import read_tensors
 
 FORMAT_VERSION = 1
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint
-
-_CHECKPOINTS_BEGIN_WITH = (b"PK", b"\x80")  # a zip archive; a pickle, as torch before 1.6 wrote
-
-
-class Attributes:
-    """Stands for an object of a foreign class of which only the plain attributes are wanted."""
-
-
-# What Meta's files hold besides tensors and plain data: options, fairseq's dictionary, numbers of numpy.
-_HARMLESS: list[Any] = [
-    argparse.Namespace,
-    (Attributes, "fairseq.data.dictionary.Dictionary"),
-    (scalar, "numpy.core.multiarray.scalar"),
-    (scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.int64)),
-]
 
 
 class LoadsOwnCheckpoints(Configurable):
@@ -121,39 +95,6 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     checkpoint = read_tensors(path, map_location)
     check_format(checkpoint, str(path))
     return checkpoint
-
-
-def read_tensors(path: str | Path, map_location: Any = "cpu") -> Any:
-    """`torch.load` that never executes code, with one clear line for each way in which a file can be bad."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a file that exists")
-    with open(path, "rb") as file:
-        start = file.read(2)
-    if not start.startswith(_CHECKPOINTS_BEGIN_WITH):
-        what = f"it begins with {start!r}, as no file of torch.save does" if start else "it is empty"
-        raise ValueError(f"{path} is damaged or no checkpoint: {what}")
-    try:
-        _refuse_packed(path)
-        with torch.serialization.safe_globals(_HARMLESS):
-            return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
-        what = f" (it names {named[1]})" if named else ""
-        raise ValueError(f"{path} holds more than tensors and plain data{what} and was not loaded") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
-
-
-def _refuse_packed(path: str | Path) -> None:
-    """`torch.save` packs nothing, so an archive that unpacks to more than its size was made to fill the memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            inside = sum(entry.file_size for entry in archive.infolist())
-        if inside > os.path.getsize(path):
-            raise ValueError(
-                f"{path} unpacks to {inside:,} bytes, more than its {os.path.getsize(path):,}: torch.save wrote no such file"
-            )
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:

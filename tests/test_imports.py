@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
-    ["version", "types", "configurable", "schedules", "weighting"],
+    ["version", "types", "configurable", "schedules", "weighting", "tensor_files"],
     ["recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
     ["targets", "backbone"],

@@ -25,7 +25,7 @@ from d2v_lightning.checkpoints.hub import directory_of
 from d2v_lightning.checkpoints.tables import Row, State, drop, named_tensors, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from d2v_lightning.saving import read_tensors
+from d2v_lightning.tensor_files import read_tensors
 
 FORMATS: dict[type, ModuleType] = {
     ImageEncoder: huggingface_image,

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.options import as_options
+from d2v_lightning.checkpoints.options import plain_options
 from d2v_lightning.configurable import build
 from d2v_lightning.encoders import ImageEncoder
-from d2v_lightning.saving import load_exactly, read_tensors
+from d2v_lightning.saving import load_exactly
 from d2v_lightning.student import VisibleStudent
+from d2v_lightning.tensor_files import read_tensors
 
 if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec
@@ -50,9 +51,13 @@ def load_official(path: str | Path, dictionary: list[str] | None = None) -> Any:
 
 def is_official(file: Any) -> bool:
     """Whether a loaded file is in a layout that `convert_official` knows."""
-    if not isinstance(file, dict) or not isinstance(file.get("model"), Mapping):
+    if not isinstance(file, dict):
         return False
-    return as_options(file.get("args")) is not None or as_options(file.get("cfg")) is not None
+    model = file.get("model", file.get("module"))  # DeepSpeed, which fine-tuned the images of 1.0, says "module"
+    if not isinstance(model, Mapping):
+        return False
+    described = any(file.get(name) is not None for name in ("args", "cfg"))
+    return described or ("head.weight" in model and "patch_embed.proj.weight" in model)
 
 
 def convert_official(file: Any, path: str, dictionary: list[str] | None = None) -> Content:
@@ -65,11 +70,16 @@ def convert_official(file: Any, path: str, dictionary: list[str] | None = None) 
         raise ValueError(
             f"{path} is not in a layout of data2vec: it needs the entries 'model' and 'args' or 'model' and 'cfg'"
         )
-    if official_finetuned.is_finetuned(file):
-        return official_finetuned.convert(file, path, dictionary)
-    if as_options(file.get("cfg")) is None:
-        return official_image.convert(file, path)
-    return (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
+    try:
+        file = {**file, "model": file.get("model", file.get("module"))}
+        file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
+        if official_finetuned.is_finetuned(file):
+            return official_finetuned.convert(file, path, dictionary)
+        if file["cfg"] is None:
+            return official_image.convert(file, path)
+        return (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
+    except ValueError as error:  # of a constructor, or about one option or weight: say where
+        raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
 
 
 def read_dictionary(path: str | Path) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
+from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, model_options, text_backbone
 from d2v_lightning.checkpoints.options import as_options, option
-from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, named_tensors, prefixed, to_ours
+from d2v_lightning.checkpoints.tables import Names, Row, State, Weights, both, drop, named_tensors, prefixed, to_ours
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
 
@@ -30,7 +30,7 @@ def is_finetuned(file: dict[str, Any]) -> bool:
 
 def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None) -> Content:
     """A `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`, see `convert_official`."""
-    weights = named_tensors({name: value for name, value in file["model"].items() if name != "_ema"}, path)
+    weights = named_tensors(official_fairseq.split_teacher(file["model"], path)[0], path)
     cfg = as_options(file.get("cfg"))
     if cfg is None:
         return _image_1(weights, as_options(file.get("args")) or {}, path)
@@ -44,8 +44,8 @@ def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None
 # ---- speech ------------------------------------------------------------------------------------------------------------
 
 
-def _ctc(weights: State, cfg: dict[str, Any], symbols: list[str] | None, path: str) -> Content:
-    outer = official_fairseq.model_options(cfg, path)
+def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path: str) -> Content:
+    outer = model_options(cfg, path)
     inner = {**_inner(outer, "w2v_args", path)}
     for ours, theirs in (
         ("dropout", "dropout"),
@@ -62,7 +62,7 @@ def _ctc(weights: State, cfg: dict[str, Any], symbols: list[str] | None, path: s
     rows: list[Row] = []
     arguments = {
         "backbone": backbone,
-        "vocabulary": _vocabulary(symbols, weights[f"{CTC_HEAD}.weight"].shape[0], path),
+        "vocabulary": _vocabulary(symbols, weights.sizes(f"{CTC_HEAD}.weight", 2)[0], path),
         "normalize": bool(option(cfg, "task.normalize", default=option(outer, "normalize", default=False))),
         "time_mask": "noise" if multi else "token",
         "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
@@ -103,14 +103,15 @@ def _vocabulary(symbols: list[str] | None, size: int, path: str) -> list[str]:
 # ---- text --------------------------------------------------------------------------------------------------------------
 
 
-def _sentences(weights: State, cfg: dict[str, Any], path: str) -> Content:
+def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     heads = sorted({name.split(".")[1] for name in weights if name.startswith(HEADS)})
     if len(heads) != 1:
         raise ValueError(f"{path} has the heads {', '.join(heads)}: one is expected")
     below = f"{HEADS}{heads[0]}"
-    options, prefix = official_fairseq.model_options(cfg, path), ""
+    options, prefix = model_options(cfg, path), ""
     if any(name.startswith(f"{MULTI}modality_encoders.") for name in weights):
         options, prefix = _inner(options, "pretrained_model_args", path), MULTI
+    weights = official_fairseq.renamed(weights)
     backbone = _network(_below(weights, prefix), options, path, "TEXT")
     rows: list[Row] = []
     for name in list(weights):
@@ -122,9 +123,9 @@ def _sentences(weights: State, cfg: dict[str, Any], path: str) -> Content:
     table |= both("dense", f"{below}.dense") | both("out_proj", f"{below}.out_proj")
     arguments = {
         "task": "custom",
-        "num_classes": weights[f"{below}.out_proj.weight"].shape[0],
+        "num_classes": weights.sizes(f"{below}.out_proj.weight", 2)[0],
         "backbone": backbone,
-        "head_dropout": float(option(official_fairseq.model_options(cfg, path), "pooler_dropout", default=0.0)),
+        "head_dropout": float(option(model_options(cfg, path), "pooler_dropout", default=0.0)),
     }
     content = _content("glue.GLUEClassifier", arguments, weights, table, rows, path)
     return Content(*content, f"data2vec {2 if prefix else 1}.0 for text, fine-tuned on sentences", FREE, rows)
@@ -133,7 +134,7 @@ def _sentences(weights: State, cfg: dict[str, Any], path: str) -> Content:
 # ---- images ------------------------------------------------------------------------------------------------------------
 
 
-def _image_1(weights: State, options: dict[str, Any], path: str) -> Content:
+def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     rows: list[Row] = []
     pooling: Literal["mean", "class_token"] = "mean" if "fc_norm.weight" in weights else "class_token"
     backbone = official_image.backbone_of(weights, options, path, final_norm="norm.weight" in weights)
@@ -143,13 +144,13 @@ def _image_1(weights: State, options: dict[str, Any], path: str) -> Content:
     for name in [name for name in weights if official_image.DERIVED.search(name)]:
         drop(weights, name, "follows from the grid", rows)
     table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
-    arguments = {"num_classes": weights["head.weight"].shape[0], "backbone": backbone, "pooling": pooling}
+    arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
     content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
     return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
 
 
-def _image_2(weights: State, cfg: dict[str, Any], path: str) -> Content:
-    options = official_fairseq.model_options(cfg, path)
+def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
+    options = model_options(cfg, path)
     mode = str(option(options, "prediction_mode", default="MEAN_POOLING")).rpartition(".")[2]
     if mode != "MEAN_POOLING" or "fc_norm.weight" not in weights:
         raise ValueError(
@@ -165,7 +166,7 @@ def _image_2(weights: State, cfg: dict[str, Any], path: str) -> Content:
     for name in [name for name in weights if name.endswith(official_multi.FIXED)]:
         drop(weights, name, "follows from the grid", rows)
     table = prefixed(_table(backbone, multi=True), "backbone.", MULTI) | IMAGE_HEAD
-    arguments = {"num_classes": weights["head.weight"].shape[0], "backbone": backbone}
+    arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone}
     content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
     return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
 
@@ -173,8 +174,8 @@ def _image_2(weights: State, cfg: dict[str, Any], path: str) -> Content:
 # ---- what they share ---------------------------------------------------------------------------------------------------
 
 
-def _below(weights: State, prefix: str) -> State:
-    return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+def _below(weights: Weights, prefix: str) -> Weights:
+    return Weights({name[len(prefix) :]: t for name, t in weights.items() if name.startswith(prefix)})
 
 
 def _inner(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _inner(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
     return as_options(given.get("model")) or given
 
 
-def _network(weights: dict[str, Tensor], options: dict[str, Any], path: str, modality: str) -> Backbone:
+def _network(weights: Weights, options: dict[str, Any], path: str, modality: str) -> Backbone:
     if official_multi.is_multi(weights):
         found = official_multi.modality_of(weights, path)
         if found != modality:
@@ -194,8 +195,8 @@ def _network(weights: dict[str, Tensor], options: dict[str, Any], path: str, mod
         return official_multi.backbone_of(weights, modality, options, path)
     official_fairseq.say_padding(path, "released_1")
     if modality == "AUDIO":
-        return official_fairseq.audio_backbone(weights, options, path)
-    return official_fairseq.text_backbone(weights, options, path)
+        return audio_backbone(weights, options, path)
+    return text_backbone(weights, options, path)
 
 
 def _table(backbone: Backbone, multi: bool) -> Names:
@@ -203,7 +204,7 @@ def _table(backbone: Backbone, multi: bool) -> Names:
 
 
 def _content(
-    name: str, arguments: dict[str, Any], weights: State, table: Names, rows: list[Row], path: str
+    name: str, arguments: dict[str, Any], weights: Weights, table: Names, rows: list[Row], path: str
 ) -> tuple[Any, State]:
     """Constructor tree and state of one of our fine-tuning modules; every weight must have its place."""
     tree = {"class_path": f"d2v_lightning.finetune.{name}", "init_args": plain(arguments)}

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
-from d2v_lightning.checkpoints.options import as_options, option
+from d2v_lightning.checkpoints.options import as_options, option, refuse_contradictions
 from d2v_lightning.checkpoints.tables import (
     Row,
     State,
+    Weights,
     both,
     depth_of,
     drop,
@@ -62,9 +62,9 @@ def convert(file: dict[str, Any], path: str) -> Content:
     """A pre-trained `Data2Vec`, see `convert_official`."""
     options = as_options(file.get("args"))
     if options is None:
-        raise ValueError(f"{path} is not in the layout of data2vec 1.0 images: it needs the entries 'model' and 'args'")
+        raise ValueError(f"{path} has no 'args', which say what it was trained to predict")
     student = named_tensors(file["model"], path)
-    teacher = dict(student)
+    teacher = Weights(student)
     if file.get("model_ema") is None:
         rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
     else:
@@ -124,7 +124,7 @@ def share_only_table(state: State) -> None:
         state[shared] = state.pop(only)
 
 
-def backbone_of(state: State, options: dict[str, Any], path: str, final_norm: bool = True) -> Backbone:
+def backbone_of(state: Weights, options: dict[str, Any], path: str, final_norm: bool = True) -> Backbone:
     """The network, without weights, that the tensors' shapes and the trainer's options describe.
 
     Args:
@@ -135,17 +135,15 @@ def backbone_of(state: State, options: dict[str, Any], path: str, final_norm: bo
     """
     if "patch_embed.proj.weight" not in state:
         raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
-    dim, channels, *patch = state["patch_embed.proj.weight"].shape
+    dim, channels, *patch = state.sizes("patch_embed.proj.weight", 4)
     depth = depth_of(state, "blocks.")
-    if depth == 0 or "blocks.0.mlp.fc1.weight" not in state:
+    if depth == 0:
         raise ValueError(f"{path}: no first block among its weights")
-    if len(patch) != 2:
-        raise ValueError(
-            f"{path}: patch_embed.proj.weight has shape {(dim, channels, *patch)}, expected four dimensions"
-        )
-    tables = [tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table")]
+    names = [name for name in state if name.endswith("relative_position_bias_table")]
+    tables = [state.sizes(name, 2) for name in names]
     grid = _grid(state, tables, options, (patch[0], patch[1]))
-    num_heads = tables[0].shape[1] if tables else int(options.get("num_heads") or dim // 64)
+    num_heads = tables[0][1] if tables else int(option(options, "num_heads", default=max(1, dim // 64)))
+    refuse_contradictions(options, {"num_heads": num_heads, "input_size": grid[0] * patch[0]})
     with torch.device("meta"):  # only the arguments are wanted
         encoder = ImageEncoder(
             image_size=(grid[0] * patch[0], grid[1] * patch[1]),
@@ -158,18 +156,20 @@ def backbone_of(state: State, options: dict[str, Any], path: str, final_norm: bo
             dim=dim,
             depth=depth,
             num_heads=num_heads,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            mlp_ratio=state.sizes("blocks.0.mlp.fc1.weight", 2)[0] / dim,
             qkv_bias="qv" if "blocks.0.attn.q_bias" in state else "none",
-            layer_scale=(options.get("layer_scale_init_value") or 1e-4) if "blocks.0.gamma_1" in state else None,
-            attention_dropout=float(options.get("attn_drop_rate") or 0.0),
-            drop_path=float(options.get("drop_path") or 0.0),
+            layer_scale=(option(options, "layer_scale_init_value", default=0.0) or 1e-4)
+            if "blocks.0.gamma_1" in state
+            else None,
+            attention_dropout=float(option(options, "attn_drop_rate", default=0.0)),
+            drop_path=float(option(options, "drop_path", default=0.0)),
             final_norm=final_norm,
             position_bias=RelativePositionBias(grid, num_heads, len(tables)) if tables else None,
         )
         return Backbone(encoder, transformer)
 
 
-def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
+def _image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
     backbone = backbone_of(state, options, path)
     depth = backbone.transformer.depth
     with torch.device("meta"):  # only the arguments are wanted
@@ -196,19 +196,21 @@ def _image_tree(state: State, options: dict[str, Any], path: str) -> Tree:
     return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
 
 
-def _grid(state: State, tables: list[Tensor], options: dict[str, Any], patch: tuple[int, int]) -> tuple[int, int]:
+def _grid(
+    state: Weights, tables: list[tuple[int, ...]], options: dict[str, Any], patch: tuple[int, int]
+) -> tuple[int, int]:
     """Patches (down, across): the one grid whose table of relative positions is the file's, square where that is open."""
     index = next((tensor for name, tensor in state.items() if DERIVED.search(name)), None)
-    if index is not None:
+    if index is not None and index.dim() == 2 and len(index) > 1:
         patches = index.shape[0] - 1
         for height in range(1, patches + 1):
             grid = (height, patches // height)
             if patches % height == 0 and torch.equal(relative_position_index(grid), index.long()):
                 return grid
     if tables:
-        side = (math.isqrt(tables[0].shape[0] - 3) + 1) // 2
+        side = (math.isqrt(max(0, tables[0][0] - 3)) + 1) // 2
     elif "pos_embed" in state:
-        side = math.isqrt(state["pos_embed"].shape[1] - 1)
+        side = math.isqrt(state.sizes("pos_embed", 3)[1] - 1)
     else:
         side = int(option(options, "input_size", default=224)) // patch[0]
     return side, side
@@ -252,7 +254,7 @@ def _target_layers(options: dict[str, Any], depth: int, path: str) -> list[int]:
 
 
 def _loss(options: dict[str, Any], path: str) -> RegressionLoss:
-    if (options.get("var_w0") or 0) > 0:
+    if option(options, "var_w0", default=0.0) > 0:
         raise ValueError(f"{path} was trained with a variance loss (var_w0), which no released model uses")
     scale = float(option(options, "loss_scale", default=-1))
     beta = 0.0 if options.get("l2_loss") else float(option(options, "l1_beta", default=0.12))

@@ -12,12 +12,20 @@ from pytorch_lightning.utilities import rank_zero_info
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
-from d2v_lightning.checkpoints.official_fairseq import model_options, say_padding
-from d2v_lightning.checkpoints.options import as_options, option, parse_conv_layers, target_norms
+from d2v_lightning.checkpoints.official_fairseq import say_padding, split_teacher
+from d2v_lightning.checkpoints.official_fairseq_options import learning_rate, model_options
+from d2v_lightning.checkpoints.options import (
+    as_options,
+    option,
+    parse_conv_layers,
+    refuse_contradictions,
+    target_norms,
+)
 from d2v_lightning.checkpoints.tables import (
     Names,
     Row,
     State,
+    Weights,
     both,
     depth_of,
     drop,
@@ -76,8 +84,7 @@ def convert(file: dict[str, Any], path: str) -> Content:
     """A pre-trained `Data2Vec`, see `convert_official`."""
     cfg = as_options(file["cfg"]) or {}
     options = model_options(cfg, path)
-    weights = dict(file["model"])
-    ema = weights.pop("_ema", None)
+    weights, ema = split_teacher(file["model"], path)
     student = named_tensors(weights, path)
     modality = modality_of(student, path)
     tree = _tree(student, modality, options, cfg, path)
@@ -191,7 +198,7 @@ def backbone_table(backbone: Backbone) -> Names:
 # ---- options ---------------------------------------------------------------------------------------------------------
 
 
-def backbone_of(state: State, modality: str, options: dict[str, Any], path: str) -> Backbone:
+def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: str) -> Backbone:
     """The network, without weights, that shapes and options describe.
 
     Raises:
@@ -204,9 +211,11 @@ def backbone_of(state: State, modality: str, options: dict[str, Any], path: str)
         raise ValueError(
             f"{path} is pre-norm (layer_norm_first), which loses its residual in Meta's code and is not read"
         )
-    dim = state["blocks.0.norm1.weight"].shape[0]
+    dim, hidden = state.sizes("blocks.0.norm1.weight", 1)[0], state.sizes("blocks.0.mlp.fc1.weight", 2)[0]
     prenet, depth = depth_of(state, f"{below}context_encoder.blocks."), depth_of(state, "blocks.")
-    heads = int(option(options, "num_heads", default=dim // 64))
+    refuse_contradictions(options, {"depth": depth, "embed_dim": dim, "mlp_ratio": hidden / dim})
+    refuse_contradictions(own, {"prenet_depth": prenet})
+    heads = int(option(options, "num_heads", default=max(1, dim // 64)))
     with torch.device("meta"):
         encoder = _encoder(state, below, modality, dim, own, path)
         alibi = state.get(f"{below}alibi_scale")
@@ -218,9 +227,9 @@ def backbone_of(state: State, modality: str, options: dict[str, Any], path: str)
             dim=dim,
             depth=prenet + depth,
             num_heads=heads,
-            mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            mlp_ratio=hidden / dim,
             norm="post",
-            norm_eps=float(option(options, "norm_eps", default=1e-5)),
+            norm_eps=float(option(options, "norm_eps", default=1e-6)),
             final_norm="norm.weight" in state,
             input_norm=f"{below}context_encoder.norm.weight" in state,
             qkv_bias="qkv",
@@ -242,7 +251,7 @@ def _own_options(options: dict[str, Any], modality: str) -> dict[str, Any]:
     return as_options(option(options, f"modalities.{modality.lower()}", default={})) or {}
 
 
-def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
+def _tree(state: Weights, modality: str, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
     backbone, own = backbone_of(state, modality, options, path), _own_options(options, modality)
     decoder = as_options(own.get("decoder")) or {}
     with torch.device("meta"):
@@ -255,7 +264,7 @@ def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, A
     if not option(options, "ema_encoder_only", default=True):
         scope = "backbone" if own.get("ema_local_encoder") else "context"
     each, after = target_norms(options)
-    lr = option(cfg, "optimization.lr", default=7.5e-4)
+    scale = option(options, "loss_scale", default=-1.0)
     arguments = {
         "student": student,
         "targets": Targets(
@@ -267,7 +276,7 @@ def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, A
         "loss": RegressionLoss(
             beta=float(option(options, "loss_beta", default=0.0)),
             over_width="sum",
-            scale=option(options, "loss_scale", default="rsqrt_width"),
+            scale=scale if scale > 0 else "rsqrt_width",
         ),
         "ema_teacher": EMATeacher(
             decay_start=float(option(options, "ema_decay", default=0.999)),
@@ -275,75 +284,79 @@ def _tree(state: State, modality: str, options: dict[str, Any], cfg: dict[str, A
             anneal_steps=int(option(options, "ema_anneal_end_step", default=0)),
             first_update=1,
         ),
-        "optimization": Optimization(
-            lr=float(lr[0] if isinstance(lr, (list, tuple)) else lr), betas=(0.9, 0.98), eps=1e-6
-        ),
+        "optimization": Optimization(lr=learning_rate(cfg, 7.5e-4), betas=(0.9, 0.98), eps=1e-6),
         "teacher_scope": scope,
         "class_loss": float(option(options, "cls_loss", default=0.0)),
     }
     return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
 
 
-def _encoder(state: State, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:
+def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:
     if modality == "IMAGE":
-        weight = state[f"{below}local_encoder.proj.weight"]
-        patches = state[below + FIXED].shape[1] if below + FIXED in state else 0
-        side = math.isqrt(patches) or int(option(own, "input_size", default=224)) // weight.shape[2]
+        _, channels, patch, _ = state.sizes(f"{below}local_encoder.proj.weight", 4)
+        patches = state.sizes(below + FIXED, 3)[1] if below + FIXED in state else 0
+        side = math.isqrt(patches) or int(option(own, "input_size", default=224)) // patch
+        refuse_contradictions(own, {"patch_size": patch, "in_chans": channels, "input_size": side * patch})
         return ImageEncoder(
-            image_size=side * weight.shape[2],
-            patch_size=weight.shape[2],
-            in_channels=weight.shape[1],
+            image_size=side * patch,
+            patch_size=patch,
+            in_channels=channels,
             dim=dim,
             positions="sine_cosine" if patches else "none",
             init="xavier",
         )
     if modality == "TEXT":
-        vocab_size = state[f"{below}local_encoder.embed_tokens.weight"].shape[0]
+        vocab_size = state.sizes(f"{below}local_encoder.embed_tokens.weight", 2)[0]
         return TextEncoder(
             dim=dim,
             vocab_size=vocab_size,
-            max_positions=state[f"{below}local_encoder.embed_positions.weight"].shape[0] - 2,
+            max_positions=state.sizes(f"{below}local_encoder.embed_positions.weight", 2)[0] - 2,
             pad_id=1,
             mask_id=vocab_size - 1,
             padding="released_2",
         )
-    conv_layers = parse_conv_layers(own.get("feature_encoder_spec"), path)
-    weights = [state[f"{below}local_encoder.conv_layers.{n}.0.weight"] for n in range(len(conv_layers))]
-    if [tuple(weight.shape[::2]) for weight in weights] != [layer[:2] for layer in conv_layers]:
+    conv_layers = parse_conv_layers(own.get("feature_encoder_spec"))
+    convs = depth_of(state, f"{below}local_encoder.conv_layers.")
+    found = [state.sizes(f"{below}local_encoder.conv_layers.{n}.0.weight", 3)[::2] for n in range(convs)]
+    if found != [layer[:2] for layer in conv_layers]:
         raise ValueError(f"{path}: its options say convolutions {own.get('feature_encoder_spec')}, its weights others")
     if own.get("conv_pos_pre_ln"):
         raise ValueError(f"{path}: its option conv_pos_pre_ln is set, which no released model has")
     positions = [
         name for name in state if re.fullmatch(re.escape(below) + r"relative_positional_encoder\.\d+\.0\.weight", name)
     ]
-    kernel = state[positions[0]]
+    if not positions:
+        raise ValueError("no convolutions for positions among its weights")
+    kernel = state.sizes(positions[0], 3)
     return AudioEncoder(
         dim=dim,
         conv_layers=conv_layers,
         conv_norm="layer" if f"{below}local_encoder.conv_layers.0.2.1.weight" in state else "group",
         conv_bias=f"{below}local_encoder.conv_layers.0.0.bias" in state,
         position_depth=len(positions),
-        position_width=int(option(own, "conv_pos_width", default=kernel.shape[-1] * len(positions))),
-        position_groups=dim // kernel.shape[1],
+        position_width=int(option(own, "conv_pos_width", default=kernel[-1] * len(positions))),
+        position_groups=dim // kernel[1],
         feature_grad_mult=float(option(own, "local_grad_mult", default=1.0)),
         padding="released_2",
     )
 
 
-def _decoder(state: State, below: str, dim: int, encoder: Encoder, options: dict[str, Any], path: str) -> ConvDecoder:
-    depth, first = depth_of(state, f"{below}blocks."), state[f"{below}blocks.0.0.weight"]
+def _decoder(state: Weights, below: str, dim: int, encoder: Encoder, options: dict[str, Any], path: str) -> ConvDecoder:
+    depth = depth_of(state, f"{below}blocks.")
+    width, group, kernel, *_ = state.sizes(f"{below}blocks.0.0.weight", 4 if isinstance(encoder, ImageEncoder) else 3)
+    refuse_contradictions(options, {"decoder_layers": depth, "decoder_dim": width, "decoder_kernel": kernel})
     for name in ("add_positions_masked", "add_positions_all"):
         if options.get(name):
             raise ValueError(f"{path}: its decoder has {name}, which no released model has")
     projection = depth_of(state, f"{below}proj.") // 2 + 1
-    ratio = state[f"{below}proj.0.weight"].shape[0] / first.shape[0] if projection > 1 else 2.0
+    ratio = state.sizes(f"{below}proj.0.weight", 2)[0] / width if projection > 1 else 2.0
     return ConvDecoder(
         dim=dim,
         grid=encoder.grid if isinstance(encoder, ImageEncoder) else None,
         depth=depth,
-        kernel=first.shape[-1],
-        width=first.shape[0],
-        groups=dim // first.shape[1],
+        kernel=kernel,
+        width=width,
+        groups=dim // group,
         residual=bool(option(options, "decoder_residual", default=True)),
         projection_depth=projection,
         projection_ratio=ratio,

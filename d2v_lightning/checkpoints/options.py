@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from d2v_lightning.tensor_files import Inert
+
 _LAYERS = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
+_ELSEWHERE = re.compile(r"\$\{([\w.]+)\}")  # "${optimization.max_update}"
+_DEEPEST = 50  # sections within sections
 
 
 def as_options(given: Any) -> dict[str, Any] | None:
@@ -17,19 +22,83 @@ def as_options(given: Any) -> dict[str, Any] | None:
     return dict(given) if isinstance(given, Mapping) else None
 
 
+def plain_options(given: Any) -> Any:
+    """The options of a file with the objects of omegaconf that older ones hold unwrapped, and references followed.
+
+    Raises:
+        ValueError: sections are nested without end.
+    """
+    whole = _unwrapped(given)
+    return _resolved(whole, whole)
+
+
+def _unwrapped(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise ValueError("its options are nested without end")
+    if isinstance(value, Inert):
+        inside = vars(value)
+        if "_content" in inside:  # omegaconf's DictConfig or ListConfig
+            return _unwrapped(inside["_content"], depth + 1)
+        if "_val" in inside:  # its leaves; those of enumerations know the names of their values
+            names = {number: name for name, number in (as_options(inside.get("fields")) or {}).items()}
+            leaf = _unwrapped(inside["_val"], depth + 1)
+            return names.get(leaf, leaf) if isinstance(leaf, (int, str)) else leaf
+        return _unwrapped(value.given[0], depth + 1) if len(value.given) == 1 else None  # an enumeration's value
+    if (section := as_options(value)) is not None:
+        return {_unwrapped(name, depth + 1): _unwrapped(item, depth + 1) for name, item in section.items()}
+    if isinstance(value, (list, tuple)):
+        return [_unwrapped(item, depth + 1) for item in value]
+    return None if isinstance(value, str) and value == "???" else value  # omegaconf's "missing"
+
+
+def _resolved(value: Any, whole: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _resolved(item, whole) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_resolved(item, whole) for item in value]
+    match = _ELSEWHERE.fullmatch(value) if isinstance(value, str) else None
+    return _at(whole, match[1]) if match else value
+
+
+def _at(value: Any, dotted: str) -> Any:
+    """What stands at a dotted name; None where nothing does, or another reference."""
+    for part in dotted.split("."):
+        value = (as_options(value) or {}).get(part)
+    return None if isinstance(value, str) and _ELSEWHERE.fullmatch(value) else value
+
+
 def option(options: Mapping[str, Any], *names: str, default: Any) -> Any:
-    """The first of these options that is set; a dotted name leads through sections."""
+    """The first of these options that is set; a dotted name leads through sections.
+
+    Raises:
+        ValueError: it is no number, no finite one or no truth value where `default` is one, or no text where that is text.
+    """
     for name in names:
-        value: Any = options
-        for part in name.split("."):
-            section = as_options(value)
-            value = None if section is None else section.get(part)
-        if value is not None:
-            return value
+        value = _at(options, name)
+        if value is None:
+            continue
+        kinds: tuple[type, ...] = (bool, int) if isinstance(default, bool) else (int, float)
+        kinds = (str,) if isinstance(default, str) else kinds if isinstance(default, (int, float)) else (object,)
+        if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"its option {name} is {value!r}, where one such as {default!r} is expected")
+        return value
     return default
 
 
-def parse_conv_layers(spec: Any, path: str) -> list[tuple[int, int, int]]:
+def refuse_contradictions(options: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare options with what the weights say, `found` by the options' dotted names.
+
+    Raises:
+        ValueError: an option is set and says something else.
+    """
+    for name, value in found.items():
+        said = _at(options, name)
+        close = isinstance(said, float) and math.isclose(said, value, rel_tol=1e-3)
+        if said is not None and said != value and not close:
+            raise ValueError(f"its option {name} is {said!r}, its weights are those of {value!r}")
+
+
+def parse_conv_layers(spec: Any) -> list[tuple[int, int, int]]:
     """(channels, kernel, stride) of each convolution, from text such as `[(512, 10, 5)] + [(512, 3, 2)] * 4`.
 
     Raises:
@@ -41,7 +110,7 @@ def parse_conv_layers(spec: Any, path: str) -> list[tuple[int, int, int]]:
         match = _LAYERS.fullmatch(part)
         if match is None:
             raise ValueError(
-                f"{path}: its convolutions are given as {spec!r}, expected text such as '[(512, 10, 5)] + [(512, 3, 2)] * 4'"
+                f"its convolutions are given as {spec!r}, expected text such as '[(512, 10, 5)] + [(512, 3, 2)] * 4'"
             )
         numbers = [int(number) for number in re.findall(r"\d+", match[1])]
         layers += list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)) * min(int(match[2] or 1), 1000)
@@ -49,7 +118,13 @@ def parse_conv_layers(spec: Any, path: str) -> list[tuple[int, int, int]]:
 
 
 def target_norms(options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    """Norms of each layer result and of their average, in the order in which fairseq's models apply them."""
+    """Norms of each layer result and of their average, in the order in which fairseq's models apply them.
+
+    Raises:
+        ValueError: there is one that ours does not have.
+    """
+    if options.get("group_norm_target_layer"):
+        raise ValueError("its option group_norm_target_layer is set, which no released model has")
     each = [kind for kind in ("batch", "instance", "layer") if options.get(f"{kind}_norm_target_layer")]
     after = [kind for kind in ("layer", "instance") if options.get(f"{kind}_norm_targets")]
     return each, after

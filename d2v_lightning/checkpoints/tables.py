@@ -18,6 +18,20 @@ Table = Mapping[str, tuple[str, ...]]
 Names = dict[str, tuple[str, ...]]
 
 
+class Weights(dict[str, Tensor]):
+    """The named tensors of a file; one that is looked for and not there is a `ValueError`."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(f"weight {name!r} is missing")
+
+    def sizes(self, name: str, count: int) -> tuple[int, ...]:
+        """The shape of a weight, which must have `count` dimensions, none of them empty."""
+        sizes = tuple(self[name].shape)
+        if len(sizes) != count or 0 in sizes:
+            raise ValueError(f"weight {name!r} has shape {sizes}, where {count} dimensions are expected")
+        return sizes
+
+
 class Row(NamedTuple):
     """What became of one weight of a file: `how` it was taken over, and `ours`, its new name, or why it was dropped."""
 
@@ -72,10 +86,12 @@ def to_ours(
             continue
         parts = [theirs.pop(name) for name in names]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if _squeezed(tensor) != _squeezed(wanted):
+        if _squeezed(tensor) != _squeezed(wanted) or any(part.shape != parts[0].shape for part in parts):
             raise ValueError(
                 f"{path}: weight {names[0]!r} has shape {tuple(parts[0].shape)}, which does not fit {tuple(wanted.shape)}"
             )
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path}: weight {names[0]!r} holds {tensor.dtype}, where real numbers are expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
         state[ours] = tensor.reshape(wanted.shape)
@@ -111,27 +127,38 @@ def prefixed(table: Table, ours: str = "", theirs: str = "") -> Names:
     return {ours + name: tuple(theirs + other for other in others) for name, others in table.items()}
 
 
-def named_tensors(state: Any, path: str) -> State:
+def named_tensors(state: Any, path: str) -> Weights:
     """A file's weights, without the "module." that a model saved inside DistributedDataParallel carries before each name.
 
     Raises:
         ValueError: something else is among them.
     """
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
-    ):
-        raise ValueError(f"{path} does not hold named tensors only")
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path}: its weights are a {type(state).__name__}, where named tensors are expected")
     for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: among its weights is {name!r}, a {type(tensor).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{path}: weight {name!r} is sparse, quantised or without numbers, which no released one is"
+            )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
     wrapped = bool(state) and all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()}
+    return Weights({name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()})
 
 
 def depth_of(state: Mapping[str, Any], prefix: str) -> int:
-    """Numbered modules below `prefix`: 1 + the highest number."""
-    numbers = [int(match[1]) for name in state if (match := re.match(re.escape(prefix) + r"(\d+)\.", name))]
-    return 1 + max(numbers, default=-1)
+    """Numbered modules below `prefix`: 1 + the highest number.
+
+    Raises:
+        ValueError: that is more than there are weights, so that some must be missing.
+    """
+    numbers = [int(match[1]) for name in state if (match := re.match(re.escape(prefix) + r"(\d{1,9})\.", name))]
+    depth = 1 + max(numbers, default=-1)
+    if depth > len(numbers):
+        raise ValueError(f"weights below '{prefix}{depth - 1}' are there, but not all below lower numbers")
+    return depth
 
 
 def _squeezed(tensor: Tensor) -> list[int]:
