@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from d2v_lightning.backbone import Backbone
@@ -129,12 +130,14 @@ def export(args: argparse.Namespace) -> None:
         print(
             "the student's backbone is exported (--part teacher for the other); head, decoder and targets are left out"
         )
-    module = build(content.tree)
-    load_exactly(module, content.state, found.path)
     if args.onnx:
+        module = build(content.tree)
+        load_exactly(module, content.state, found.path)
         export_onnx(module, args.onnx)
         print(f"{_short(content.tree)} written to {args.onnx}, and the same as here in onnxruntime")
         return
+    with torch.device("meta"):  # the weights go from file to file
+        module = build(content.tree)
     beside = args.tokenizer or _directory(args.path)
     reason = _not_in_transformers(module)
     if reason:
@@ -153,7 +156,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _fill(folder: Path, module: nn.Module, content: Content, beside: Path | None) -> None:
-    architecture = save_huggingface(module, folder)
+    architecture = save_huggingface(module, folder, content.state)
     (folder / "README.md").write_text(card(content, architecture), encoding="utf-8")
     copy_beside(beside, folder)
 

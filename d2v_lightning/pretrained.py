@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import torch
 from pytorch_lightning.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import hub
@@ -15,10 +17,10 @@ from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import is_own, read_directory, write_directory
 from d2v_lightning.checkpoints.huggingface import huggingface_content
 from d2v_lightning.checkpoints.official import convert_official, is_official
-from d2v_lightning.checkpoints.tables import Row, State
+from d2v_lightning.checkpoints.tables import Row, State, named_tensors
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
-from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly
+from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
 from d2v_lightning.tensor_files import read_tensors
 
 
@@ -65,20 +67,64 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
     """
     if not Path(path).is_file():
         directory = hub.directory_of(path)
-        content = read_directory(directory) if is_own(directory) else huggingface_content(directory, str(path))
+        if not is_own(directory):
+            return Pretrained(huggingface_content(directory, str(path)), str(path))
+        content = read_directory(directory)
+        _refuse_unfit(content, str(path))
         return Pretrained(content, str(path))
-    file = read_tensors(path)
+    file = read_tensors(path, mapped=True)
     if is_official(file):
         return Pretrained(convert_official(file, str(path), dictionary), str(path))
+    if not isinstance(file, dict) or "d2v_lightning" not in file:
+        holds = f"entries {sorted(map(str, file))[:5]}" if isinstance(file, dict) else f"a {type(file).__name__}"
+        raise ValueError(
+            f"{path} is of another project: it holds {holds}, while ours have 'd2v_lightning', and Meta's 'model' with "
+            "'cfg' or 'args'"
+        )
     check_format(file, str(path))
     tree, state = file["hyper_parameters"], file["state_dict"]
     refuse_foreign(tree)
+    state = named_tensors(state, str(path))
     name = str(tree["class_path"]).rpartition(".")[2]
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
     kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
     data = (file.get(RUN_KEY) or {}).get("data")
     content = Content(tree, state, kind, file["d2v_lightning"].get("licence"), rows, data, _scores(file))
+    _refuse_unfit(content, str(path))
     return Pretrained(content, str(path))
+
+
+def _refuse_unfit(content: Content, path: str) -> None:
+    """Compare one of our own trees with its weights, before memory is taken for it.
+
+    Raises:
+        ValueError: it describes no network, or another one; or a weight holds NaN or infinity.
+    """
+    cls, state = own_class(content.tree["class_path"]), dict(content.state)
+    if not issubclass(cls, nn.Module):
+        raise ValueError(f"{path} holds a {cls.__name__}, which is no network")
+    deepest = max((depth for depth in _depths(content.tree) if isinstance(depth, int)), default=0)
+    if deepest > len(state):
+        raise ValueError(f"{path} describes a network of depth {deepest}, but has {len(state)} weights")
+    try:
+        with torch.device("meta"):
+            module = build(content.tree)
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # of any constructor
+        raise ValueError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
+    if cls is Backbone:
+        state.pop("mask_token", None)
+    refuse_others(module, state, path)
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: weight {name!r} holds NaN or infinity")
+
+
+def _depths(tree: Any) -> Iterator[Any]:
+    """What the arguments in a tree that say how often a part is repeated are set to."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        if str(name).endswith("depth"):
+            yield value
+        yield from _depths(value)
 
 
 def _scores(file: dict[str, Any]) -> dict[str, float]:

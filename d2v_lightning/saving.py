@@ -98,7 +98,13 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """`load_state_dict`, refusing in one line what is missing, foreign or of another shape.
+    """`load_state_dict`, refusing in one line what is missing, foreign or of another shape, see `refuse_others`."""
+    refuse_others(module, state, path)
+    module.load_state_dict(dict(state))
+
+
+def refuse_others(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Compare weights with the module that they are meant for.
 
     Raises:
         ValueError: names and shapes of `state` are not exactly the module's.
@@ -110,7 +116,6 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> N
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
-    module.load_state_dict(dict(state))
 
 
 def check_format(checkpoint: Any, name: str) -> None:

@@ -42,8 +42,8 @@ _HARMLESS: list[Any] = [
 ]
 # Classes of the tools that wrote them, and those with which these describe types: each is read as an `Inert`.
 _INERT = re.compile(
-    r"(omegaconf|fairseq|hydra|examples\.data2vec|deepspeed)\.[\w.]+|typing\.\w+|_operator\.getitem|pathlib\.\w+"
-    r"|builtins\.(dict|list|tuple|str|int|float|bool|object)"
+    r"(omegaconf|fairseq|hydra|examples\.data2vec|deepspeed)\.[\w.]+|typing\.\w+|pathlib\.\w+"
+    r"|_operator\.getitem|collections\.defaultdict|builtins\.(dict|list|tuple|str|int|float|bool|object)"
     r"|numpy\.(_?core\.multiarray\._reconstruct|ndarray)|numpy\._core\.multiarray\._reconstruct"
 )
 
@@ -77,7 +77,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
         what = f" (it names {named[1]})" if named else ""
         raise ValueError(f"{path} holds more than tensors and plain data{what} and was not loaded") from error
     except _DAMAGE as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
 
 

@@ -138,8 +138,11 @@ def _licence(directory: Path) -> str | None:
     return match[1] if match else None
 
 
-def huggingface_state_dict(backbone: Backbone) -> State:
+def huggingface_state_dict(backbone: Backbone, state: Mapping[str, Tensor] | None = None) -> State:
     """Weights under the names of `Data2VecVisionModel`, `-AudioModel` (or `Wav2Vec2Model`) or `-TextModel`.
+
+    Args:
+        state: the weights, where the backbone lies on the meta device and has none itself.
 
     Raises:
         ValueError: transformers has no such network, see `huggingface_config`.
@@ -147,7 +150,7 @@ def huggingface_state_dict(backbone: Backbone) -> State:
     layout = _layout_of(backbone)
     layout.config(backbone)
     extra = layout.extra_weights(backbone) if hasattr(layout, "extra_weights") else {}
-    return {**to_theirs(backbone.state_dict(), layout.names(backbone)), **extra}
+    return {**to_theirs(backbone.state_dict() if state is None else state, layout.names(backbone)), **extra}
 
 
 def huggingface_config(backbone: Backbone) -> Any:
@@ -159,12 +162,13 @@ def huggingface_config(backbone: Backbone) -> Any:
     return _layout_of(backbone).config(backbone)
 
 
-def save_huggingface(module: nn.Module, directory: str | Path) -> str:
+def save_huggingface(module: nn.Module, directory: str | Path, state: Mapping[str, Tensor] | None = None) -> str:
     """Write `config.json`, `model.safetensors` and, for speech, letters and feature extractor.
 
     Args:
         module: a `Backbone`, or a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`.
         directory: is made where it does not exist.
+        state: its weights, where it lies on the meta device and has none itself.
 
     Returns:
         The class of `transformers` whose `from_pretrained(directory)` is this network. Where `AudioEncoder.padding` is
@@ -173,8 +177,9 @@ def save_huggingface(module: nn.Module, directory: str | Path) -> str:
     Raises:
         ValueError: transformers has no such network, see `huggingface_config`.
     """
+    state = module.state_dict() if state is None else state
     if isinstance(module, Backbone):
-        config, state = huggingface_config(module), huggingface_state_dict(module)
+        config, theirs = huggingface_config(module), huggingface_state_dict(module, state)
     else:
         backbone: Any = module.backbone
         layout = _layout_of(backbone)
@@ -182,13 +187,13 @@ def save_huggingface(module: nn.Module, directory: str | Path) -> str:
         prefix = next(prefix for prefix in layout.PREFIXES if prefix[:-1].replace("_", "-") == config.model_type)
         head, left_out = layout.to_task(module, config, prefix)
         table = prefixed(layout.names(backbone), "backbone.", prefix) | head
-        own = {name: t for name, t in module.state_dict().items() if not name.startswith(left_out)}
-        state = to_theirs(own, table)
+        own = {name: tensor for name, tensor in state.items() if not name.startswith(left_out)}
+        theirs = to_theirs(own, table)
         if hasattr(layout, "extra_weights"):
-            state |= {prefix + name: tensor for name, tensor in layout.extra_weights(backbone).items()}
+            theirs |= {prefix + name: tensor for name, tensor in layout.extra_weights(backbone).items()}
     Path(directory).mkdir(parents=True, exist_ok=True)
     config.save_pretrained(directory)
-    write_safetensors(state, Path(directory) / WEIGHTS)
+    write_safetensors(theirs, Path(directory) / WEIGHTS)
     if not isinstance(module, Backbone) and isinstance(module.encoder, AudioEncoder):
         huggingface_audio.write_processor(module, Path(directory))
     return str(config.architectures[0])

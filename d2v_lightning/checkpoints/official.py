@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytorch_lightning.utilities import rank_zero_info
+
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import plain_options
@@ -43,7 +45,7 @@ def load_official(path: str | Path, dictionary: list[str] | None = None) -> Any:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another layout, or its tensors or options do not fit together.
     """
-    content = convert_official(read_tensors(path), str(path), dictionary)
+    content = convert_official(read_tensors(path, mapped=True), str(path), dictionary)
     model = build(content.tree)
     load_exactly(model, content.state, str(path))
     return model
@@ -73,13 +75,30 @@ def convert_official(file: Any, path: str, dictionary: list[str] | None = None) 
     try:
         file = {**file, "model": file.get("model", file.get("module"))}
         file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
-        if official_finetuned.is_finetuned(file):
-            return official_finetuned.convert(file, path, dictionary)
-        if file["cfg"] is None:
-            return official_image.convert(file, path)
-        return (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
+        content = _convert(file, path, dictionary)
     except ValueError as error:  # of a constructor, or about one option or weight: say where
         raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
+    if (padding := _padding(content.tree)) is not None:
+        rank_zero_info(
+            f"{path}: padding is handled as in Meta's code (encoder.padding: {padding}), under which it was trained"
+        )
+    return content
+
+
+def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None) -> Content:
+    if official_finetuned.is_finetuned(file):
+        return official_finetuned.convert(file, path, dictionary)
+    if file["cfg"] is None:
+        return official_image.convert(file, path)
+    return (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
+
+
+def _padding(tree: Any) -> str | None:
+    """How the encoder in a constructor tree handles padding; None where it never has any."""
+    if not isinstance(tree, dict):
+        return None
+    found = (tree.get("padding"), *(_padding(value) for value in tree.values()))
+    return next((padding for padding in found if padding is not None), None)
 
 
 def read_dictionary(path: str | Path) -> list[str]:

@@ -92,7 +92,6 @@ def convert(file: dict[str, Any], path: str) -> Content:
         tree, modality = text_tree(student, options, cfg, path), "text"
     else:
         raise ValueError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
-    say_padding(path, "released_1")
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     rows: list[Row] = []
@@ -142,13 +141,6 @@ def renamed(weights: State) -> Weights:
 def is_audio(weights: State) -> bool:
     """Whether the names are those of a 1.0 speech model."""
     return any(name.startswith("feature_extractor.") for name in weights)
-
-
-def say_padding(path: str, padding: str) -> None:
-    """Say how padding is treated, which is not how ours is by default."""
-    rank_zero_info(
-        f"{path}: padding is handled as in Meta's code (encoder.padding: {padding}), under which it was trained"
-    )
 
 
 def drop_version(rest: State, rows: list[Row]) -> None:

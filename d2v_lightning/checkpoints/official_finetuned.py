@@ -191,9 +191,7 @@ def _network(weights: Weights, options: dict[str, Any], path: str, modality: str
         found = official_multi.modality_of(weights, path)
         if found != modality:
             raise ValueError(f"{path} has a head for {modality} on an encoder for {found}")
-        official_fairseq.say_padding(path, "released_2")
         return official_multi.backbone_of(weights, modality, options, path)
-    official_fairseq.say_padding(path, "released_1")
     if modality == "AUDIO":
         return audio_backbone(weights, options, path)
     return text_backbone(weights, options, path)

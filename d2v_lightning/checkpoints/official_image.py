@@ -64,11 +64,8 @@ def convert(file: dict[str, Any], path: str) -> Content:
     if options is None:
         raise ValueError(f"{path} has no 'args', which say what it was trained to predict")
     student = named_tensors(file["model"], path)
-    teacher = Weights(student)
-    if file.get("model_ema") is None:
-        rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
-    else:
-        teacher = named_tensors(file["model_ema"], f"{path} (model_ema)")
+    alone = file.get("model_ema") is None
+    teacher = Weights(student) if alone else named_tensors(file["model_ema"], f"{path} (model_ema)")
     tree = _image_tree(student, options, path)
     with torch.device("meta"):
         model: Data2Vec = build(tree)
@@ -85,7 +82,11 @@ def convert(file: dict[str, Any], path: str) -> Content:
             for unused in set(theirs) & {"mask_token", "lm_head.weight", "lm_head.bias"}:
                 drop(theirs, unused, "the teacher has no use for it", rows)
         drop_derived(theirs, name, rows)
-    return Content(tree, converted, "data2vec 1.0 for images, pre-trained", NON_COMMERCIAL, rows)
+    kind = "data2vec 1.0 for images, pre-trained"
+    if alone:
+        rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
+        kind += ", without teacher"
+    return Content(tree, converted, kind, NON_COMMERCIAL, rows)
 
 
 def drop_derived(rest: State, path: str, rows: list[Row]) -> None:

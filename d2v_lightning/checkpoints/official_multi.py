@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
-from d2v_lightning.checkpoints.official_fairseq import say_padding, split_teacher
+from d2v_lightning.checkpoints.official_fairseq import split_teacher
 from d2v_lightning.checkpoints.official_fairseq_options import learning_rate, model_options
 from d2v_lightning.checkpoints.options import (
     as_options,
@@ -88,7 +88,6 @@ def convert(file: dict[str, Any], path: str) -> Content:
     student = named_tensors(weights, path)
     modality = modality_of(student, path)
     tree = _tree(student, modality, options, cfg, path)
-    say_padding(path, "released_2")
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     rows: list[Row] = []

@@ -94,9 +94,10 @@ def to_ours(
             raise ValueError(f"{path}: weight {names[0]!r} holds {tensor.dtype}, where real numbers are expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
-        state[ours] = tensor.reshape(wanted.shape)
+        state[ours] = tensor.reshape(wanted.shape).to(wanted.dtype)
         if rows is not None:
-            how: Literal["matched", "converted"] = "matched" if parts[0].shape == wanted.shape else "converted"
+            same = parts[0].shape == wanted.shape and tensor.dtype == wanted.dtype
+            how: Literal["matched", "converted"] = "matched" if same else "converted"
             rows += [Row(name, tuple(part.shape), how, below + ours) for name, part in zip(names, parts, strict=True)]
     if missing:
         raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {sorted(theirs)[:3]}")
@@ -109,7 +110,7 @@ def drop(theirs: State, name: str, why: str, rows: list[Row]) -> None:
 
 
 def to_theirs(state: Mapping[str, Tensor], table: Table, flat: Mapping[str, Any] | None = None) -> State:
-    """Our weights under the other format's names.
+    """Our weights under the other format's names, in the same memory.
 
     Args:
         flat: shapes of tensors that have other dimensions of size 1 there.
@@ -118,7 +119,7 @@ def to_theirs(state: Mapping[str, Tensor], table: Table, flat: Mapping[str, Any]
     for ours, tensor in state.items():
         names = their_names(ours, table)
         for name, part in zip(names, tensor.detach().chunk(len(names)), strict=True):
-            theirs[name] = part.clone() if flat is None or name not in flat else part.reshape(flat[name]).clone()
+            theirs[name] = part if flat is None or name not in flat else part.reshape(flat[name])
     return theirs
 
 

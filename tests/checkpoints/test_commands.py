@@ -151,7 +151,7 @@ def test_bad_files_give_one_line_and_leave_nothing(tmp_path: Path, capsys: pytes
     assert "its options say convolutions" in saved("mask_emb", file["model"]["mask_emb"], cfg={"model": options})
 
     torch.save({"state_dict": file["model"]}, bad)
-    assert "is not a checkpoint of d2v_lightning" in refused(command, capsys)
+    assert "is of another project: it holds entries ['state_dict']" in refused(command, capsys)
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as packed:
         for entry in source.infolist():
             packed.writestr(entry.filename, source.read(entry))
