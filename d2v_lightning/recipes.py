@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from pytorch_lightning import LightningDataModule
 
 from d2v_lightning.configurable import Tree, build
 
@@ -23,6 +24,26 @@ def recipe_path(name: str) -> Path:
     if name not in recipes:
         raise ValueError(f"no recipe {name!r}: choose from {', '.join(sorted(recipes))}")
     return recipes[name]
+
+
+class FromRecipe:
+    """Mixin for what a section of a recipe builds: a LightningDataModule ("data") or a LightningModule ("model")."""
+
+    @classmethod
+    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
+        """What a published row says, built from the YAML that the command line reads.
+
+        Args:
+            name: a file's name below `configs/`, such as "image_base".
+            overrides: dotted constructor arguments, such as `{"optimization.lr": 1e-3}` or `{"root": "/data/imagenet"}`.
+
+        Raises:
+            ValueError: there is no such recipe or argument, or it is another class's.
+        """
+        made = from_recipe(name, "data" if issubclass(cls, LightningDataModule) else "model", overrides)
+        if not isinstance(made, cls):
+            raise ValueError(f"recipe {name!r} is a {type(made).__name__}, not a {cls.__name__}")
+        return made
 
 
 def from_recipe(name: str, section: str, overrides: dict[str, Any] | None = None) -> Any:

@@ -9,14 +9,14 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
-from d2v_lightning.recipes import from_recipe
+from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.tensor_files import read_tensors
 
 FORMAT_VERSION = 1
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint
 
 
-class LoadsOwnCheckpoints(Configurable):
+class LoadsOwnCheckpoints(FromRecipe, Configurable):
     """Mixin for our LightningModules: a checkpoint carries format version and constructor tree, and rebuilds from them.
 
     `hyper_parameters` in the file is the module's `config`: plain data, whether the module was made in Python or by the
@@ -32,22 +32,6 @@ class LoadsOwnCheckpoints(Configurable):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_format(checkpoint, "this checkpoint")
         self.backbone.licence = checkpoint["d2v_lightning"].get("licence")
-
-    @classmethod
-    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
-        """The module of a published row, built from the YAML that the command line reads.
-
-        Args:
-            name: a file's name below `configs/`, such as "image_base".
-            overrides: dotted constructor arguments, such as `{"optimization.lr": 1e-3}`.
-
-        Raises:
-            ValueError: there is no such recipe or argument, or it is another class's.
-        """
-        module = from_recipe(name, "model", overrides)
-        if not isinstance(module, cls):
-            raise ValueError(f"recipe {name!r} is a {type(module).__name__}, not a {cls.__name__}")
-        return module
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:

@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.recipes import from_recipe
+from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.image_sources import open_table
 from datamodules.loader import ResumableLoader, begin_epoch_anew
@@ -72,7 +72,7 @@ class Examples(Dataset[dict[str, Any]]):
         return sample if self.labels is None else {**sample, "label": self.labels[index]}
 
 
-class GLUEDataModule(Configurable, pl.LightningDataModule):
+class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     """Sentences or pairs with labels.
 
     Args:
@@ -131,18 +131,6 @@ class GLUEDataModule(Configurable, pl.LightningDataModule):
         self.predict_paths: list[str] = []
         self._pad_id = 1
         self._examples: dict[str, list[Examples]] = {}
-
-    @classmethod
-    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
-        """The data of a published row, from the YAML that the command line reads.
-
-        Raises:
-            ValueError: there is no such recipe or argument, or it is another class's.
-        """
-        data = from_recipe(name, "data", overrides)
-        if not isinstance(data, cls):
-            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
-        return data
 
     @property
     def class_names(self) -> list[str]:

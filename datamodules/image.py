@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.recipes import from_recipe
+from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.image_sources import (
@@ -43,7 +43,7 @@ from datamodules.transforms import (
 Size = int | tuple[int, int]
 
 
-class ImageDataModule(Configurable, LightningDataModule):
+class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     """Batches of images, with block masks for pre-training or with labels for classification.
 
     Batches: "inputs" (B, C, H, W) float32, "index" (B,), "labels" (B,) where the pictures have classes, and for
@@ -197,22 +197,6 @@ class ImageDataModule(Configurable, LightningDataModule):
         self._sources: dict[Split, ImageSource] = {}
         self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None
-
-    @classmethod
-    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
-        """The data of a published row, from the YAML that the command line reads.
-
-        Args:
-            name: a file's name below `configs/`, such as "image_base".
-            overrides: constructor arguments, such as `{"root": "/data/imagenet"}`.
-
-        Raises:
-            ValueError: there is no such recipe or argument, or it is another class's.
-        """
-        data = from_recipe(name, "data", overrides)
-        if not isinstance(data, cls):
-            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
-        return data
 
     # ------------------------------------------------------------------ setup
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, shortest_input
-from d2v_lightning.recipes import from_recipe
+from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.keyed_images import one_line
 from datamodules.loader import ResumableLoader, begin_epoch_anew
@@ -67,7 +67,7 @@ class KeyedClips(Dataset[dict[str, Any]]):
         )
 
 
-class SpeechDataModule(Configurable, pl.LightningDataModule):
+class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     """Recordings in LibriSpeech's layout, a folder, a manifest or a Hugging Face data set.
 
     Sound is decoded by soundfile (wav, flac, ogg, mp3, ...), mixed to one channel and resampled to 16 kHz. The defaults are
@@ -143,18 +143,6 @@ class SpeechDataModule(Configurable, pl.LightningDataModule):
         self.upper, self.num_workers, self.seed = upper, num_workers, seed
         self.predict_paths: list[str] = []
         self._sources: dict[str, SpeechSource] = {}
-
-    @classmethod
-    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
-        """The data of a published row, from the YAML that the command line reads.
-
-        Raises:
-            ValueError: there is no such recipe or argument, or it is another class's.
-        """
-        data = from_recipe(name, "data", overrides)
-        if not isinstance(data, cls):
-            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
-        return data
 
     # ------------------------------------------------------------------ setup
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.recipes import from_recipe
+from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed
@@ -62,7 +62,7 @@ class TextBlocks(Dataset[dict[str, Any]]):
         return {"inputs": inputs, "index": index, "key": (epoch, index)}
 
 
-class TextDataModule(Configurable, LightningDataModule):
+class TextDataModule(FromRecipe, Configurable, LightningDataModule):
     """Blocks of text with masks for pre-training.
 
     Batches: "inputs" (B, T) int64, "padding_mask" (B, T) where blocks differ in length, "mask" (B, M, T) bool, True = hidden,
@@ -155,22 +155,6 @@ class TextDataModule(Configurable, LightningDataModule):
         self._tokenizer: Any = None
         self._vocabulary: Vocabulary | None = None
         self._blocks: dict[Split, TextBlocks] = {}
-
-    @classmethod
-    def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
-        """The data of a published row, from the YAML that the command line reads.
-
-        Args:
-            name: a file's name below `configs/`, such as "text_base".
-            overrides: constructor arguments, such as `{"files": "/data/books/*.txt"}`.
-
-        Raises:
-            ValueError: there is no such recipe or argument, or it is another class's.
-        """
-        data = from_recipe(name, "data", overrides)
-        if not isinstance(data, cls):
-            raise ValueError(f"recipe {name!r} has a {type(data).__name__}, not a {cls.__name__}")
-        return data
 
     # ------------------------------------------------------------------ setup
 
