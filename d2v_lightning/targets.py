@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.transformer import LayerResult
 
-Norm = Literal["layer", "instance", "batch"]
+Norm = Literal["layer", "instance", "batch", "position"]
 
 
 class Targets(Configurable):
@@ -21,7 +21,10 @@ class Targets(Configurable):
     Args:
         average_top_k_layers: K, how many blocks from the top are averaged; or a list of the blocks, 0-based.
         layer_results: "block" averages block outputs (1.0 images), "ffn" FFN outputs before the residual (all others).
-        norm_each: norms without parameters applied to each layer result, in this order.
+        norm_each: norms without parameters applied to each layer result, in this order. Ours for small data:
+            ["position", "layer"]. What follows from the position alone is taken out first, so that targets which are a
+            function of position carry nothing, and the layer norm then brings the rest, however small, to one size; the
+            other way round, targets and loss would shrink as the teacher collapses.
         norm_after: the same for the average. The released image command has a layer norm here, the paper does not say.
 
     Raises:
@@ -79,11 +82,25 @@ class Targets(Configurable):
 def normalize(x: Tensor, norms: Sequence[Norm], padding_mask: Tensor | None = None) -> Tensor:
     """Norms without parameters on x (B, N, D): "layer" over D, "instance" over N, "batch" over B and N.
 
+    "position" is no norm in the full sense: it subtracts the mean over B at each of the N positions and leaves the scale
+    alone. Like "batch" it depends on what else is in the batch of this process: not summed over ranks or accumulated
+    micro-batches. Where a single sample reaches a position, nothing is left there.
+
     Statistics leave out padding, (B, N) with True = padding, so that a sample alone and padded in a batch is the same.
+
+    Raises:
+        ValueError: "position" on a single sample, which would be all zeros.
     """
     for norm in norms:
         if norm == "layer":
             x = F.layer_norm(x, x.shape[-1:])
+        elif norm == "position":
+            if len(x) == 1:
+                raise ValueError(
+                    "the norm 'position' of a batch of one leaves nothing: use a batch of 2 or more samples"
+                )
+            inside = x.new_ones(x.shape[:2], dtype=torch.bool) if padding_mask is None else ~padding_mask
+            x = x - _mean_inside(x, inside, over=0)
         elif padding_mask is not None:
             x = _norm_inside(x, ~padding_mask, over=1 if norm == "instance" else (0, 1))
         elif norm == "instance":
@@ -95,8 +112,11 @@ def normalize(x: Tensor, norms: Sequence[Norm], padding_mask: Tensor | None = No
 
 def _norm_inside(x: Tensor, inside: Tensor, over: int | tuple[int, int]) -> Tensor:
     """Mean 0, variance 1 of x (B, N, D) over the tokens `inside` (B, N), True = counts."""
+    x = x - _mean_inside(x, inside, over)
+    return x * torch.rsqrt(_mean_inside(x.square(), inside, over) + 1e-5)
+
+
+def _mean_inside(x: Tensor, inside: Tensor, over: int | tuple[int, int]) -> Tensor:
+    """Mean of x (B, N, D) over the tokens `inside` (B, N), True = counts; the dimensions `over` are kept as 1."""
     weights = inside[..., None].to(x.dtype)
-    count = weights.sum(dim=over, keepdim=True).clamp(min=1)
-    mean = (x * weights).sum(dim=over, keepdim=True) / count
-    variance = ((x - mean).square() * weights).sum(dim=over, keepdim=True) / count
-    return (x - mean) * torch.rsqrt(variance + 1e-5)
+    return (x * weights).sum(dim=over, keepdim=True) / weights.sum(dim=over, keepdim=True).clamp(min=1)
