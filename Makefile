@@ -1,18 +1,20 @@
 # Every target sets up what it needs in .venv: `make quickstart` on a fresh machine is enough.
 PYTHON ?= python3
+# Of data2vec in the quick starts: 1 or 2.
+VERSION ?= 1
 RUN := .venv/bin/python
 
 .PHONY: quickstart quickstart-speech quickstart-text test check clean
 
 quickstart: .venv/installed
-	$(RUN) examples/quickstart.py
+	$(RUN) examples/quickstart.py --version $(VERSION)
 
 quickstart-speech: .venv/installed
 	$(RUN) -m pip install --quiet 'espeakng-loader>=0.2'
-	$(RUN) examples/quickstart_speech.py
+	$(RUN) examples/quickstart_speech.py --version $(VERSION)
 
 quickstart-text: .venv/installed
-	$(RUN) examples/quickstart_text.py
+	$(RUN) examples/quickstart_text.py --version $(VERSION)
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2

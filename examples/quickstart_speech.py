@@ -1,6 +1,7 @@
 """Speech in a few minutes on two CPU cores: speak, pre-train, fine-tune with CTC on two minutes, and see what it was worth.
 
-    make quickstart-speech     (or: python examples/quickstart_speech.py --out outputs/quickstart_speech)
+    make quickstart-speech            (or: python examples/quickstart_speech.py --out outputs/quickstart_speech)
+    VERSION=2 make quickstart-speech  (data2vec 2.0, --version 2)
 
 The data are made on the spot by a speech synthesiser (see `speak.py`): twenty minutes without transcripts, two with, one to
 test on. Every figure is measured in this run: word and character error rates of the fine-tuned network with and without
@@ -19,7 +20,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import CSVLogger
-from quickstart import mean, quieten, read_log
+from quickstart import mean, quieten, read_log, versioned
 from speak import write_corpus
 from torch import Tensor
 
@@ -35,8 +36,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0, help="of speech without transcripts")
     parser.add_argument("--steps", type=int, default=600, help="of pre-training")
     parser.add_argument("--finetune-steps", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("outputs/quickstart_speech"))
+    parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of data2vec")
+    parser.add_argument("--out", type=Path, default=None, help="default: outputs/quickstart_speech, ..._v2 for 2.0")
     args = parser.parse_args()
+    recipe = versioned("speech", args.version)
+    args.out = args.out or Path("outputs", versioned("quickstart_speech", args.version))
     args.out.mkdir(parents=True, exist_ok=True)
     quieten()
     torch.set_num_threads(1)  # the other core loads data
@@ -45,12 +49,12 @@ def main() -> None:
     print(f"synthetic speech by espeak-ng, minutes: {written}", flush=True)
     for seed in range(args.seeds):
         print(f"seed {seed}: pre-training", flush=True)
-        model, data = pretrain(seed, args)
+        model, data = pretrain(recipe, seed, args)
         row = {}
         for name in NETWORKS:
             print(f"seed {seed}: fine-tuning, {name}", flush=True)
             pl.seed_everything(seed, verbose=False)
-            untrained = Data2Vec.from_recipe("speech").backbone
+            untrained = Data2Vec.from_recipe(recipe).backbone
             row[name] = finetune(model.backbone if name == "pre-trained" else untrained, seed, name, args)
             print(f"  WER {row[name]['wer']:.3f}  CER {row[name]['cer']:.3f}", flush=True)
         rows.append(row)
@@ -67,11 +71,11 @@ def main() -> None:
     )
 
 
-def pretrain(seed: int, args: argparse.Namespace) -> tuple[Data2Vec, SpeechDataModule]:
-    """data2vec 1.0 by the recipe `configs/quickstart/speech.yaml`."""
+def pretrain(recipe: str, seed: int, args: argparse.Namespace) -> tuple[Data2Vec, SpeechDataModule]:
+    """data2vec by the recipe `configs/quickstart/speech.yaml`, or `speech_v2.yaml`."""
     pl.seed_everything(seed, verbose=False)
-    model = Data2Vec.from_recipe("speech")
-    data = SpeechDataModule.from_recipe("speech", {"root": str(args.out / "data"), "seed": seed})
+    model = Data2Vec.from_recipe(recipe)
+    data = SpeechDataModule.from_recipe(recipe, {"root": str(args.out / "data"), "seed": seed})
     monitor = CollapseMonitor(every_n_steps=50)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -1,6 +1,7 @@
 """Text in a few minutes on two CPU cores: train a tokenizer, pre-train on the English inside Python, see what was learned.
 
-    make quickstart-text       (or: python examples/quickstart_text.py --out outputs/quickstart_text)
+    make quickstart-text            (or: python examples/quickstart_text.py --out outputs/quickstart_text)
+    VERSION=2 make quickstart-text  (data2vec 2.0, --version 2)
 
 The data are help topics and docstrings of the standard library (see `python_text.py`). What was learned is probed with
 frozen features: from which of ten packages does a docstring come? The pre-trained network, the same network untrained, and
@@ -20,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from python_text import PACKAGES, write_text
 from pytorch_lightning.loggers import CSVLogger
-from quickstart import mean, quieten, read_log
+from quickstart import mean, quieten, read_log, versioned
 from torch import Tensor
 
 from d2v_lightning import Backbone, CollapseMonitor, Data2Vec, Progress
@@ -37,8 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=Path("outputs/quickstart_text"))
+    parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of data2vec")
+    parser.add_argument("--out", type=Path, default=None, help="default: outputs/quickstart_text, ..._v2 for 2.0")
     args = parser.parse_args()
+    recipe = versioned("text", args.version)
+    args.out = args.out or Path("outputs", versioned("quickstart_text", args.version))
     quieten()
     torch.set_num_threads(1)  # the other core loads data
     started, rows = time.time(), []
@@ -50,8 +54,8 @@ def main() -> None:
     probe = labelled(data)
     for seed in range(args.seeds):
         print(f"seed {seed}: pre-training", flush=True)
-        backbone = pretrain(seed, args)
-        rows.append(judge(backbone, probe))
+        backbone = pretrain(recipe, seed, args)
+        rows.append(judge(recipe, backbone, probe))
         print("  " + "   ".join(f"{name} {rows[-1][name]:.3f}" for name in NETWORKS), flush=True)
     (args.out / "scores.json").write_text(json.dumps(rows, indent=1))
     print(
@@ -66,11 +70,11 @@ def main() -> None:
     )
 
 
-def pretrain(seed: int, args: argparse.Namespace) -> Backbone:
-    """data2vec 1.0 by the recipe `configs/quickstart/text.yaml`."""
+def pretrain(recipe: str, seed: int, args: argparse.Namespace) -> Backbone:
+    """data2vec by the recipe `configs/quickstart/text.yaml`, or `text_v2.yaml`."""
     pl.seed_everything(seed, verbose=False)
     data = args.out / "data"
-    model = Data2Vec.from_recipe("text")
+    model = Data2Vec.from_recipe(recipe)
     paths = {"files": str(data / "train.txt"), "tokenizer": str(data / "bpe"), "cache_dir": str(data / "cache")}
     monitor = CollapseMonitor(every_n_steps=50)
     trainer = pl.Trainer(
@@ -85,7 +89,7 @@ def pretrain(seed: int, args: argparse.Namespace) -> Backbone:
         use_distributed_sampler=False,
         callbacks=[monitor, Progress()],
     )
-    trainer.fit(model, TextDataModule.from_recipe("text", {**paths, "seed": seed}))
+    trainer.fit(model, TextDataModule.from_recipe(recipe, {**paths, "seed": seed}))
     if monitor.verdict is not None:
         print(f"  the monitor says: {monitor.verdict.status} {monitor.verdict.cause}", flush=True)
     return model.backbone
@@ -102,11 +106,11 @@ def labelled(data: Path) -> tuple[list[Any], Tensor, list[Any], Tensor]:
     return [ids[i] for i in train], labels[train], [ids[i] for i in test], labels[test]
 
 
-def judge(backbone: Backbone, probe: tuple[list[Any], Tensor, list[Any], Tensor]) -> dict[str, float]:
+def judge(recipe: str, backbone: Backbone, probe: tuple[list[Any], Tensor, list[Any], Tensor]) -> dict[str, float]:
     """Accuracy of a linear probe on features of every kind."""
     train, train_labels, test, test_labels = probe
     scores = {}
-    for name, network in (("pre-trained", backbone), ("untrained", Data2Vec.from_recipe("text").backbone)):
+    for name, network in (("pre-trained", backbone), ("untrained", Data2Vec.from_recipe(recipe).backbone)):
         features = [
             torch.cat([pooled(network, ids[at : at + 64]) for at in range(0, len(ids), 64)]) for ids in (train, test)
         ]
