@@ -142,9 +142,9 @@ def test_other_spellings_of_a_file_give_the_same_model(
         (lambda file: vars(file["args"]).update(target_layers="top"), "target_layers is 'top'"),
         (lambda file: vars(file["args"]).update(target_layers=[1, 40]), "there are blocks 0 to 2 only"),
         (lambda file: file.update(args=None), "needs the entries 'model' and 'args'"),
-        (lambda file: file.update(model_ema="teacher"), "does not hold named tensors only"),
-        (lambda file: file["model"].update(step=3), "does not hold named tensors only"),
-        (lambda file: file["model"].pop("blocks.0.mlp.fc1.weight"), "no first block"),
+        (lambda file: file.update(model_ema="teacher"), "its weights are a str, where named tensors are expected"),
+        (lambda file: file["model"].update(step=3), "among its weights is 'step', which is no tensor but int"),
+        (lambda file: file["model"].pop("blocks.0.mlp.fc1.weight"), "weight 'blocks.0.mlp.fc1.weight' is missing"),
     ],
 )
 def test_a_file_that_does_not_fit_together_is_refused_in_one_line(

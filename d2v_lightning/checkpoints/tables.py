@@ -138,7 +138,7 @@ def named_tensors(state: Any, path: str) -> Weights:
         raise ValueError(f"{path}: its weights are a {type(state).__name__}, where named tensors are expected")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: among its weights is {name!r}, a {type(tensor).__name__}")
+            raise ValueError(f"{path}: among its weights is {name!r}, which is no tensor but {type(tensor).__name__}")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise ValueError(
                 f"{path}: weight {name!r} is sparse, quantised or without numbers, which no released one is"
