@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,20 @@ from d2v_lightning.probing import linear_accuracy
 
 LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
 RATE = 16000
-# What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norm of each layer.
+# What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norms of each layer;
+# blocks averaged.
+A: dict[str, Any] = {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "A": {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3},
+    "A": A,
     "B": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
-    "layer": {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3, "norm_each": ["layer"]},
-    "slow": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.3, "norm_each": ["layer"]},
+    "layer": {**A, "norm_each": ["layer"]},
+    "slow": {**A, "decay": (0.999, 0.9999), "norm_each": ["layer"]},
+    # Small-data presets: what follows from the position is taken out of the targets.
+    "centred": {**A, "norm_each": ["position", "instance"]},
+    "centred_layer": {**A, "norm_each": ["position", "layer"]},
+    "centred_slow": {**A, "decay": (0.999, 0.9999), "norm_each": ["position", "instance"]},
+    "centred_high": {**A, "lr": 1e-3, "norm_each": ["position", "instance"]},
+    "centred_lower": {**A, "norm_each": ["position", "instance"], "top": [0, 1]},
 }
 
 
@@ -130,7 +138,7 @@ def network(args: argparse.Namespace) -> Data2Vec:
     backbone = Backbone(AudioEncoder(args.width, convs), transformer)
     return Data2Vec(
         student=MaskTokenStudent(backbone, LinearDecoder(args.width, "default"), "uniform"),
-        targets=Targets(min(4, args.depth), "ffn", setting.get("norm_each", ["instance"]), []),
+        targets=Targets(setting.get("top", min(4, args.depth)), "ffn", setting.get("norm_each", ["instance"]), []),
         loss=RegressionLoss(0.0, "sum", "rsqrt_width"),
         ema_teacher=EMATeacher(*setting["decay"], int(setting["anneal"] * args.steps), 1),
         optimization=Optimization(
@@ -163,24 +171,30 @@ class Probe(pl.Callback):
         self.train, self.test = torch.cat(crops[:languages]), torch.cat(crops[languages:])
         self.labels = [torch.arange(languages).repeat_interleave(per) for per in (400, 200)]
 
-    def tokens(self, model: Data2Vec, waveforms: Tensor) -> Tensor:
+    def tokens(self, model: Data2Vec, waveforms: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
+        """Outputs (B, N, D) of the teacher's `layers`, counted as a list's."""
         local, _ = model.encoder.features(waveforms.to(model.device))
-        last = model.backbone.transformer.depth - 1
-        return model.teacher(model.backbone, waveforms, local, None, keep=[last])[0].block.float().cpu()
+        keep = [layer % model.backbone.transformer.depth for layer in layers]
+        results = dict(
+            zip(sorted(set(keep)), model.teacher(model.backbone, waveforms, local, None, keep=keep), strict=True)
+        )
+        return [results[layer].block.float().cpu() for layer in keep]
 
     @torch.no_grad()
     def probe(self, step: int, model: Data2Vec, loss: float | None, ctc: bool) -> None:
         model.eval()
         features = [
-            torch.cat([self.tokens(model, chunk).mean(dim=1) for chunk in waveforms.split(50)])
+            torch.cat([self.tokens(model, chunk)[0].mean(dim=1) for chunk in waveforms.split(50)])
             for waveforms in (self.train, self.test)
         ]
         row: dict[str, Any] = {"step": step, "setting": self.args.setting, "seed": self.args.seed, "loss": loss}
         row["language"] = linear_accuracy(features[0], self.labels[0], features[1], self.labels[1])
         if ctc:
-            row["cer"] = self.ctc(lambda clip: self.tokens(model, normed(clip)[None])[0])
+            blocks = [-1, *self.args.blocks]
+            errors = self.ctc(lambda clip: [x[0] for x in self.tokens(model, normed(clip)[None], blocks)])
+            row["cer"], row["cer_blocks"] = errors[0], dict(zip(self.args.blocks, errors[1:], strict=True))
         if step == 0:
-            row["cer_log_mel"] = self.ctc(log_mel)
+            row["cer_log_mel"] = self.ctc(lambda clip: [log_mel(clip)])[0]
         model.train()
         model.teacher.eval()
         row["seconds"] = round(time.time() - self.started)
@@ -188,19 +202,21 @@ class Probe(pl.Callback):
         with open(self.args.out / f"{self.args.setting}{self.args.seed}.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def ctc(self, features: Any) -> float:
+    def ctc(self, features: Callable[[Tensor], list[Tensor]]) -> list[float]:
+        """Error of each of the kinds of frames (N, D) that `features` makes of a clip (S,)."""
         sets = [self.clips.transcribed(held_out) for held_out in (False, True)]
-        frames = [[features(self.clips.clips[i]) for i in chosen] for chosen in sets]
+        train, test = ([features(self.clips.clips[i]) for i in chosen] for chosen in sets)
         texts = [[self.clips.texts[i] for i in chosen] for chosen in sets]
-        return ctc_error(frames[0], texts[0], frames[1], texts[1])
+        kinds = zip(zip(*train, strict=True), zip(*test, strict=True), strict=True)
+        return [ctc_error(list(known), texts[0], list(unknown), texts[1]) for known, unknown in kinds]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step == 0:
+        if trainer.global_step == 0 and self.args.baselines:
             self.probe(0, pl_module, None, ctc=True)  # type: ignore[arg-type]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, total = trainer.global_step, self.args.steps
-        if step % math.ceil(total / 6) == 0 or step == total:
+        if step % math.ceil(total / self.args.probes) == 0 or step == total:
             self.probe(step, pl_module, float(outputs["loss"]), ctc=step == total)
 
 
@@ -213,17 +229,23 @@ def ctc_error(train: list[Tensor], train_texts: list[str], test: list[Tensor], t
     def batch(frames: list[Tensor]) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence([(x - mean) / std for x in frames], batch_first=True)
 
-    labels = [torch.tensor([LETTERS.index(letter) for letter in text]) for text in train_texts]
-    flat, sizes = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True), torch.tensor([len(x) for x in labels])
-    lengths, inputs = torch.tensor([len(x) for x in train]), batch(train)
-    weight = torch.zeros(inputs.shape[-1], len(LETTERS), requires_grad=True)
+    groups = []  # of like length: the same sum with less padding
+    by_length = sorted(range(len(train)), key=lambda i: len(train[i]))
+    for start in range(0, len(train), 64):
+        chosen = by_length[start : start + 64]
+        labels = [torch.tensor([LETTERS.index(letter) for letter in train_texts[i]]) for i in chosen]
+        flat = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
+        sizes, lengths = torch.tensor([len(x) for x in labels]), torch.tensor([len(train[i]) for i in chosen])
+        groups.append((batch([train[i] for i in chosen]), flat, lengths, sizes))
+    weight = torch.zeros(everything.shape[1], len(LETTERS), requires_grad=True)
     bias = torch.zeros(len(LETTERS), requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=1e-3)
     for _ in range(300):
-        log_probs = F.log_softmax(inputs @ weight + bias, dim=-1).transpose(0, 1)
-        loss = F.ctc_loss(log_probs, flat, lengths, sizes, blank=0, zero_infinity=True)
         optimizer.zero_grad()
-        loss.backward()
+        for inputs, flat, lengths, sizes in groups:
+            log_probs = F.log_softmax(inputs @ weight + bias, dim=-1).transpose(0, 1)
+            mean_loss = F.ctc_loss(log_probs, flat, lengths, sizes, blank=0, zero_infinity=True)
+            (mean_loss * len(inputs) / len(train)).backward()
         optimizer.step()
     best = (batch(test) @ weight + bias).argmax(dim=-1)
     decoded = []
@@ -249,8 +271,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--setting", choices=sorted(SETTINGS), required=True)
-    for name, default in (("seed", 0), ("steps", 3000), ("batch", 32), ("width", 256), ("depth", 6), ("channels", 256)):
+    for name, default in (
+        ("seed", 0),
+        ("steps", 3000),
+        ("batch", 32),
+        ("width", 256),
+        ("depth", 6),
+        ("channels", 256),
+        ("probes", 6),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument(
+        "--baselines", action=argparse.BooleanOptionalAction, default=True, help="untrained and log-mel"
+    )
+    parser.add_argument(
+        "--blocks", type=int, nargs="*", default=[], help="further blocks of which the CTC probe is made"
+    )
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--precision", default="32-true")

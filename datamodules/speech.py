@@ -19,13 +19,16 @@ from datamodules.accumulation import accumulate_to
 from datamodules.keyed_images import one_line
 from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import Key
-from datamodules.speech_batches import BudgetBatchSampler
+from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
 from datamodules.speech_sources import Clip, SpeechSource, open_split
 from datamodules.speech_windows import SpeechWindows
 from datamodules.waveform import RATE, UNREADABLE, normalise
 
 REPLACEMENTS = 100
+TRUNCATED = (
+    0.9  # of the samples that the header promises; those of an mp3 without a table of its frames are an estimate
+)
 
 
 class KeyedClips(Dataset[dict[str, Any]]):
@@ -55,10 +58,13 @@ class KeyedClips(Dataset[dict[str, Any]]):
             clip = self.source.clips[place]
             try:
                 waveform = self.source.read(place)
+                if len(waveform) < TRUNCATED * clip.samples:
+                    raise ValueError(f"truncated, {len(waveform)} of {clip.samples} samples are there")
             except UNREADABLE as error:
                 unreadable.append(f"{clip.name}: {one_line(error)}")
                 rank -= 1  # the shortest is followed by the longest, at the risk of a batch beyond its budget
                 continue
+            waveform = waveform[: clip.samples]
             inputs = torch.from_numpy(normalise(waveform) if self.normalised else waveform)
             sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
             return sample if clip.text is None else {**sample, "text": clip.text}
@@ -151,7 +157,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
         Raises:
             FileNotFoundError: a folder or split is missing.
-            ValueError: nothing is left, transcripts are missing, or they have letters that the model does not know.
+            ValueError: nothing is left, the longest clip does not fit into a batch, transcripts are missing, or they have
+                letters that the model does not know.
         """
         if self.root is None:
             raise ValueError("no data: set data.root to a folder of recordings")
@@ -200,7 +207,14 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise ValueError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
         if self.task == "ctc":
             self._check_transcripts(source, split)
+        check_budget(self._lengths(source), self.batch_samples)
         return source
+
+    def _lengths(self, source: SpeechSource) -> list[int]:
+        """Samples of each clip as a batch has it: in pre-training no longer than `max_seconds`."""
+        if self.task == "ctc" or self.max_seconds is None:
+            return [clip.samples for clip in source.clips]
+        return [min(int(self.max_seconds * RATE), clip.samples) for clip in source.clips]
 
     def _least_samples(self) -> int:
         least = shortest_input(2, self._conv_layers())
@@ -254,7 +268,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         """Shuffled batches with masks, restartable in the middle of an epoch.
 
         Raises:
-            ValueError: the longest clip does not fit into a batch, or there are fewer batches than devices.
+            ValueError: there are fewer batches than devices.
         """
         if self.trainer is not None:
             begin_epoch_anew(self.trainer)
@@ -277,9 +291,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
         source = self._sources[split]
-        most = collator.max_samples
-        lengths = [clip.samples if most is None else min(most, clip.samples) for clip in source.clips]
-        sampler = BudgetBatchSampler(lengths, self.batch_samples, self.seed, shuffle=training)
+        sampler = BudgetBatchSampler(self._lengths(source), self.batch_samples, self.seed, shuffle=training)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if training and len(sampler.batches) < world_size:
             raise ValueError(

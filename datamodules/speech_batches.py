@@ -7,6 +7,17 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed, world
+from datamodules.waveform import RATE
+
+
+def check_budget(lengths: Sequence[int], budget: int) -> None:
+    """Raises ValueError where the longest clip does not fit into a batch, both in samples."""
+    longest = max(lengths)
+    if longest > budget:
+        raise ValueError(
+            f"batch_samples {budget} is smaller than the longest clip, {longest} samples ({longest / RATE:.1f} s): "
+            "raise batch_samples, or lower max_seconds"
+        )
 
 
 class BudgetBatchSampler(EpochBatchSampler):
@@ -28,12 +39,7 @@ class BudgetBatchSampler(EpochBatchSampler):
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, shuffle: bool = True) -> None:
         super().__init__(len(lengths), budget, seed, shuffle)
-        longest = max(lengths)
-        if longest > budget:
-            raise ValueError(
-                f"batch_samples {budget} is smaller than the longest clip, {longest} samples ({longest / 16000:.1f} s): "
-                "raise batch_samples, or lower max_seconds"
-            )
+        check_budget(lengths, budget)
         generator = torch.Generator().manual_seed(derived_seed("ties", seed))
         ties = torch.randperm(len(lengths), generator=generator).tolist()
         self.batches: list[list[int]] = [[]]

@@ -45,7 +45,8 @@ def stream_waveform(path: str, seconds: float = 30.0) -> Iterator[Waveform]:
     """The same recording in pieces of about `seconds`, so that an hour of it needs no more memory than one piece."""
     with soundfile.SoundFile(path) as file:
         resampler = None if file.samplerate == RATE else soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
-        for block in file.blocks(int(seconds * file.samplerate), dtype="float32", always_2d=True):
+        # Not `file.blocks`, which repeats its last block where a truncated mp3 ends before its header says so.
+        while len(block := file.read(int(seconds * file.samplerate), dtype="float32", always_2d=True)):
             mono = block.mean(axis=1)
             yield mono if resampler is None else resampler.resample_chunk(mono)
         if resampler is not None:

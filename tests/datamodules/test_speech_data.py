@@ -17,7 +17,7 @@ from datamodules import samplers as samplers_module
 from datamodules.speech import KeyedClips
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.speech_sources import open_split
-from datamodules.waveform import normalise, read_waveform, samples_at_16k
+from datamodules.waveform import normalise, read_waveform, samples_at_16k, stream_waveform
 
 CONVS = [(8, 10, 5), (8, 8, 8), (8, 8, 8)]
 
@@ -239,6 +239,28 @@ def test_clips_that_are_broken_after_all_are_replaced_and_named(libri: Path) -> 
     assert sample["unreadable"][0].startswith(source.clips[4].name)
 
 
+def test_a_truncated_recording_is_replaced_and_named_and_one_longer_than_its_header_is_cut(libri: Path) -> None:
+    source = open_split(str(libri), "train")
+    promised = source.clips[4].samples
+    source.clips[4] = source.clips[4]._replace(samples=2 * promised)
+    sample = KeyedClips(source)[(0, 4)]
+    assert sample["index"] != 4
+    assert sample["unreadable"] == [
+        f"{source.clips[4].name}: truncated, {promised} of {2 * promised} samples are there"
+    ]
+    source.clips[4] = source.clips[4]._replace(samples=promised - 100)
+    assert len(KeyedClips(source)[(0, 4)]["inputs"]) == promised - 100
+
+
+def test_a_truncated_mp3_is_as_long_as_what_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.mp3", 20.0)
+    short = tmp_path / "cut.mp3"
+    short.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    there = read_waveform(str(short))
+    assert len(there) < 0.6 * samples_at_16k(soundfile.info(short).frames, 16000)
+    np.testing.assert_allclose(np.concatenate(list(stream_waveform(str(short), 3.0))), there, atol=1e-6)
+
+
 def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
     for options, kind, message in (
         ({"train_split": "trian"}, FileNotFoundError, "has no 'trian': it holds dev, train"),
@@ -254,7 +276,7 @@ def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no readable sound"):
         module(libri, train_split="empty")
     with pytest.raises(ValueError, match=r"batch_samples 1000 is smaller than the longest clip, .* \(3\.8 s\)"):
-        module(libri, batch_samples=1000).train_dataloader()
+        module(libri, batch_samples=1000)  # before a run's folder is made
     write(libri / "mute" / "a.wav", 2.0)
     with pytest.raises(ValueError, match=r"a\.wav has no transcript"):
         module(libri, train_split="mute", task="ctc")
