@@ -30,8 +30,7 @@ _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: ignore[misc]  # load_from_checkpoint
     """A backbone and a linear map of its output to letters, trained with CTC.
 
-    The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters"). The convolutions are
-    never trained.
+    The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters").
 
     Args:
         backbone: a network to train from scratch; or
@@ -42,6 +41,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             the letters of the training transcripts. Stored in checkpoints. By default LibriSpeech's.
         normalize: what the backbone was pre-trained on: clips with mean 0 and variance 1. Stored, and enforced on data.
         freeze_trunk_steps: optimiser steps before the trunk is trained too.
+        freeze_convolutions: never train the feature encoder, as published; a network from scratch needs it trained.
         time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .01 (2.0).
         dropout, attention_dropout, activation_dropout, layer_drop: of the trunk, for a backbone from `checkpoint`.
         optimization: optimiser and schedule.
@@ -62,6 +62,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         vocabulary: list[str] | str | None = None,
         normalize: bool = True,
         freeze_trunk_steps: int = 10_000,
+        freeze_convolutions: bool = True,
         time_mask: Literal["token", "noise"] = "token",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -110,7 +111,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
                 f"{checkpoint} has no mask token: a new one is learned (data2vec 2.0 masks with time_mask: noise)"
             )
         for part_of_it in (backbone.encoder.convs, backbone.encoder.conv_norms):
-            part_of_it.requires_grad_(False)
+            part_of_it.requires_grad_(not freeze_convolutions)
         if time_mask == "noise":
             self.mask_token.requires_grad_(False)
         self.vocabulary: list[str] | None = None

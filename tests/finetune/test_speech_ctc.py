@@ -133,6 +133,22 @@ def test_the_trunk_waits_and_the_convolutions_never_move() -> None:
     assert "mask_token" in moved
 
 
+def test_convolutions_are_trained_where_asked_and_released_again_from_a_frozen_network() -> None:
+    network = SpeechCTC(backbone(), vocabulary=VOCABULARY).backbone
+    model = SpeechCTC(
+        network, vocabulary=VOCABULARY, freeze_trunk_steps=1, freeze_convolutions=False, optimization=quick()
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    batch = batch_of(["ABC", "CA", "B A"])
+    moved: list[set[str]] = []
+    for steps in (1, 3):
+        trainer(max_steps=steps).fit(model, loader([batch] * 3))
+        moved.append({name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])})
+    convs = {name for name in before if name.startswith(("backbone.encoder.convs.", "backbone.encoder.conv_norms."))}
+    assert not convs & moved[0]
+    assert convs <= moved[1]
+
+
 def test_a_frozen_trunk_keeps_no_activations() -> None:
     model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=1)
     held: list[int] = []
