@@ -10,14 +10,19 @@ from datamodules.samplers import EpochBatchSampler, Key, derived_seed, world
 from datamodules.waveform import RATE
 
 
-def check_budget(lengths: Sequence[int], budget: int) -> None:
-    """Raises ValueError where the longest clip does not fit into a batch, both in samples."""
+def check_budget(lengths: Sequence[int], budget: int) -> int:
+    """The longest of `lengths`, which has to fit into a batch, both in samples.
+
+    Raises:
+        ValueError: it does not.
+    """
     longest = max(lengths)
     if longest > budget:
         raise ValueError(
             f"batch_samples {budget} is smaller than the longest clip, {longest} samples ({longest / RATE:.1f} s): "
             "raise batch_samples, or lower max_seconds"
         )
+    return longest
 
 
 class BudgetBatchSampler(EpochBatchSampler):
@@ -39,7 +44,7 @@ class BudgetBatchSampler(EpochBatchSampler):
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, shuffle: bool = True) -> None:
         super().__init__(len(lengths), budget, seed, shuffle)
-        check_budget(lengths, budget)
+        longest = check_budget(lengths, budget)
         generator = torch.Generator().manual_seed(derived_seed("ties", seed))
         ties = torch.randperm(len(lengths), generator=generator).tolist()
         self.batches: list[list[int]] = [[]]
@@ -47,6 +52,9 @@ class BudgetBatchSampler(EpochBatchSampler):
             if (len(self.batches[-1]) + 1) * lengths[index] > budget:
                 self.batches.append([])
             self.batches[-1].append(index)
+        # A clip that is left over alone gets company: statistics over a batch need two.
+        if len(self.batches) > 1 and len(self.batches[-1]) == 1 and len(self.batches[-2]) > 2 and 2 * longest <= budget:
+            self.batches[-1].insert(0, self.batches[-2].pop())
         padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in self.batches)
         self.padding_ratio = 1 - sum(lengths) / padded
 

@@ -81,7 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--order", type=int, default=3, help="words of the longest n-gram, 2 or more: default %(default)s")
+    parser.add_argument(
+        "--order", type=int, default=3, help="words of the longest n-gram, 2 or more: default %(default)s"
+    )
     args = parser.parse_args()
     if args.order < 2:
         parser.error("--order: KenLM reads bigrams or more")

@@ -104,7 +104,9 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
     version = "_v2" if "_v2_" in path.stem else ""
     modality = {ImageClassifier: "image", SpeechCTC: "audio", GLUEClassifier: "text"}[kind]
     # GLUE's files serve 1.0 and 2.0, as their headers say.
-    pretrained = [f"text{serves}_base" for serves in ("", "_v2")] if modality == "text" else [f"{modality}{version}_{size}"]
+    pretrained = (
+        [f"text{serves}_base" for serves in ("", "_v2")] if modality == "text" else [f"{modality}{version}_{size}"]
+    )
     with torch.device("meta"):
         for name in pretrained:
             build({**tree, "init_args": {**arguments, "backbone": build(from_file(name)).config}})

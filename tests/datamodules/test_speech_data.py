@@ -139,6 +139,13 @@ def test_every_batch_is_within_budget_and_an_epoch_covers_every_clip_once() -> N
         BudgetBatchSampler(lengths, 100)
 
 
+def test_no_clip_is_left_alone_where_two_fit() -> None:
+    sampler = BudgetBatchSampler([100] * 9, 400)
+    assert sorted(map(len, sampler.batches)) == [2, 3, 4]
+    assert sorted(index for batch in sampler.batches for index in batch) == list(range(9))
+    assert [len(batch) for batch in BudgetBatchSampler([10, 10, 10, 90], 100).batches] == [3, 1], "two do not fit"
+
+
 def test_ranks_share_the_batches_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = list(range(1000, 1100))
     for shuffle in (True, False):

@@ -1,0 +1,102 @@
+"""Speech that is stopped goes on exactly: crops, masks, buckets and their order, in pre-training and with CTC; and in bf16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import soundfile
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from d2v_lightning import AudioEncoder, Backbone, Data2Vec, Optimization, SpeechCTC, Transformer
+from datamodules import SpeechDataModule
+
+CONVS = [[8, 10, 5], [8, 8, 8], [8, 8, 8]]
+SMALL = {
+    "student.backbone.encoder.dim": 32,
+    "student.backbone.encoder.conv_layers": CONVS,
+    "student.backbone.encoder.position_groups": 4,
+    "student.decoder.dim": 32,
+    "student.backbone.transformer.dim": 32,
+    "student.backbone.transformer.depth": 2,
+    "student.backbone.transformer.num_heads": 2,
+    "targets.average_top_k_layers": 1,
+    "ema_teacher.anneal_steps": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """17 clips of 1 to 3 seconds with transcripts: a handful of batches."""
+    root = tmp_path_factory.mktemp("spoken")
+    (root / "train").mkdir()
+    lines = []
+    for number in range(17):
+        wave = 0.1 * np.random.default_rng(number).standard_normal(16000 + 2000 * number)
+        soundfile.write(root / "train" / f"{number}.flac", wave, 16000)
+        lines.append(f"{number} {'HELLO WORLD'[: 3 + number % 8].strip()}")
+    (root / "train" / "t.trans.txt").write_text("\n".join(lines))
+    return root
+
+
+def model_for(task: str) -> Any:
+    if task == "pretrain":
+        return Data2Vec.from_recipe("audio_small", SMALL)
+    trunk = Transformer(32, 2, 2, norm="post", layer_scale=None, dropout=0.2, layer_drop=0.3)
+    schedule = Optimization(lr=1e-3, weight_decay=0.0, schedule="tri_stage", warmup=0.1, hold=0.4)
+    network = Backbone(AudioEncoder(32, CONVS, position_groups=4), trunk)
+    return SpeechCTC(network, freeze_trunk_steps=2, optimization=schedule)
+
+
+def run(
+    root: Path, folder: Path, task: str, stop_at: int, workers: int, resumed: Path | None = None, **options: Any
+) -> tuple[list[float], Any]:
+    """Train for `stop_at` optimiser steps of two batches each, of a schedule of 7; losses and the final module."""
+    pl.seed_everything(3 if resumed is None else 99)  # a resumed process may start from any random state
+    losses: list[float] = []
+
+    class Losses(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            losses.append(float(outputs["loss"]))
+
+    model = model_for(task)
+    model.configure_optimizers = lambda: model.optimization.configure(model, 7)
+    sizes: dict[str, Any] = {"batch_samples": 130_000, "min_seconds": 0.5, "max_seconds": 2.5}
+    data = SpeechDataModule(str(root), "train", task=task, num_workers=workers, **sizes)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_steps": stop_at,
+        "accumulate_grad_batches": 2,
+        "logger": False,
+    }
+    settings |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "max_epochs": -1}
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = pl.Trainer(callbacks=[Losses(), every_step], use_distributed_sampler=False, **settings, **options)
+    trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
+    return losses, model
+
+
+@pytest.mark.parametrize(("task", "workers"), [("pretrain", 2), ("ctc", 0)])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    spoken: Path, tmp_path: Path, task: str, workers: int
+) -> None:
+    whole, expected = run(spoken, tmp_path / "whole", task, 7, workers)
+    first, _ = run(spoken, tmp_path / "part", task, 3, workers)
+    saved = next((tmp_path / "part").glob("*step=3.ckpt"))
+    second, model = run(spoken, tmp_path / "part", task, 7, workers, saved)
+    assert len(whole) > 2 * 5, "more than one epoch"
+    assert first + second == whole
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("task", ["pretrain", "ctc"])
+def test_bf16(spoken: Path, tmp_path: Path, task: str) -> None:
+    exact, _ = run(spoken, tmp_path / "exact", task, 2, 0)
+    rounded, model = run(spoken, tmp_path / "rounded", task, 2, 0, precision="bf16-mixed")
+    torch.testing.assert_close(torch.tensor(rounded), torch.tensor(exact), rtol=0.05, atol=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
