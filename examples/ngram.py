@@ -2,8 +2,8 @@
 
     python examples/ngram.py data/LibriSpeech/train-clean-100 words.arpa --order 3
 
-Reads every `*.trans.txt` below a folder ("<id> WORDS" a line), or a text file with a sentence a line. Witten-Bell smoothing, interpolated
-(Chen & Goodman 1998, section 2.5): right for minutes of transcripts; for a corpus of millions of words use KenLM's `lmplz`.
+Reads every `*.trans.txt` below a folder ("<id> WORDS" a line), or a text file with a sentence a line. Witten-Bell smoothing,
+interpolated (Chen & Goodman 1998, section 2.5): enough for minutes of transcripts; for millions of words use KenLM's `lmplz`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ TEXT = ["THE CAT SAT", "THE CAT RAN", "A DOG SAT ON THE CAT"]
 @pytest.fixture
 def ngram() -> ModuleType:
     spec = importlib.util.spec_from_file_location("ngram", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Speech that is stopped goes on exactly: crops, masks, buckets and their order, in pre-training and with CTC; and in bf16."""
+"""Speech that is stopped goes on exactly: crops, masks, buckets and their order, pre-training and CTC; and bf16."""
 
 from __future__ import annotations
 
