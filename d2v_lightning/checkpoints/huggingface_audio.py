@@ -85,10 +85,12 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     token = next((name for name in head if name.endswith("masked_spec_embed")), None)
     if token is None:
         head[token := "masked_spec_embed"] = torch.zeros(config.hidden_size)
-    extractor = (
-        _json(directory / "preprocessor_config.json") if (directory / "preprocessor_config.json").is_file() else {}
-    )
-    arguments = {"vocabulary": [BLANK, *spelt], "normalize": bool(extractor.get("do_normalize", True))}
+    extractor = _feature_extractor(directory)  # the library's own defaults where it says nothing
+    arguments = {
+        "vocabulary": [BLANK, *spelt],
+        "normalize": bool(extractor.get("do_normalize", True)),
+        "sample_rate": int(extractor.get("sampling_rate", 16_000)),
+    }
     return "speech_ctc.SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
 
 
@@ -107,13 +109,13 @@ def _letters(directory: Path, size: int) -> tuple[list[str], str]:
     return letters, separator
 
 
-def _normalizes(directory: Path) -> bool:
-    """What the feature extractor does, in either of the files that name it; the library's default is that it does."""
+def _feature_extractor(directory: Path) -> dict[str, Any]:
+    """Options of the feature extractor, in either of the files that name it."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (directory / name).is_file():
             options = _json(directory / name)
-            return bool(options.get("feature_extractor", options).get("do_normalize", True))
-    return True
+            return dict(options.get("feature_extractor", options))
+    return {}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
         "backbone": backbone,
         "vocabulary": _vocabulary(symbols, weights.sizes(f"{CTC_HEAD}.weight", 2)[0], path),
         "normalize": bool(option(cfg, "task.normalize", default=option(outer, "normalize", default=False))),
+        "sample_rate": int(option(cfg, "task.sample_rate", default=16_000)),
         "time_mask": "noise" if multi else "token",
         "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
     }

@@ -23,6 +23,7 @@ from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_to
 from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
 
+RATE = 16_000  # samples a second
 NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 
@@ -40,6 +41,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         vocabulary: tokens by number, the blank first, "|" between words; the path of a file with one a line; or "data" for
             the letters of the training transcripts. Stored in checkpoints. By default LibriSpeech's.
         normalize: what the backbone was pre-trained on: clips with mean 0 and variance 1. Stored, and enforced on data.
+        sample_rate: what the backbone was pre-trained on. Stored; all sound is read at 16 kHz, so that no other is accepted.
         freeze_trunk_steps: optimiser steps before the trunk is trained too.
         freeze_convolutions: never train the feature encoder, as published; a network from scratch needs it trained.
         time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .01 (2.0).
@@ -52,8 +54,6 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
     """
 
-    sample_rate = 16_000
-
     def __init__(
         self,
         backbone: Backbone | None = None,
@@ -61,6 +61,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         part: Literal["student", "teacher"] = "student",
         vocabulary: list[str] | str | None = None,
         normalize: bool = True,
+        sample_rate: int = RATE,
         freeze_trunk_steps: int = 10_000,
         freeze_convolutions: bool = True,
         time_mask: Literal["token", "noise"] = "token",
@@ -80,6 +81,11 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             )
         if time_mask not in ("token", "noise"):
             raise ValueError(f"time_mask is {time_mask!r}: choose 'token' or 'noise'")
+        if sample_rate != RATE:
+            raise ValueError(
+                f"sample_rate is {sample_rate}: recordings are read at {RATE} Hz, and a network that was trained at another "
+                "rate would mishear them"
+            )
         if freeze_trunk_steps < 0:
             raise ValueError(f"freeze_trunk_steps is {freeze_trunk_steps}: it must not be negative")
         token: Tensor | None = None
@@ -93,6 +99,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             raise ValueError(f"SpeechCTC needs a speech backbone, this one has a {type(backbone.encoder).__name__}")
         self.backbone = backbone
         self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.sample_rate = sample_rate
         self.normalize, self.freeze_trunk_steps, self.time_mask = normalize, freeze_trunk_steps, time_mask
         self.compile_parts, self.decoder = compile, decoder
         self.optimization = optimization or Optimization(

@@ -93,6 +93,20 @@ def test_both_ways(name: str, tmp_path: Path) -> None:
     assert torch.equal(backbone(inputs), ours.backbone(inputs))
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["preprocessor", "processor"])
+def test_what_a_clip_must_be_comes_with_the_model(nested: bool, tmp_path: Path) -> None:
+    theirs("Wav2Vec2", tmp_path)
+    options = {"do_normalize": False, "sampling_rate": 16000}
+    file = tmp_path / ("processor_config.json" if nested else "preprocessor_config.json")
+    file.write_text(json.dumps({"feature_extractor": options} if nested else options))
+    model = SpeechCTC.from_pretrained(tmp_path)
+    assert (model.normalize, model.sample_rate) == (False, 16000)
+    options["sampling_rate"] = 8000
+    file.write_text(json.dumps({"feature_extractor": options} if nested else options))
+    with pytest.raises(ValueError, match="sample_rate is 8000: recordings are read at 16000 Hz"):
+        SpeechCTC.from_pretrained(tmp_path)
+
+
 def test_letters_come_with_the_model(tmp_path: Path) -> None:
     theirs("Data2VecAudio", tmp_path / "theirs")
     ours = SpeechCTC.from_pretrained(tmp_path / "theirs")
