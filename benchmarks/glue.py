@@ -1,6 +1,6 @@
 """GLUE by the published protocol: every task under every learning rate and seed, the table, and the files to hand in.
 
-    python benchmarks/glue.py --root /data/glue --checkpoint last.ckpt --tokenizer roberta-base --out runs/glue
+    python benchmarks/glue.py --root /data/glue --checkpoint last.ckpt --out runs/glue
 
 The score of a task is that of its best learning rate on the development set, over seeds: mean, median, lowest, highest
 (papers report the mean or median of five). Each run leaves a file in OUT/results and is not repeated, so the command goes
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from d2v_lightning import GLUEClassifier, Progress
 from datamodules import GLUEDataModule
@@ -32,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of GLUE's own files")
     parser.add_argument("--checkpoint", required=True, help="see load_backbone")
-    parser.add_argument("--tokenizer", default="roberta-base")
+    parser.add_argument("--tokenizer", help="of a checkpoint that holds none, such as Meta's: roberta-base")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--lr", nargs="+", type=float, default=[1e-5, 2e-5, 4e-5, 6e-5], help="1.0: 1, 2, 3, 4e-5")
     parser.add_argument("--seeds", type=int, default=5)
@@ -83,24 +82,20 @@ def run(task: str, lr: float, seed: int, args: argparse.Namespace) -> dict[str, 
     return {"task": task, "lr": lr, "seed": seed, "scores": scores, "answers": answers(model, data)}
 
 
-@torch.no_grad()
 def answers(model: GLUEClassifier, data: GLUEDataModule) -> dict[str, list[Any]]:
     """What the model says about each hidden test set, by the name of its file."""
     found: dict[str, list[Any]] = {}
     assert data.root is not None
     folder = Path(data.root) / data.files.folder
-    model.eval()
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     for name in SPLITS["test"]:
         if not (folder / f"{name}.tsv").is_file():
             continue
         hidden = GLUEDataModule.from_recipe(
             model.task, {"root": data.root, "tokenizer": data.tokenizer, "predict_file": str(folder / f"{name}.tsv")}
         )
-        hidden.setup("predict")
         said: list[Any] = []
-        for number, batch in enumerate(hidden.predict_dataloader()):
-            batch = {key: value.to(model.device) for key, value in batch.items()}
-            outputs = model.predict_step(batch, number)  # type: ignore[arg-type]
+        for outputs in pl.Trainer(**quiet, enable_progress_bar=False).predict(model, hidden) or []:
             if "values" in outputs:
                 said += [round(min(5.0, max(0.0, value)), 3) for value in outputs["values"].tolist()]
             else:

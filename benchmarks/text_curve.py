@@ -113,8 +113,13 @@ class Text:
         for number, review in enumerate(np.split(ids, np.cumsum(lengths)[:-1])):
             kept = [0, *review[: rows.shape[1] - 2].tolist(), 2]
             rows[number, : len(kept)] = torch.tensor(kept)
-        order = torch.from_numpy(np.random.RandomState(0).permutation(len(lengths)))
+        order = torch.from_numpy(np.argsort(lengths, kind="stable"))
         return rows[order], torch.from_numpy(file[f"sst_{part}_y"].astype(np.int64))[order]
+
+
+def trimmed(rows: Tensor) -> Tensor:
+    """Without the columns that are padding in every row."""
+    return rows[:, : int((rows != 1).sum(dim=1).max())]
 
 
 class Batches(IterableDataset[Any]):
@@ -145,9 +150,9 @@ def network(setting: dict[str, Any], args: argparse.Namespace, vocab_size: int) 
         final_norm=False,
         qkv_bias="qkv",
         layer_scale=None,
-        dropout=0.1,
-        attention_dropout=0.1,
-        input_dropout=0.1,
+        dropout=args.dropout,
+        attention_dropout=args.dropout,
+        input_dropout=args.dropout,
         init="normal",
     )
     encoder = TextEncoder(args.width, vocab_size, args.length, pad_id=1, mask_id=vocab_size - 1)
@@ -176,10 +181,15 @@ def probe(model: Data2Vec, text: Text, part: Any) -> float:
     """Accuracy on the held-out reviews."""
     model.eval()
     features = [
-        torch.cat([pooled_features(model, rows, rows == 1, part) for rows in reviews.split(256)])
+        torch.cat([pooled_features(model, rows, rows == 1, part) for rows in map(trimmed, reviews.split(256))])
         for reviews in (text.train[0], text.dev[0])
     ]
     return linear_accuracy(features[0], text.train[1], features[1], text.dev[1])
+
+
+def review_batch(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    inputs = trimmed(torch.stack([ids for ids, _ in rows]))
+    return {"inputs": inputs, "padding_mask": inputs == 1, "labels": torch.stack([label for _, label in rows])}
 
 
 def finetune(backbone: Backbone, text: Text, args: argparse.Namespace, seed: int) -> float:
@@ -191,15 +201,15 @@ def finetune(backbone: Backbone, text: Text, args: argparse.Namespace, seed: int
         warmup=0.06, final_lr=0.0,
     )  # fmt: skip
     model = GLUEClassifier("sst2", backbone=backbone, optimization=optimization)
-    rows = [{"inputs": x, "padding_mask": x == 1, "labels": y} for x, y in zip(*text.train, strict=True)]
+    rows = list(zip(*text.train, strict=True))
     quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = pl.Trainer(
         max_steps=steps, gradient_clip_val=1.0, precision=args.precision, enable_model_summary=False, **quiet
     )
-    trainer.fit(model, DataLoader(rows, batch_size=32, shuffle=True))  # type: ignore[arg-type]
+    trainer.fit(model, DataLoader(rows, batch_size=32, shuffle=True, collate_fn=review_batch))  # type: ignore[arg-type]
     model.eval()
     with torch.no_grad():
-        found = torch.cat([model(x, x == 1).argmax(dim=-1) for x in text.dev[0].split(256)])
+        found = torch.cat([model(x, x == 1).argmax(dim=-1) for x in map(trimmed, text.dev[0].split(256))])
     return float((found == text.dev[1]).float().mean())
 
 
@@ -212,7 +222,7 @@ def run(name: str, seed: int, text: Text, args: argparse.Namespace) -> dict[str,
         row["from_scratch"] = finetune(network(setting, args, text.size).backbone, text, args, seed)
     model.train()
     collator = TextMaskCollator(text.vocabulary, setting["prob"], setting["length"], setting["masks"], seed=seed)
-    monitor = CollapseMonitor(every_n_steps=max(10, args.steps // 30))
+    monitor = CollapseMonitor(every_n_steps=max(10, args.steps // 15))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=args.steps,
@@ -247,6 +257,7 @@ def main() -> None:
         ("threads", 0),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
     parser.add_argument(
         "--finetune", action="store_true", help="and fine-tune, from the trained and the untrained network"

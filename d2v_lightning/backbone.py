@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders import Encoder, Position
 from d2v_lightning.position import RelativePositionBias
+from d2v_lightning.tokenizer import StoredTokenizer
 from d2v_lightning.transformer import LayerResult, Transformer
 
 
@@ -43,6 +44,7 @@ class Backbone(Configurable, nn.Module):
             raise ValueError(f"position_bias.grid is {bias.grid}, but the encoder makes {made} patches")
         self.encoder, self.transformer = encoder, transformer
         self.licence: str | None = None  # of published weights that it started from, SPDX
+        self.tokenizer: StoredTokenizer | None = None  # that a text model was trained with
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> Backbone:

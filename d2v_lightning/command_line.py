@@ -210,7 +210,7 @@ class D2VCLI(LightningCLI):
             if self.line.subcommand == "fit":
                 settings |= {f"trainer.{name}": value for name, value in self.stored.trainer.items()}
         if not self.line.gives("data") and self.stored.data is not None:
-            settings["data"] = self.stored.data
+            settings["data"] = self.stored.data_alone
         return Source(str(path), settings)
 
     def _explain(self, parser: LightningArgumentParser, message: str, before: Source) -> str:
@@ -297,6 +297,8 @@ class D2VCLI(LightningCLI):
         super().instantiate_classes()
         if self.stored is not None:
             self._compare(self.stored)
+            if self.stored.tokenizer is not None:  # the data needs it before Lightning loads the checkpoint
+                self.model.backbone.tokenizer = self.stored.tokenizer
         elif self.subcommand != "fit":
             rank_zero_warn("no --ckpt_path: these are the weights that the model starts with")
 
@@ -321,7 +323,10 @@ class D2VCLI(LightningCLI):
         reorders = False
         data = self._plain_settings.get("data")
         if data and stored.data and data["class_path"] == stored.data["class_path"]:
-            words, reorders = changed_settings(data["init_args"], stored.data["init_args"], "data")
+            mine, theirs = data["init_args"], dict(stored.data["init_args"])
+            if "tokenizer" in mine and stored.tokenizer is not None:  # compared by what it does, wherever it lies
+                theirs["tokenizer"] = mine.get("tokenizer")
+            words, reorders = changed_settings(mine, theirs, "data")
         now = {name: self._plain_settings["trainer"].get(name) for name in stored.trainer}
         words += changed_settings(now, stored.trainer, "trainer")[0]
         if words:

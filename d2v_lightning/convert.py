@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.card import card, licence_said, settings
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.directory import copy_beside, refuse_existing, write_directory, write_whole
+from d2v_lightning.checkpoints.directory import fill_beside, refuse_existing, write_directory, write_whole
 from d2v_lightning.checkpoints.huggingface import huggingface_config, save_huggingface
 from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
@@ -158,7 +158,7 @@ def export(args: argparse.Namespace) -> None:
 def _fill(folder: Path, module: nn.Module, content: Content, beside: Path | None) -> None:
     architecture = save_huggingface(module, folder, content.state)
     (folder / "README.md").write_text(card(content, architecture), encoding="utf-8")
-    copy_beside(beside, folder)
+    fill_beside(content, beside, folder)
 
 
 def _not_in_transformers(module: Any) -> str:

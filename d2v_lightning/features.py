@@ -33,7 +33,7 @@ from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.encoders.audio import shortest_input
 from d2v_lightning.pretrained import load_backbone
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, as_channels, evaluation_transform
-from datamodules.vocabulary import load_tokenizer
+from datamodules.vocabulary import agreed_tokenizer
 from datamodules.waveform import UNREADABLE, normalise, read_waveform
 
 PART = 256  # samples in a file of what is kept
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--frames", action="store_true", help="every patch, frame or token instead of their mean")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tokenizer", help="of a text model: directory or name")
+    parser.add_argument("--tokenizer", help="of a text model that holds none: directory or name")
     parser.add_argument("--mean", nargs="+", type=float, help="of pictures, a channel each; default: ImageNet's")
     parser.add_argument("--std", nargs="+", type=float, help="likewise")
     parser.add_argument("--raw", action="store_true", help="recordings are not brought to mean 0 and variance 1")
@@ -149,9 +149,7 @@ def _samples(paths: list[str], backbone: Backbone, args: argparse.Namespace) -> 
         return [Sample(path, lambda path=path: _waveform(path, encoder, args.raw)) for path in paths]  # type: ignore[misc]
     if not isinstance(encoder, TextEncoder):
         raise ValueError(f"{args.checkpoint} has a {type(encoder).__name__}: call its backbone's `features` in Python")
-    if args.tokenizer is None:
-        raise ValueError("a text model needs --tokenizer: the directory or name of the one that it was trained with")
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = agreed_tokenizer(args.tokenizer, backbone)
     if len(tokenizer) > encoder.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model knows {encoder.vocab_size}")
     lines = [(f"{path}:{number}", line) for path in paths for number, line in _lines(path)]

@@ -22,6 +22,7 @@ from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
 from d2v_lightning.tensor_files import read_tensors
+from d2v_lightning.tokenizer import of_directory
 
 
 class Pretrained(NamedTuple):
@@ -68,7 +69,8 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
     if not Path(path).is_file():
         directory = hub.directory_of(path)
         if not is_own(directory):
-            return Pretrained(huggingface_content(directory, str(path)), str(path))
+            content = huggingface_content(directory, str(path))
+            return Pretrained(content._replace(tokenizer=of_directory(directory)), str(path))
         content = read_directory(directory)
         _refuse_unfit(content, str(path))
         return Pretrained(content, str(path))
@@ -89,7 +91,8 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
     kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
     data = (file.get(RUN_KEY) or {}).get("data")
-    content = Content(tree, state, kind, file["d2v_lightning"].get("licence"), rows, data, _scores(file))
+    stamp = file["d2v_lightning"]
+    content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
     _refuse_unfit(content, str(path))
     return Pretrained(content, str(path))
 
@@ -153,7 +156,7 @@ class FromPretrained(LoadsOwnCheckpoints):
             raise ValueError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
         module = build(found.tree)
         load_exactly(module, found.state, str(path))
-        module.backbone.licence = found.content.licence
+        module.backbone.licence, module.backbone.tokenizer = found.content.licence, found.content.tokenizer
         return module
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -164,7 +167,8 @@ class FromPretrained(LoadsOwnCheckpoints):
         """
         module: Any = self
         name = type(self).__name__
-        write_directory(Content(self.config, module.state_dict(), name, module.backbone.licence, []), directory)
+        content = Content(self.config, module.state_dict(), name, module.backbone.licence, [])
+        write_directory(content._replace(tokenizer=module.backbone.tokenizer), directory)
 
 
 def load_backbone(
@@ -199,7 +203,7 @@ def load_backbone(
         arguments["drop_path"] = drop_path
     backbone: Backbone = build(tree)
     load_exactly(backbone, state, str(path))
-    backbone.licence = found.content.licence
+    backbone.licence, backbone.tokenizer = found.content.licence, found.content.tokenizer
     return backbone
 
 

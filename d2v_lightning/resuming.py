@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
 from d2v_lightning.saving import RUN_KEY, read_checkpoint
+from d2v_lightning.tokenizer import StoredTokenizer
 
 # They say how a step is computed, or where weights came from, not which model it is.
 _FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
@@ -59,9 +60,17 @@ class StoredRun:
         if data is not None:
             refuse_foreign(data)
         self.data: Tree | None = data
+        self.tokenizer: StoredTokenizer | None = checkpoint["d2v_lightning"].get("tokenizer")
         self.trainer: dict[str, Any] = {
             name: value for name, value in (run.get("trainer") or {}).items() if _is_setting(name, value)
         }
+
+    @property
+    def data_alone(self) -> Tree | None:
+        """Settings of the data with the tokenizer that is in the file, not the directory that it came from."""
+        if self.data is None or self.tokenizer is None or "tokenizer" not in self.data["init_args"]:
+            return self.data
+        return {**self.data, "init_args": {**self.data["init_args"], "tokenizer": None}}
 
     @property
     def run_folder(self) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.tensor_files import read_tensors
+from d2v_lightning.tokenizer import refuse_another
 
 FORMAT_VERSION = 1
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint
@@ -23,15 +24,26 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
     CLI. `load_from_checkpoint` reads tensors and plain data only and makes classes of this project only.
     """
 
-    backbone: Any  # has the `licence` of the weights that the module started from
+    backbone: Any  # has the `licence` of the weights that the module started from, and a text model's `tokenizer`
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["d2v_lightning"] = {"format_version": FORMAT_VERSION, "licence": self.backbone.licence}
+        checkpoint["d2v_lightning"] = {
+            "format_version": FORMAT_VERSION,
+            "licence": self.backbone.licence,
+            "tokenizer": self.backbone.tokenizer,
+        }
         checkpoint["hyper_parameters"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_format(checkpoint, "this checkpoint")
-        self.backbone.licence = checkpoint["d2v_lightning"].get("licence")
+        stamp = checkpoint["d2v_lightning"]
+        if self.backbone.tokenizer is not None:  # of the data, which was read before
+            refuse_another("of the data", self.backbone.tokenizer, stamp.get("tokenizer"))
+        self._take_over(stamp)
+
+    def _take_over(self, stamp: dict[str, Any]) -> None:
+        self.backbone.licence = stamp.get("licence")
+        self.backbone.tokenizer = stamp.get("tokenizer") or self.backbone.tokenizer
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:
@@ -57,7 +69,7 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         else:
             raise ValueError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
         load_exactly(module, checkpoint["state_dict"], str(checkpoint_path))
-        module.backbone.licence = checkpoint["d2v_lightning"].get("licence")
+        module._take_over(checkpoint["d2v_lightning"])
         return module
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,9 +21,11 @@ from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, Key
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.text_collators import TextCollator
-from datamodules.vocabulary import load_tokenizer
+from datamodules.vocabulary import agreed_tokenizer
 
 Row = dict[str, str]
+Rows = list[tuple[str, Row]]  # each with the place that messages call it
+NAMED = 3  # bad lines whose places a warning gives
 
 
 class TaskFiles(NamedTuple):
@@ -58,10 +60,15 @@ SPLITS = {
 
 
 class Examples(Dataset[dict[str, Any]]):
-    """Tokenised texts by (epoch, index), or by index: {"inputs" (T,), "index", "key", "label" where there are labels}."""
+    """Tokenised texts by (epoch, index), or by index: {"inputs" (T,), "index", "key", "label" where there are labels}.
 
-    def __init__(self, ids: Sequence[Sequence[int]], labels: Sequence[int | float] | None) -> None:
-        self.ids, self.labels = ids, labels
+    `places` says for people where each of them comes from.
+    """
+
+    def __init__(
+        self, ids: Sequence[Sequence[int]], labels: Sequence[int | float] | None, places: Sequence[str]
+    ) -> None:
+        self.ids, self.labels, self.places = ids, labels, list(places)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,12 +87,13 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         root: GLUE's folder (root/SST-2/train.tsv, ...), or for "custom" the folder of train, dev and test files.
         dataset: instead of `root`: a Hugging Face data set with a configuration per task, such as "nyu-mll/glue".
         text_columns, label_column, classes: of "custom" `.tsv` (with a header) or `.jsonl` files; no classes: a number.
-        tokenizer: name on the Hugging Face hub, or directory, of a fast tokenizer.
+        tokenizer: name on the Hugging Face hub, or directory, of a fast tokenizer; by default the one that is stored with
+            the model since its pre-training. A model that has another refuses it.
         max_length: longer texts are cut; pairs at their longer half.
         batch_size: samples per device; or
         batch_tokens: tokens per device, padding included, of samples of like length.
         effective_batch: samples per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
-        predict_file: `.tsv` with a header or `.jsonl` of texts without labels; by default the test set.
+        predict_file: `.tsv` with a header or `.jsonl` of texts; by default the test set. Labels in it are not looked at.
         num_workers: processes that load.
         seed: of the order.
 
@@ -101,7 +109,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         text_columns: list[str] | None = None,
         label_column: str = "label",
         classes: list[str] | None = None,
-        tokenizer: str = "roberta-base",
+        tokenizer: str | None = None,
         max_length: int = 512,
         batch_size: int = 16,
         batch_tokens: int | None = None,
@@ -148,9 +156,10 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         """
         if self.root is None and self.dataset is None and self.predict_file is None:
             raise ValueError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
-        tokenizer = load_tokenizer(self.tokenizer)
+        module = getattr(self.trainer, "lightning_module", None)
+        tokenizer = agreed_tokenizer(self.tokenizer, getattr(module, "backbone", None))
         self._pad_id = tokenizer.pad_token_id
-        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        encoder = getattr(module, "encoder", None)
         size, room = getattr(encoder, "vocab_size", None), getattr(encoder, "max_positions", None)
         if size is not None and size != len(tokenizer):
             raise ValueError(
@@ -167,12 +176,12 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_size", self.batch_size, self.effective_batch, "samples")
         if stage == "predict":
-            self.predict_paths = [f"row {row}" for row in range(len(self._examples["predict"][0]))]
+            self.predict_paths = self._examples["predict"][0].places
 
-    def _read(self, split: str) -> list[tuple[str, list[Row]]]:
-        """Rows of the files of one split, each with the name that messages call it."""
+    def _read(self, split: str) -> list[tuple[str, Rows]]:
+        """Rows of the files of one split, each file with the name that messages call it."""
         if split == "predict" and self.predict_file is not None:
-            return [(self.predict_file, read_rows(Path(self.predict_file), None))]
+            return [(self.predict_file, read_rows(Path(self.predict_file), None, skip=False))]
         names = SPLITS["test" if split == "predict" else split]
         if self.dataset is not None:
             return self._read_table(names)
@@ -183,9 +192,10 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
             raise FileNotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
         header = self.files.header if "test" not in found[0].name else None
-        return [(str(path), read_rows(path, header)) for path in found]
+        # Answers to a test set are handed in by their place: no row of it may be missing.
+        return [(str(path), read_rows(path, header, skip=split in ("train", "val"))) for path in found]
 
-    def _read_table(self, names: Sequence[str]) -> list[tuple[str, list[Row]]]:
+    def _read_table(self, names: Sequence[str]) -> list[tuple[str, Rows]]:
         assert self.dataset is not None
         tables = open_table(self.dataset, self.task, streaming=False)
         wanted = [name for name in (*names, *(name.replace("dev", "validation") for name in names)) if name in tables]
@@ -199,47 +209,49 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 column for column in (*self.files.texts, "sentence1", "sentence2") if column in tables[name].features
             ]
             columns = dict(zip(self.files.texts, texts, strict=False))
-            rows.append((f"{self.dataset}[{name}]", [self._table_row(row, columns) for row in tables[name]]))
+            table = f"{self.dataset}[{name}]"
+            rows.append(
+                (table, [(f"{table} row {n}", self._table_row(row, columns)) for n, row in enumerate(tables[name])])
+            )
         return rows
 
     def _table_row(self, row: dict[str, Any], columns: dict[str, str]) -> Row:
         """A row of a table under the names of GLUE's files; classes there are numbers in the order of ours."""
         made = {ours: row[theirs] for ours, theirs in columns.items()}
-        label = row.get("label", -1)
+        label = row.get(self.files.label, row.get("label", -1))
         if label != -1:
-            made[self.files.label] = self.files.classes[int(label)] if self.files.classes else str(label)
+            number = isinstance(label, int) and len(self.files.classes) > label >= 0
+            made[self.files.label] = self.files.classes[label] if number else str(label)
         return made
 
-    def _encode(self, rows: list[Row], name: str, tokenizer: Any, length: int) -> Examples:
+    def _encode(self, rows: Rows, name: str, tokenizer: Any, length: int) -> Examples:
         if not rows:
             raise ValueError(f"{name} holds no rows")
-        missing = [column for column in self.files.texts if column not in rows[0]]
-        if missing:
-            raise ValueError(f"{name} has no column {missing[0]!r}: it has {', '.join(rows[0])}")
-        empty = [
-            str(number) for number, row in enumerate(rows) if not all((row[c] or "").strip() for c in self.files.texts)
-        ]
-        if empty:
-            rank_zero_warn(
-                f"{len(empty)} rows of {name} have an empty text, the first is row {empty[0]}; they are kept"
-            )
-        texts = [[row[column] or "" for row in rows] for column in self.files.texts]
+        for place, row in rows:  # records of JSON lines need not be alike
+            if missing := [column for column in self.files.texts if column not in row]:
+                there = ", ".join(column[:40] for column in row)
+                raise ValueError(f"{place}: there is no column {missing[0]!r}, only {there}")
+        if empty := [place for place, row in rows if not all(row[column].strip() for column in self.files.texts)]:
+            rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {_first(empty)}")
+        texts = [[row[column] for _, row in rows] for column in self.files.texts]
         ids = tokenizer(*texts, truncation=True, max_length=length, padding=False)["input_ids"]
-        if self.files.label not in rows[0]:
-            return Examples(ids, None)
-        return Examples(ids, [self._label(row[self.files.label], name, number) for number, row in enumerate(rows)])
+        places = [place for place, _ in rows]
+        if not any(self.files.label in row for _, row in rows):
+            return Examples(ids, None, places)
+        return Examples(ids, [self._label(row.get(self.files.label), place) for place, row in rows], places)
 
-    def _label(self, given: str, name: str, number: int) -> int | float:
+    def _label(self, given: str | None, place: str) -> int | float:
         if self.files.classes:
             if given not in self.files.classes:
-                raise ValueError(
-                    f"{name}: row {number} has label {given!r}, permitted are {', '.join(self.files.classes)}"
-                )
+                raise ValueError(f"{place}: label {given!r}, permitted are {', '.join(self.files.classes)}")
             return self.files.classes.index(given)
         try:
-            return float(given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: row {number} has label {given!r}, a number is needed") from error
+            number = float(given or "")
+        except ValueError as error:
+            raise ValueError(f"{place}: label {given!r}, a number is needed") from error
+        if not math.isfinite(number):
+            raise ValueError(f"{place}: label {given!r}, a finite number is needed")
+        return number
 
     # ------------------------------------------------------------------ loaders
 
@@ -275,7 +287,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader:
         """Texts without labels."""
         examples = self._examples["predict"][0]
-        return self._loader(Examples(examples.ids, None))
+        return self._loader(Examples(examples.ids, None, examples.places))
 
     def _loader(self, examples: Examples, training: bool = False) -> ResumableLoader:
         if self.batch_tokens is None:
@@ -292,34 +304,74 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         )
 
 
-def read_rows(path: Path, header: Sequence[str] | None) -> list[Row]:
+def read_rows(path: Path, header: Sequence[str] | None, skip: bool) -> Rows:
     """Rows of a `.tsv` (without quoting, as GLUE's) or `.jsonl` file.
 
     Args:
         header: names of the columns, for files whose first line is a row.
+        skip: leave out lines that cannot be read (not UTF-8, no JSON object, not as many fields as the header), count and
+            name them; otherwise the first of them is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8, or a line is no JSON object.
+        ValueError: it cannot be read, or half of its lines or more.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
+    if path.suffix not in (".tsv", ".jsonl"):
+        raise ValueError(f"{path} must end in .tsv (with a header) or .jsonl")
+    names = list(header) if header is not None else None
+    rows: Rows = []
+    bad: list[str] = []
+    # Not `splitlines`: sentences hold characters that it takes for the end of a line.
+    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        place = f"{path}:{number}"
+        if not line.strip():
+            continue
+        try:
+            if path.suffix == ".jsonl":
+                rows.append((place, _json_row(line)))
+            elif names is None:
+                names = _fields(line)
+            else:
+                rows.append((place, dict(zip(names, _as_many(_fields(line), len(names)), strict=True))))
+        except ValueError as error:
+            if not skip or (names is None and path.suffix == ".tsv"):
+                raise ValueError(f"{place}: {error}") from error
+            bad.append(f"{place} ({error})")
+    if bad and len(bad) >= len(rows):
+        raise ValueError(f"{len(bad)} of {len(bad) + len(rows)} lines cannot be read: {_first(bad)}")
+    if bad:
+        rank_zero_warn(f"{len(bad)} line(s) are left out: {_first(bad)}")
+    return rows
+
+
+def _first(places: Sequence[str]) -> str:
+    return "; ".join(places[:NAMED]) + ("; ..." if len(places) > NAMED else "")
+
+
+def _text(line: bytes) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return line.decode("utf-8").rstrip("\r")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start})") from error
-    if path.suffix == ".jsonl":
-        return [_json_row(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
-    reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    names = list(header) if header is not None else next(reader, [])
-    return [dict(zip(names, fields, strict=False)) for fields in reader if fields]
+        raise ValueError(f"not UTF-8 at byte {error.start} of the line") from error
 
 
-def _json_row(line: str, path: Path, number: int) -> Row:
+def _fields(line: bytes) -> list[str]:
+    return _text(line).split("\t")
+
+
+def _as_many(fields: list[str], number: int) -> list[str]:
+    if len(fields) != number:
+        raise ValueError(f"{len(fields)} fields, the header has {number}")
+    return fields
+
+
+def _json_row(line: bytes) -> Row:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}:{number} is not JSON") from error
+        row = json.loads(_text(line))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON, {error.msg}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number} is not a JSON object")
-    return {name: str(value) for name, value in row.items()}
+        raise ValueError("not a JSON object")
+    return {name: str(value) for name, value in row.items() if value is not None}

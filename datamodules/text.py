@@ -21,7 +21,7 @@ from datamodules.samplers import EpochBatchSampler, Key, derived_seed
 from datamodules.text_collators import TextMaskCollator, check_masking
 from datamodules.text_corpus import Packing, TokenCorpus, checked_packing, tokenized
 from datamodules.text_sources import Documents, FileSource, TextSource, open_tables
-from datamodules.vocabulary import Vocabulary, load_tokenizer, vocabulary_of
+from datamodules.vocabulary import Vocabulary, agreed_tokenizer, vocabulary_of
 
 Split = Literal["train", "val"]
 PADDED_TO = 64  # multiples of this, so that a compiled step meets few shapes
@@ -83,7 +83,8 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         text_field: of a record of JSON lines, or column of a data set.
         documents: how text files hold documents: one a "lines", or separated by "blank_lines" with a sentence a line.
         tokenizer: name on the Hugging Face hub, or directory, of a fast tokenizer with `<mask>`; train one by
-            `python -m datamodules.tokenizer`.
+            `python -m datamodules.tokenizer`. It is stored with the model, and a model that has another refuses it; null
+            takes the one that is stored.
         cache_dir: folder for tokens; by default d2v_lightning/text in $XDG_CACHE_HOME or ~/.cache.
         packing: "complete_documents": whole lines of one document, as many as fit (1.0). "blocks": `block_size` tokens
             whatever they are, documents one after the other (2.0).
@@ -108,7 +109,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         dataset_config: str | None = None,
         text_field: str = "text",
         documents: Documents = "lines",
-        tokenizer: str = "roberta-base",
+        tokenizer: str | None = "roberta-base",
         cache_dir: str | None = None,
         packing: Packing = "complete_documents",
         block_size: int = 512,
@@ -170,7 +171,8 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         if self.files is None and self.dataset is None:
             raise ValueError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.tokenizer_name)
+            backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+            self._tokenizer = agreed_tokenizer(self.tokenizer_name, backbone)
             self._vocabulary = vocabulary_of(self._tokenizer)
         self._check_model()
         if not self._blocks:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from d2v_lightning.tokenizer import StoredTokenizer, refuse_another, restored, stored
+
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 USERS_CHOICE = os.environ.get(PARALLELISM)
 
@@ -57,6 +59,32 @@ def load_tokenizer(name: str) -> Any:
         raise ValueError(f"tokenizer {name!r} cannot be loaded ({reason}): {remedy}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {name!r} is not one of transformers' fast tokenizers: {remedy}")
+    return tokenizer
+
+
+def agreed_tokenizer(name: str | None, backbone: Any) -> Any:
+    """The tokenizer of data and model, which from now on is stored with the model.
+
+    Args:
+        name: see `load_tokenizer`; None takes the one that is stored with the model.
+        backbone: the model's, or None.
+
+    Raises:
+        ValueError: it cannot be loaded, is another than the model's, or there is none.
+    """
+    models: StoredTokenizer | None = getattr(backbone, "tokenizer", None)
+    if name is None:
+        if models is None:
+            raise ValueError(
+                "no tokenizer is given, and none is stored with the model: set data.tokenizer to the directory, or the "
+                "name on the Hugging Face hub, of the one that the model was trained with"
+            )
+        return restored(models)
+    tokenizer = load_tokenizer(name)
+    if backbone is not None:
+        mine = stored(tokenizer)
+        refuse_another(repr(name), mine, models)
+        backbone.tokenizer = mine
     return tokenizer
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
-    ["version", "types", "configurable", "schedules", "weighting", "tensor_files"],
+    ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer"],
     ["recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
     ["targets", "backbone"],
@@ -28,7 +28,14 @@ LAYERS = [
 UPWARD = {("backbone", "pretrained")}
 COMMANDS = {"features"}  # read files, so they need both packages
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-DATA_MAY_IMPORT = {"types", "masking", "configurable", "recipes", "encoders"}  # encoders: their length functions
+DATA_MAY_IMPORT = {
+    "types",
+    "masking",
+    "configurable",
+    "recipes",
+    "encoders",
+    "tokenizer",
+}  # encoders: their length functions
 FILES = [path for folder in ("d2v_lightning", "datamodules") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 

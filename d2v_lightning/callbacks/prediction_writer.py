@@ -24,9 +24,10 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     """Streams predictions to disk, and puts the file in its place when it is complete.
 
     Probabilities (a `predict_step` that returns a dict with "probabilities" (B, C) and "index" (B,)) become a CSV: index,
-    path, label, probability, and the next best labels. Lines (a dict with "lines", one dictionary a sample, and "index")
-    become JSON lines with the path first. Features (a `predict_step` that returns a tensor (B, D)) become a
-    float32 `.npy` (samples, D) and a `.csv` beside it with the index and the path of each row.
+    path, label, probability, and the next best labels; numbers (a dict with "values" (B,) and "index") one with index, path
+    and value. Lines (a dict with "lines", one dictionary a sample, and "index") become JSON lines with the path first.
+    Features (a `predict_step` that returns a tensor (B, D)) become a float32 `.npy` (samples, D) and a `.csv` beside it with
+    the index and the path of each row.
 
     Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
     the output, so several machines need a common file system. A sample that could not be read has no row.
@@ -72,6 +73,10 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         is_dict = isinstance(prediction, dict)
         if is_dict and "lines" in prediction:
             self._append_lines(trainer, prediction["index"].tolist(), prediction["lines"])
+            return
+        if is_dict and "values" in prediction:
+            index = self._index(trainer, prediction, batch_indices, len(prediction["values"]))
+            self._append(trainer, "predictions.csv", index, {"value": prediction["values"].float()})
             return
         values = prediction["probabilities"] if is_dict else prediction
         if not isinstance(values, Tensor) or values.ndim != 2:
@@ -188,6 +193,11 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if "feature" in (self._rows.names or ()):
             _write_features(target, ordered, len(samples), self._rows["feature"].shape[0])
             _write_csv(target.with_suffix(".csv"), ["index", "path"], ([i, _path(paths, i)] for i in samples))
+        elif "value" in (self._rows.names or ()):
+            found = (
+                [row["index"], _path(paths, row["index"]), f"{row['value']:.6f}"] for part in ordered for row in part
+            )
+            _write_csv(target, ["index", "path", "value"], found)
         else:
             names: Sequence[str] | None = getattr(pl_module, "class_names", None) or getattr(
                 datamodule, "class_names", None

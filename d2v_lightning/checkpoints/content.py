@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree
+from d2v_lightning.tokenizer import StoredTokenizer
 
 NON_COMMERCIAL = "cc-by-nc-4.0"  # Meta's image weights, of 1.0 and of 2.0
 FREE = "mit"  # Meta's weights for speech and text, published with fairseq
@@ -22,6 +23,7 @@ class Content(NamedTuple):
         rows: what became of each of its weights.
         data: the datamodule of the run that wrote it, where that is known.
         metrics: measured by that run on held-out data.
+        tokenizer: that a text model was trained with, where the file has it.
     """
 
     tree: Tree
@@ -31,3 +33,4 @@ class Content(NamedTuple):
     rows: list[Row]
     data: Tree | None = None
     metrics: Mapping[str, float] = MappingProxyType({})
+    tokenizer: StoredTokenizer | None = None

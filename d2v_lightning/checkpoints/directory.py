@@ -17,6 +17,7 @@ from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
 from d2v_lightning.saving import FORMAT_VERSION
+from d2v_lightning.tokenizer import of_directory, restored
 from d2v_lightning.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -75,7 +76,16 @@ def read_directory(directory: Path) -> Content:
     state = read_safetensors(directory / WEIGHTS)
     rows = [Row(name, tuple(tensor.shape), "matched", name) for name, tensor in state.items()]
     kind = stamp.get("kind") or "directory of d2v_lightning"
-    return Content(tree, state, kind, stamp.get("licence"), rows, stamp.get("data"), stamp.get("metrics") or {})
+    return Content(
+        tree,
+        state,
+        kind,
+        stamp.get("licence"),
+        rows,
+        stamp.get("data"),
+        stamp.get("metrics") or {},
+        of_directory(directory),
+    )
 
 
 def read_safetensors(path: Path) -> State:
@@ -116,7 +126,7 @@ def write_directory(content: Content, out: str | Path, beside: Path | None = Non
     Args:
         content: what it holds.
         out: directory, which must not exist or be empty.
-        beside: directory whose tokenizer and feature extractor are copied.
+        beside: directory whose tokenizer and feature extractor are copied; a tokenizer that `content` has is written.
 
     Raises:
         FileExistsError: something is there already.
@@ -135,17 +145,19 @@ def write_directory(content: Content, out: str | Path, beside: Path | None = Non
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         write_safetensors(content.state, folder / WEIGHTS)
         (folder / "README.md").write_text(card(content, transformers=None), encoding="utf-8")
-        copy_beside(beside, folder)
+        fill_beside(content, beside, folder)
 
     write_whole(out, fill)
 
 
-def copy_beside(source: Path | None, folder: Path) -> None:
-    """Tokenizer and feature extractor of another directory, where it has them."""
+def fill_beside(content: Content, source: Path | None, folder: Path) -> None:
+    """Tokenizer and feature extractor of another directory, where it has them, or the tokenizer of `content`."""
     for name in BESIDE if source is not None else ():
         assert source is not None
         if (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
+    if content.tokenizer is not None and not (folder / "tokenizer.json").exists():
+        restored(content.tokenizer).save_pretrained(folder)
 
 
 def write_whole(out: str | Path, fill: Callable[[Path], None]) -> None:

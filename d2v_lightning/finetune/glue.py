@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -231,11 +232,11 @@ class Matthews(MulticlassMatthewsCorrCoef):
 
 
 def _metrics(kind: Task) -> MetricCollection:
-    made: dict[str, Metric] = {
-        "accuracy": MulticlassAccuracy(max(2, kind.num_classes), average="micro"),
-        "f1": BinaryF1Score(),
-        "matthews": Matthews(max(2, kind.num_classes)),
-        "pearson": PearsonCorrCoef(),
-        "spearman": SpearmanCorrCoef(),
+    makers: dict[str, Callable[[], Metric]] = {
+        "accuracy": lambda: MulticlassAccuracy(max(2, kind.num_classes), average="micro"),
+        "f1": BinaryF1Score,
+        "matthews": lambda: Matthews(max(2, kind.num_classes)),
+        "pearson": PearsonCorrCoef,
+        "spearman": SpearmanCorrCoef,
     }
-    return MetricCollection({name: made[name] for name in kind.metrics}, compute_groups=False)
+    return MetricCollection({name: makers[name]() for name in kind.metrics}, compute_groups=False)

@@ -144,14 +144,43 @@ def test_mistakes_get_one_line(tmp_path: Path, tokenizer: str) -> None:
         assert "\n" not in str(error.value)
     dev = tmp_path / "SST-2" / "dev.tsv"
     dev.write_text("sentence\tlabel\nfine\tgood\n")
-    with pytest.raises(ValueError, match="row 0 has label 'good', permitted are 0, 1"):
+    with pytest.raises(ValueError, match=r"dev\.tsv:2: label 'good', permitted are 0, 1"):
         module(tmp_path, "sst2", tokenizer)
     dev.write_text("text\tlabel\nfine\t1\n")
-    with pytest.raises(ValueError, match="has no column 'sentence': it has text, label"):
+    with pytest.raises(ValueError, match=r"dev\.tsv:2: there is no column 'sentence', only text, label"):
         module(tmp_path, "sst2", tokenizer)
     dev.write_bytes(b"sentence\tlabel\n\xff\t1\n")
-    with pytest.raises(ValueError, match="is not UTF-8"):
+    with pytest.raises(ValueError, match=r"1 of 1 lines cannot be read: .*dev.tsv:2 \(not UTF-8 at byte 0"):
         module(tmp_path, "sst2", tokenizer)
     dev.write_text("sentence\tlabel\n\t1\n")
-    with pytest.warns(UserWarning, match="1 rows of .* have an empty text"):
+    with pytest.warns(UserWarning, match=r"1 row\(s\) have an empty text and are kept: .*dev.tsv:2"):
         module(tmp_path, "sst2", tokenizer)
+
+
+def test_a_bad_line_among_good_ones_is_left_out_and_named_but_never_of_a_test_set(
+    tmp_path: Path, tokenizer: str
+) -> None:
+    folder = tmp_path / "SST-2"
+    folder.mkdir()
+    good = ["fine\u2028words\x85here\t1", 'a "quoted film\t0', "crlf\t1\r", "more\t0", "more\t1"]
+    bad = ["no label", "a\ttab\t1"]
+    text = "\n".join(["\ufeffsentence\tlabel", *good[:2], *bad, *good[2:], ""]).encode() + b"caf\xe9\t1\n"
+    for split in ("train", "dev", "test"):
+        (folder / f"{split}.tsv").write_bytes(text)
+    said = r"3 line\(s\) are left out: .*train.tsv:4 \(1 fields, the header has 2\); .*train.tsv:5 .*train.tsv:9 \(not UTF-8"
+    with pytest.warns(UserWarning, match=said):
+        data = module(tmp_path, "sst2", tokenizer, batch_size=5)
+    examples = data._examples["train"][0]
+    assert examples.labels == [1, 0, 1, 0, 1]
+    assert [place.rpartition(":")[2] for place in examples.places] == ["2", "3", "6", "7", "8"]
+    with pytest.raises(ValueError, match=r"test\.tsv:4: 1 fields, the header has 2"):
+        data.setup("test")
+    (tmp_path / "own.jsonl").write_text('{"sentence": "one"}\n\n{"sentence": "two"\n')
+    data = GLUEDataModule("sst2", tokenizer=tokenizer, predict_file=str(tmp_path / "own.jsonl"))
+    with pytest.raises(ValueError, match=r"own\.jsonl:3: not JSON"):
+        data.setup("predict")
+    (tmp_path / "own.jsonl").write_text('{"sentence": "one"}\n{"text": "two"}\n')
+    with pytest.raises(ValueError, match=r"own\.jsonl:2: there is no column 'sentence', only text"):
+        data.setup("predict")
+    with pytest.raises(ValueError, match=r"must end in .tsv \(with a header\) or .jsonl"):
+        GLUEDataModule("sst2", tokenizer=tokenizer, predict_file=__file__).setup("predict")
