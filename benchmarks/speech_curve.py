@@ -14,6 +14,7 @@ row of the latter is printed at step 0. One JSON line at each probe; it goes on 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import time
@@ -43,6 +44,7 @@ from d2v_lightning import (
     Targets,
     Transformer,
 )
+from d2v_lightning.callbacks.collapse_monitor import POSITION_ONLY
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask
 from d2v_lightning.probing import linear_accuracy
@@ -267,10 +269,41 @@ def log_mel(waveform: Tensor, bands: int = 80) -> Tensor:
     return (filters @ spectrum + 1e-6).log().T
 
 
+def draw(runs: list[Path], picture: Path) -> None:
+    """What the monitor measured in runs (folders of `--out` named by setting and seed), side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = {
+        "train/loss": "loss",
+        "collapse/target_variance": "variance of the targets",
+        "collapse/target_input_share": "share of it that comes from the input",
+        "collapse/prediction_error": "share of it that is not predicted",
+    }
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3), constrained_layout=True)
+    for run in runs:
+        with open(run / "log" / "metrics.csv") as file:
+            rows = list(csv.DictReader(file))
+        for axis, (name, title) in zip(axes, panels.items(), strict=True):
+            points = sorted((int(row["step"]), float(row[name])) for row in rows if row.get(name))
+            axis.plot(*zip(*points, strict=True), label=run.name.rstrip("0123456789"))
+            axis.set(title=title, xlabel="step")
+    for axis in axes[2:]:
+        axis.set_ylim(0, 1.05)
+    axes[2].axhline(POSITION_ONLY, color="0.6", ls=":", lw=1)
+    axes[0].legend()
+    figure.savefig(picture, dpi=80)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--setting", choices=sorted(SETTINGS), required=True)
+    parser.add_argument("--data", default="audio.npz")
+    parser.add_argument("--setting", choices=sorted(SETTINGS), default="B")
+    parser.add_argument(
+        "--draw", type=Path, help="train nothing; draw what the monitor saw in all runs of --out, as a PNG"
+    )
     for name, default in (
         ("seed", 0),
         ("steps", 3000),
@@ -293,6 +326,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/speech_curve"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.draw:
+        draw(sorted(path.parent for path in args.out.glob("*/log")), args.draw)
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     pl.seed_everything(args.seed)

@@ -56,7 +56,7 @@ def open_split(root: str, split: str) -> SpeechSource:
     """The clips of one split.
 
     Args:
-        root: a folder, or the name or folder of a Hugging Face data set.
+        root: a folder, a single recording, or the name or folder of a Hugging Face data set.
         split: a folder or manifest below it (`.tsv`, `.jsonl` or `.json`), or the data set's split; "" for all of `root`.
 
     Raises:
@@ -67,7 +67,9 @@ def open_split(root: str, split: str) -> SpeechSource:
     place = folder / split if split else folder
     manifests = (place, *(place.with_name(place.name + ending) for ending in (".tsv", ".jsonl", ".json")))
     manifest = next((path for path in manifests if path.is_file()), None)
-    if manifest is not None:
+    if manifest is not None and manifest.suffix.lower() in SUFFIXES:
+        source = SpeechSource(_with_lengths([Clip(str(manifest), -1, None, str(manifest))], str(manifest)))
+    elif manifest is not None:
         source = _from_manifest(manifest)
     elif place.is_dir() and not _is_table(folder):
         source = _from_folder(place)
@@ -90,12 +92,20 @@ def _is_table(folder: Path) -> bool:
     )
 
 
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file in UTF-8, with or without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}): convert it with iconv") from error
+
+
 def _from_folder(folder: Path) -> SpeechSource:
     """All recordings below a folder, with the transcripts of `*.trans.txt` files ("<id> WORDS" a line) beside them."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     texts: dict[Path, str] = {}
     for transcripts in sorted(folder.rglob("*.trans.txt")):
-        for line in transcripts.read_text(encoding="utf-8").splitlines():
+        for line in _lines(transcripts):
             name, _, words = line.strip().partition(" ")
             texts[transcripts.parent / name] = words.strip()
     clips = [Clip(str(path), -1, texts.get(path.with_suffix("")), str(path)) for path in paths]
@@ -104,7 +114,9 @@ def _from_folder(folder: Path) -> SpeechSource:
 
 def _from_manifest(path: Path) -> SpeechSource:
     """Fairseq's `.tsv` (with `.ltr` or `.wrd` beside it), or JSON lines with "audio" and perhaps "text" and "duration"."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in _lines(path) if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: a manifest lists recordings")
     if path.suffix == ".tsv":
         clips = _tsv_clips(path, lines)
     else:
@@ -112,13 +124,15 @@ def _from_manifest(path: Path) -> SpeechSource:
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-                file = entry["audio"]
-            except (ValueError, KeyError, TypeError) as error:
+                file, text = entry["audio"], entry.get("text")
+                if not isinstance(file, str) or not isinstance(text, str | None):
+                    raise TypeError("a name and a transcript are strings")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}'
                 ) from error
             place = str(path.parent / file)
-            clips.append(Clip(place, -1, entry.get("text"), place))
+            clips.append(Clip(place, -1, text, place))
     return SpeechSource(_with_lengths(clips, str(path)))
 
 
@@ -127,10 +141,10 @@ def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:
     letters, words = path.with_suffix(".ltr"), path.with_suffix(".wrd")
     texts: list[str | None] = [None] * len(rows)
     if letters.is_file():
-        spelt = letters.read_text(encoding="utf-8").splitlines()
+        spelt = _lines(letters)
         texts = [line.replace(" ", "").replace("|", " ").strip() for line in spelt]
     elif words.is_file():
-        texts = [line.strip() for line in words.read_text(encoding="utf-8").splitlines()]
+        texts = [line.strip() for line in _lines(words)]
     if len(texts) != len(rows):
         raise ValueError(f"{path} lists {len(rows)} clips, the transcripts beside it are {len(texts)}: they must agree")
     clips = []

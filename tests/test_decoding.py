@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_a_lexicon_allows_its_own_words_only(tmp_path: Path) -> None:
     lexicon.write_text("cat\n")
     with pytest.raises(ValueError, match="wrong case"):
         BeamSearch(lexicon=str(lexicon))(frames("C_AB_|"), VOCABULARY)
+
+
+def test_without_flashlight_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder", None)
+    with pytest.raises(ImportError, match=r"flashlight-text, .*: pip install -r requirements-lm.txt"):
+        BeamSearch()
 
 
 def test_missing_files_and_bad_arguments(tmp_path: Path) -> None:

@@ -83,9 +83,25 @@ def test_json_lines(libri: Path) -> None:
     (libri / "some.jsonl").write_text('{"audio": "a.wav", "text": "hi"}\n{"audio": "a.wav"}\n')
     source = open_split(str(libri), "some")
     assert [(clip.samples, clip.text) for clip in source.clips] == [(16000, "hi"), (16000, None)]
-    (libri / "some.jsonl").write_text('{"audio": "a.wav"}\n{"sound": "a.wav"}\n')
-    with pytest.raises(ValueError, match=r"some.jsonl:2 is not a line like"):
+    for bad in ('{"sound": "a.wav"}', '{"audio": "a.wav", "text": 7}', '["a.wav"]', '{"audio": {}}', "a.wav"):
+        (libri / "some.jsonl").write_text('{"audio": "a.wav"}\n' + bad + "\n")
+        with pytest.raises(ValueError, match=r"some.jsonl:2 is not a line like"):
+            open_split(str(libri), "some")
+    (libri / "some.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match=r"some.jsonl is empty"):
         open_split(str(libri), "some")
+
+
+def test_a_single_recording_and_transcripts_in_other_encodings(libri: Path) -> None:
+    path = write(libri / "alone" / "a.MP3", 1.0, format="MP3")
+    source = open_split(str(path), "")
+    assert [clip.file for clip in source.clips] == [str(path)]
+    transcripts = libri / "alone" / "t.trans.txt"
+    transcripts.write_bytes("a CAFÉ\n".encode("utf-8-sig"))
+    assert open_split(str(libri), "alone").clips[0].text == "CAFÉ"
+    transcripts.write_bytes("a CAFÉ\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"t.trans.txt is not text in UTF-8 \(byte 5\): convert it"):
+        open_split(str(libri), "alone")
 
 
 @pytest.mark.parametrize("stored", ["parquet", "disk"])
