@@ -69,11 +69,20 @@ def audio_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbo
     positions = depth_of(state, "encoder.pos_conv.")
     several = "encoder.pos_conv.0.0.weight" in state
     kernel = state.sizes("encoder.pos_conv.0.0.weight" if several else "encoder.pos_conv.0.weight_v", 3)
+    layer_norms = "feature_extractor.conv_layers.0.2.1.weight" in state
+    refuse_contradictions(
+        options,
+        {
+            "pos_conv_depth": positions,
+            "conv_pos_groups": dim // kernel[1],
+            "extractor_mode": "layer_norm" if layer_norms else "default",
+        },
+    )
     with torch.device("meta"):
         encoder = AudioEncoder(
             dim=dim,
             conv_layers=conv_layers,
-            conv_norm="layer" if "feature_extractor.conv_layers.0.2.1.weight" in state else "group",
+            conv_norm="layer" if layer_norms else "group",
             conv_bias="feature_extractor.conv_layers.0.0.bias" in state,
             position_depth=positions if several else 1,
             position_width=int(option(options, "conv_pos", default=kernel[-1] * positions)),

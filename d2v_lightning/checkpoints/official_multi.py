@@ -204,6 +204,9 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
         ValueError: they describe none, or contradict each other.
     """
     below, own = f"modality_encoders.{modality}.", _own_options(options, modality)
+    said = options.get("supported_modality")
+    if isinstance(said, str) and said.rpartition(".")[2].upper() != modality:
+        raise ValueError(f"{path}: its option supported_modality is {said!r}, its weights are those of {modality}")
     if "blocks.0.norm1.weight" not in state:
         raise ValueError(f"{path}: no first block among its weights")
     if options.get("layer_norm_first"):
@@ -327,10 +330,19 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
     if not positions:
         raise ValueError("no convolutions for positions among its weights")
     kernel = state.sizes(positions[0], 3)
+    layer_norms = f"{below}local_encoder.conv_layers.0.2.1.weight" in state
+    refuse_contradictions(
+        own,
+        {
+            "conv_pos_depth": len(positions),
+            "conv_pos_groups": dim // kernel[1],
+            "extractor_mode": "layer_norm" if layer_norms else "default",
+        },
+    )
     return AudioEncoder(
         dim=dim,
         conv_layers=conv_layers,
-        conv_norm="layer" if f"{below}local_encoder.conv_layers.0.2.1.weight" in state else "group",
+        conv_norm="layer" if layer_norms else "group",
         conv_bias=f"{below}local_encoder.conv_layers.0.0.bias" in state,
         position_depth=len(positions),
         position_width=int(option(own, "conv_pos_width", default=kernel[-1] * len(positions))),
@@ -343,7 +355,8 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
 def _decoder(state: Weights, below: str, dim: int, encoder: Encoder, options: dict[str, Any], path: str) -> ConvDecoder:
     depth = depth_of(state, f"{below}blocks.")
     width, group, kernel, *_ = state.sizes(f"{below}blocks.0.0.weight", 4 if isinstance(encoder, ImageEncoder) else 3)
-    refuse_contradictions(options, {"decoder_layers": depth, "decoder_dim": width, "decoder_kernel": kernel})
+    found = {"decoder_layers": depth, "decoder_dim": width, "decoder_kernel": kernel, "decoder_groups": dim // group}
+    refuse_contradictions(options, found)
     for name in ("add_positions_masked", "add_positions_all"):
         if options.get(name):
             raise ValueError(f"{path}: its decoder has {name}, which no released model has")

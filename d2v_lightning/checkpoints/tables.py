@@ -85,13 +85,16 @@ def to_ours(
             missing += absent
             continue
         parts = [theirs.pop(name) for name in names]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        if _squeezed(tensor) != _squeezed(wanted) or any(part.shape != parts[0].shape for part in parts):
+        for name, part in zip(names, parts, strict=True):
+            if not part.is_floating_point():
+                raise ValueError(f"{path}: weight {name!r} holds {part.dtype}, where real numbers are expected")
+            if part.shape != parts[0].shape:
+                raise ValueError(f"{path}: weight {name!r} has shape {tuple(part.shape)}, {names[0]!r} has another")
+        tensor = torch.cat(parts) if len(parts) > 1 and parts[0].dim() else parts[0]
+        if _squeezed(tensor) != _squeezed(wanted):
             raise ValueError(
                 f"{path}: weight {names[0]!r} has shape {tuple(parts[0].shape)}, which does not fit {tuple(wanted.shape)}"
             )
-        if not tensor.is_floating_point():
-            raise ValueError(f"{path}: weight {names[0]!r} holds {tensor.dtype}, where real numbers are expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
         state[ours] = tensor.reshape(wanted.shape).to(wanted.dtype)

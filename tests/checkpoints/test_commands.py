@@ -143,12 +143,24 @@ def test_bad_files_give_one_line_and_leave_nothing(tmp_path: Path, capsys: pytes
     weight = "encoder.layers.1.fc1.weight"
     assert f"weight '{weight}' holds NaN or infinity" in saved(weight, torch.full((96, 48), float("nan")))
     assert f"weight '{weight}' has shape (3, 3), which does not fit (96, 48)" in saved(weight, torch.zeros(3, 3))
+    query = "encoder.layers.1.self_attn.q_proj.weight"
+    assert "self_attn.k_proj.weight' has shape (48, 48)" in saved(query, torch.zeros(48))
+    assert f"weight '{query}' holds torch.int64" in saved(query, torch.zeros(48, 48, dtype=torch.int64))
     assert "'mystery' is not part of data2vec 1.0" in saved("mystery", torch.zeros(1))
     assert "and fewer numbers than that" in saved(weight, torch.zeros(1).expand(2**20, 2**20))
     options = {**file["cfg"]["model"], "conv_feature_layers": "__import__('os').system('touch /tmp/run')"}
     assert "its convolutions are given as" in saved("mask_emb", file["model"]["mask_emb"], cfg={"model": options})
     options["conv_feature_layers"] = "[(16, 10, 5)] + [(16, 3, 2)] * 2"
     assert "its options say convolutions" in saved("mask_emb", file["model"]["mask_emb"], cfg={"model": options})
+
+    for name, value in {
+        "pos_conv_depth": 3,
+        "conv_pos_groups": 4,
+        "extractor_mode": "default",
+        "encoder_layers": 4,
+    }.items():
+        contradictory = {"model": {**file["cfg"]["model"], name: value}}
+        assert f"its option {name} is {value!r}" in saved("mask_emb", file["model"]["mask_emb"], cfg=contradictory)
 
     torch.save({"state_dict": file["model"]}, bad)
     assert "is of another project: it holds entries ['state_dict']" in refused(command, capsys)
