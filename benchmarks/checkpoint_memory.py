@@ -53,9 +53,32 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "image_v2_base": ("d2v2_image", TRUNK_2),
-    "audio_v2_base": ("d2v2_audio_alibi_padded", TRUNK_2 | {"modalities": {"audio": {"feature_encoder_spec": CONVS}}}),
-    "text_v2_base": ("d2v2_text_padded", TRUNK_2),
+    "image_v2_base": (
+        "d2v2_image",
+        TRUNK_2
+        | {
+            "depth": 10,
+            "modalities": {
+                "image": {
+                    **{"input_size": 224, "patch_size": 16, "embed_dim": 768, "prenet_depth": 2},
+                    "decoder": {"decoder_dim": 768, "decoder_groups": 16, "decoder_layers": 6},
+                }
+            },
+        },
+    ),
+    "audio_v2_base": (
+        "d2v2_audio_alibi_padded",
+        TRUNK_2
+        | {
+            "modalities": {
+                "audio": {"feature_encoder_spec": CONVS, "decoder": {"decoder_dim": 384, "decoder_layers": 4}},
+            }
+        },
+    ),
+    "text_v2_base": (
+        "d2v2_text_padded",
+        TRUNK_2 | {"modalities": {"text": {"decoder": {"decoder_dim": 768, "decoder_layers": 5}}}},
+    ),
 }
 RUN = """
 import resource, sys, time

@@ -25,7 +25,7 @@ def directory_of(path_or_name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    small = [CONFIG, *BESIDE]
+    small = [CONFIG, *BESIDE, "README.md"]  # the card names the licence
     try:
         directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, WEIGHTS]))
         if not (directory / WEIGHTS).is_file():
