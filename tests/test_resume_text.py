@@ -1,0 +1,104 @@
+"""Text that is stopped goes on exactly, in pre-training and on GLUE, order, masks and length groups included; and bf16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from d2v_lightning import Backbone, Data2Vec, GLUEClassifier, Optimization, TextEncoder, Transformer
+from datamodules import GLUEDataModule, TextDataModule
+from datamodules.text_sources import FileSource
+from datamodules.tokenizer import save_tokenizer, train_tokenizer
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "the", "dog", "ran", "and", "rain", "fell", "over", "hats"]
+SMALL = {
+    "student.backbone.encoder.dim": 32,
+    "student.backbone.encoder.vocab_size": 280,
+    "student.backbone.encoder.mask_id": 279,
+    "student.backbone.transformer.dim": 32,
+    "student.backbone.transformer.depth": 2,
+    "student.backbone.transformer.dropout": 0.2,
+    "student.backbone.transformer.num_heads": 2,
+    "student.decoder.dim": 32,
+    "targets.average_top_k_layers": 1,
+    "ema_teacher.anneal_steps": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """41 lines of 3 to 13 words, as text and as reviews, and a tokenizer."""
+    root = tmp_path_factory.mktemp("written")
+    lines = [" ".join((WORDS[n % 14 :] + WORDS)[: 3 + n % 11]) for n in range(41)]
+    (root / "train.txt").write_text("\n".join(lines))
+    save_tokenizer(train_tokenizer(FileSource(str(root / "train.txt")), 280), root / "bpe")
+    (root / "SST-2").mkdir()
+    rows = [f"{line}\t{number % 2}" for number, line in enumerate(lines)]
+    for split in ("train", "dev"):
+        (root / "SST-2" / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *rows]))
+    return root
+
+
+def made_for(task: str, root: Path, workers: int) -> tuple[Any, Any]:
+    common: dict[str, Any] = {"tokenizer": str(root / "bpe"), "num_workers": workers}
+    if task == "pretrain":
+        text = TextDataModule(
+            str(root / "train.txt"), cache_dir=str(root / "cache"), block_size=32, batch_size=4, **common
+        )
+        return Data2Vec.from_recipe("text_small", SMALL), text
+    trunk = Transformer(32, 2, 2, norm="post", layer_scale=None, dropout=0.2)
+    model = GLUEClassifier("sst2", backbone=Backbone(TextEncoder(32, 280, 64, mask_id=279), trunk))
+    return model, GLUEDataModule("sst2", str(root), batch_tokens=60, **common)
+
+
+def run(
+    root: Path, folder: Path, task: str, stop_at: int, workers: int, resumed: Path | None = None, **options: Any
+) -> tuple[list[float], Any]:
+    """Train for `stop_at` optimiser steps of two batches each, of a schedule of 7; losses and the final module."""
+    pl.seed_everything(3 if resumed is None else 99)  # a resumed process may start from any random state
+    losses: list[float] = []
+
+    class Losses(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            losses.append(float(outputs["loss"]))
+
+    model, data = made_for(task, root, workers)
+    model.configure_optimizers = lambda: Optimization(lr=1e-3, warmup=0.1).configure(model, 7)
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_steps": stop_at,
+        "max_epochs": -1,
+        "accumulate_grad_batches": 2,
+    }
+    settings |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = pl.Trainer(callbacks=[Losses(), every_step], use_distributed_sampler=False, **settings, **options)
+    trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
+    return losses, model
+
+
+@pytest.mark.parametrize(("task", "workers"), [("pretrain", 2), ("glue", 0)])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    written: Path, tmp_path: Path, task: str, workers: int
+) -> None:
+    whole, expected = run(written, tmp_path / "whole", task, 7, workers)
+    first, _ = run(written, tmp_path / "part", task, 3, workers)
+    saved = next((tmp_path / "part").glob("*step=3.ckpt"))
+    second, model = run(written, tmp_path / "part", task, 7, workers, saved)
+    assert len(whole) == 14
+    assert first + second == whole
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("task", ["pretrain", "glue"])
+def test_bf16(written: Path, tmp_path: Path, task: str) -> None:
+    exact, _ = run(written, tmp_path / "exact", task, 2, 0)
+    rounded, model = run(written, tmp_path / "rounded", task, 2, 0, precision="bf16-mixed")
+    torch.testing.assert_close(torch.tensor(rounded), torch.tensor(exact), rtol=0.05, atol=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
