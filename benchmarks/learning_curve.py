@@ -8,6 +8,7 @@ those under which the official code was measured: pictures padded to 32x32 and r
 random resized crop (area .6-1) and flip; features of the last block averaged over patches, 10,000 train and 5,000 test
 pictures. It prints one JSON line at each probe and goes on from the last checkpoint when started again. `seconds` and
 `cpu_seconds` are those of the training alone, without probes: on a machine that other work shares only the latter compares.
+`--width`, `--depth`, `--batch` and `--scheduled` make it smaller; the reference's numbers hold for the defaults.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,38 +47,38 @@ from d2v_lightning.masking import block_mask, inverse_block_mask
 from d2v_lightning.probing import few_label_indices, knn_accuracy, linear_accuracy
 
 MEAN, STD = 0.2860, 0.3530
-GRID, SCHEDULED_STEPS, BATCH = (8, 8), 4700, 256
+GRID = (8, 8)
 PROBES = (0, 470, 1410, 2350, 3290, 4230)
 CLIP = {1: 3.0, 2: 4.0}
 
 
-def network_1() -> Data2Vec:
+def network_1(width: int, depth: int, scheduled: int) -> Data2Vec:
     """1.0: trunk 192 wide, 6 blocks, 3 heads; the settings of the reference run."""
     grid = GRID
     transformer = Transformer(
-        dim=192,
-        depth=6,
-        num_heads=3,
+        dim=width,
+        depth=depth,
+        num_heads=width // 64,
         attention_dropout=0.05,
         drop_path=0.1,
-        position_bias=RelativePositionBias(grid, num_heads=3),
+        position_bias=RelativePositionBias(grid, num_heads=width // 64),
     )
-    backbone = Backbone(ImageEncoder(image_size=32, patch_size=4, dim=192), transformer)
+    backbone = Backbone(ImageEncoder(image_size=32, patch_size=4, dim=width), transformer)
     return Data2Vec(
-        student=MaskTokenStudent(backbone, LinearDecoder(192)),
+        student=MaskTokenStudent(backbone, LinearDecoder(width)),
         targets=Targets(average_top_k_layers=4),
         loss=RegressionLoss(beta=2.0),
-        ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.999, anneal_steps=1410),
-        optimization=Optimization(lr=1e-3, warmup=470, inclusive_warmup=False),
+        ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.999, anneal_steps=round(0.3 * scheduled)),
+        optimization=Optimization(lr=1e-3, warmup=round(0.1 * scheduled), inclusive_warmup=False),
     )
 
 
-def network_2() -> Data2Vec:
+def network_2(width: int, depth: int, scheduled: int) -> Data2Vec:
     """2.0 with a trunk of the same size, one block of it prenet; the settings of the reference run."""
     transformer = Transformer(
-        dim=192,
-        depth=6,
-        num_heads=3,
+        dim=width,
+        depth=depth,
+        num_heads=width // 64,
         norm="post",
         final_norm=False,
         input_norm=True,
@@ -86,52 +87,57 @@ def network_2() -> Data2Vec:
         init="normal",
         prenet_depth=1,
     )
-    encoder = ImageEncoder(image_size=32, patch_size=4, dim=192, positions="sine_cosine", init="xavier")
-    decoder = ConvDecoder(192, GRID, depth=3, kernel=3, width=192, groups=16)
+    encoder = ImageEncoder(image_size=32, patch_size=4, dim=width, positions="sine_cosine", init="xavier")
+    decoder = ConvDecoder(width, GRID, depth=3, kernel=3, width=width, groups=16)
     return Data2Vec(
         student=VisibleStudent(Backbone(encoder, transformer), decoder),
-        targets=Targets(5, "ffn", ["instance"], ["layer"]),
+        targets=Targets(depth - 1, "ffn", ["instance"], ["layer"]),
         loss=RegressionLoss(beta=0.0, over_width="sum", scale="rsqrt_width"),
-        ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.9999, anneal_steps=1410, first_update=1),
-        optimization=Optimization(lr=1e-3, betas=(0.9, 0.95), warmup=611, final_lr=0.0, inclusive_warmup=False),
+        ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.9999, anneal_steps=round(0.3 * scheduled), first_update=1),
+        optimization=Optimization(
+            lr=1e-3, betas=(0.9, 0.95), warmup=round(0.13 * scheduled), final_lr=0.0, inclusive_warmup=False
+        ),
         class_loss=0.01,
     )
 
 
-def masks_1(generator: torch.Generator) -> Tensor:
+def masks_1(batch: int, generator: torch.Generator) -> Tensor:
     """38 of 64 patches in blocks of at least 5, one mask a sample (B, 1, N)."""
-    return torch.stack([block_mask(GRID, 38, generator, min_block=5) for _ in range(BATCH)])[:, None]
+    return torch.stack([block_mask(GRID, 38, generator, min_block=5) for _ in range(batch)])[:, None]
 
 
-def masks_2(generator: torch.Generator) -> Tensor:
+def masks_2(batch: int, generator: torch.Generator) -> Tensor:
     """All but 12 of 64 patches, which lie in squares of 3 x 3; eight masks a sample (B, 8, N)."""
-    masks = [inverse_block_mask(GRID, 52, 3, generator) for _ in range(BATCH * 8)]
-    return torch.stack(masks).unflatten(0, (BATCH, 8))
+    masks = [inverse_block_mask(GRID, 52, 3, generator) for _ in range(batch * 8)]
+    return torch.stack(masks).unflatten(0, (batch, 8))
+
+
+NETWORKS = {1: network_1, 2: network_2}
+MASKS = {1: masks_1, 2: masks_2}
 
 
 class Batches(IterableDataset[dict[str, Tensor]]):
     """The reference's batches, from batch `start` on; masks are a pure function of (seed, step)."""
 
-    def __init__(
-        self, images: Tensor, seed: int, start: int, make_masks: Callable[[torch.Generator], Tensor] = masks_1
-    ) -> None:
-        self.images, self.seed, self.start, self.make_masks = images, seed, start, make_masks
+    def __init__(self, images: Tensor, args: argparse.Namespace, start: int) -> None:
+        self.images, self.args, self.start = images, args, start
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(1000003 * (self.seed + 1))
+        seed, batch, make_masks = self.args.seed, self.args.batch, MASKS[self.args.version]
+        generator = torch.Generator().manual_seed(1000003 * (seed + 1))
         count = len(self.images)
         order, at = torch.randperm(count, generator=generator), 0
-        for step in range(SCHEDULED_STEPS):
-            if at + BATCH > count:
+        for step in range(self.args.scheduled):
+            if at + batch > count:
                 order, at = torch.randperm(count, generator=generator), 0
-            chosen, at = order[at : at + BATCH], at + BATCH
-            uniform = torch.rand(5, BATCH, generator=generator)
+            chosen, at = order[at : at + batch], at + batch
+            uniform = torch.rand(5, batch, generator=generator)
             if step < self.start:
                 continue
-            masks = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            masks = torch.Generator().manual_seed(seed * 1_000_003 + step)
             yield {
                 "inputs": crop_and_flip(self.images[chosen], uniform),
-                "mask": self.make_masks(masks),
+                "mask": make_masks(batch, masks),
                 "index": chosen,
             }
 
@@ -178,7 +184,9 @@ class Probe(pl.Callback):
                 tokens = model.backbone.features(inputs, layers=[-1]).layers[0]
             else:
                 local, _ = model.encoder.features(inputs)
-                tokens = model.teacher(model.backbone, inputs, local, None, keep=[5])[0].block[:, 1:]
+                tokens = model.teacher(
+                    model.backbone, inputs, local, None, keep=[model.backbone.transformer.depth - 1]
+                )[0].block[:, 1:]
             chunks.append(tokens.mean(dim=1).float().cpu())
         return torch.cat(chunks)
 
@@ -233,6 +241,12 @@ def main() -> None:
     parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of data2vec")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=470)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--depth", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument(
+        "--scheduled", type=int, default=4700, help="steps of the whole schedule, however few are taken"
+    )
     parser.add_argument("--probe-every", type=int, help="steps; by default only where the reference has numbers")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--precision", default="32-true")
@@ -257,10 +271,9 @@ def main() -> None:
             pl.callbacks.ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=47),
         ],
     )
-    model, make_masks = (network_1(), masks_1) if args.version == 1 else (network_2(), masks_2)
-    # The schedule belongs to the whole reference run, however few of its steps are taken.
-    model.configure_optimizers = lambda: model.optimization.configure(model, SCHEDULED_STEPS)  # type: ignore[method-assign]
-    loader = DataLoader(Batches(images, args.seed, start, make_masks), batch_size=None)
+    model = NETWORKS[args.version](args.width, args.depth, args.scheduled)
+    model.configure_optimizers = lambda: model.optimization.configure(model, args.scheduled)  # type: ignore[method-assign]
+    loader = DataLoader(Batches(images, args, start), batch_size=None)
     trainer.fit(model, loader, ckpt_path=last if last.exists() else None, weights_only=True)
 
 
