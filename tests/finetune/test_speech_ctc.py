@@ -6,8 +6,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
+import soundfile
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
@@ -28,6 +30,7 @@ from d2v_lightning import (
 )
 from d2v_lightning.encoders.audio import feature_lengths
 from d2v_lightning.finetune.ctc_checks import check_first_batch
+from datamodules.speech_windows import SpeechWindows
 
 CONVS = [(16, 10, 5), (16, 4, 4), (16, 4, 4), (16, 4, 4)]  # 16 kHz -> 50 Hz
 VOCABULARY = ["<blank>", "|", "A", "B", "C"]
@@ -98,6 +101,38 @@ def test_a_tiny_set_is_learned_to_no_error() -> None:
     first = lines[2]["words"][1]
     assert first["word"] == "C"
     assert first["start"] == pytest.approx(0.42, abs=0.1), "C begins after A, B and a pause"
+
+
+def test_a_transcript_does_not_depend_on_where_windows_fall(tmp_path: Path) -> None:
+    pl.seed_everything(0)
+    random = np.random.default_rng(1)
+
+    def sentence(words: int) -> str:
+        return " ".join("".join(random.choice(list("ABC"), random.integers(1, 5))) for _ in range(words))
+
+    model = SpeechCTC(
+        backbone(),
+        vocabulary=VOCABULARY,
+        freeze_trunk_steps=0,
+        freeze_convolutions=False,
+        optimization=quick(warmup=20),
+    )
+    batches = [batch_of([sentence(words) for words in (2, 3, 6)]) for _ in range(120)]
+    trainer(max_steps=120, gradient_clip_val=1.0).fit(model, loader(batches))
+    said = sentence(50)
+    clip, path = spoken(said), str(tmp_path / "long.wav")
+    soundfile.write(path, 0.9 * (clip / clip.abs().max()).numpy(), 16000)
+    heard = []
+    for core, context, windows in ((60, 5, 8), (7, 5, 3), (5, 2, 4), (3, 1, 2)):
+        model.eval()
+        with torch.no_grad():
+            found = [
+                line
+                for batch in SpeechWindows([path], True, CONVS, core, context, windows)
+                for line in model.predict_step(batch, 0)["lines"]
+            ]
+        heard.append(found[0]["transcript"])
+    assert heard == [said] * 4
 
 
 def test_padding_changes_nothing() -> None:
