@@ -130,6 +130,10 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         for name, count in (("max_length", max_length), ("batch_size", batch_size), ("batch_tokens", batch_tokens)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} {count}: permitted is 1 or more")
+        if batch_tokens is not None and effective_batch is not None:
+            raise ValueError(
+                "effective_batch counts samples, batch_tokens makes batches of any number: give one of them"
+            )
         self.save_hyperparameters(logger=False)
         self.task, self.root, self.dataset, self.tokenizer = task, root, dataset, tokenizer
         self.files = TASKS.get(task) or TaskFiles("", tuple(text_columns or ()), label_column, tuple(classes or ()))

@@ -168,6 +168,8 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             ValueError: there is no text, the tokenizer or the model does not fit, or `effective_batch` is smaller than one
                 batch.
         """
+        if stage in ("test", "predict"):
+            raise ValueError("text for pre-training has nothing to " + stage + ": use fit or validate")
         if self.files is None and self.dataset is None:
             raise ValueError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
         if self._tokenizer is None:
@@ -177,9 +179,8 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         self._check_model()
         if not self._blocks:
             self._blocks = self._opened()
-        if stage in ("validate", "test", "predict") and (stage != "validate" or "val" not in self._blocks):
-            remedy = "set val_files or val_fraction" if stage == "validate" else "use fit or validate"
-            raise ValueError(f"there is no text to {stage}: {remedy}")
+        if stage == "validate" and "val" not in self._blocks:
+            raise ValueError("there is no text to validate: set val_files or val_fraction")
         if stage == "fit" and self.effective_batch is not None:
             per_device = self.batch_size * self.block_size
             accumulate_to(self.trainer, "batch_size x block_size", per_device, self.effective_batch, "tokens")

@@ -52,6 +52,8 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     remedy = "give a name on the Hugging Face hub, or a directory made by python -m datamodules.tokenizer"
+    if (name.startswith((".", "/")) or name.count("/") > 1) and not os.path.isdir(name):
+        raise ValueError(f"no tokenizer at {name!r}: {remedy}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:

@@ -15,7 +15,7 @@ from d2v_lightning.configurable import Configurable
 class RunSummary(Configurable, Callback):
     """Prints parameters, effective batch (per device x devices x accumulated), optimiser steps and precision.
 
-    The batch per device is the datamodule's `batch_size` where it has one, else the size of the first batch.
+    The batch per device is the datamodule's `batch_tokens` or `batch_size` where it has one, else that of the first batch.
     """
 
     def __init__(self) -> None:
@@ -23,33 +23,37 @@ class RunSummary(Configurable, Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._said = False
-        batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-        if isinstance(batch_size, int):
+        data = getattr(trainer, "datamodule", None)
+        tokens, batch_size = getattr(data, "batch_tokens", None), getattr(data, "batch_size", None)
+        if isinstance(tokens, int):
+            self._say(trainer, pl_module, tokens, " tokens")
+        elif isinstance(batch_size, int):
             self._say(trainer, pl_module, batch_size)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if not self._said:
             self._say(trainer, pl_module, batch_size_of(batch))
 
-    def _say(self, trainer: Trainer, pl_module: LightningModule, batch_size: int | None) -> None:
+    def _say(self, trainer: Trainer, pl_module: LightningModule, batch_size: int | None, unit: str = "") -> None:
         self._said = True
-        rank_zero_info(summary(trainer, pl_module, batch_size))
+        rank_zero_info(summary(trainer, pl_module, batch_size, unit))
 
 
-def summary(trainer: Trainer, pl_module: LightningModule, batch_size: int | None) -> str:
+def summary(trainer: Trainer, pl_module: LightningModule, batch_size: int | None, unit: str = "") -> str:
     """The line.
 
     Args:
         trainer: of a run that has started.
         pl_module: a module with `student` and `teacher`, or any other.
         batch_size: samples per device and micro-batch; None where a batch does not say.
+        unit: what it counts instead of samples.
     """
     devices, accumulated = trainer.world_size, trainer.accumulate_grad_batches
     if batch_size is None:
         batch = f"{devices} devices x {accumulated} accumulated batches a step"
     else:
         batch = (
-            f"effective batch {batch_size * devices * accumulated:,} = {batch_size:,} per device x {devices} "
+            f"effective batch {batch_size * devices * accumulated:,}{unit} = {batch_size:,} per device x {devices} "
             f"device{'s' if devices > 1 else ''} x {accumulated} accumulated"
         )
     steps = trainer.estimated_stepping_batches

@@ -131,6 +131,8 @@ def test_mistakes_get_one_line(tmp_path: Path, tokenizer: str) -> None:
         ({"task": "sst3"}, ValueError, "task 'sst3': permitted are cola"),
         ({"task": "custom"}, ValueError, "give text_columns for 'custom'"),
         ({"task": "sst2", "batch_size": 0}, ValueError, "batch_size 0"),
+        ({"task": "sst2", "batch_tokens": 60, "effective_batch": 8}, ValueError, "effective_batch counts samples"),
+        ({"task": "sst2", "tokenizer": "/no/where"}, ValueError, "no tokenizer at '/no/where'"),
         (
             {"task": "sst2"},
             FileNotFoundError,
