@@ -278,8 +278,9 @@ class D2VCLI(LightningCLI):
 
     def _refuse_other_run(self, folder: Path) -> None:
         checkpoints = Path(self._settings.model_checkpoint.dirpath)
-        if not (folder / CONFIG_NAME).exists() and not any(checkpoints.glob("*.ckpt")):
-            return
+        saved = any(checkpoints.glob("*.ckpt"))
+        if not saved and (self.line.value("ckpt_path") == "last" or not (folder / CONFIG_NAME).exists()):
+            return  # also where a run was killed before its first checkpoint, and is sent again
         if self.stored is not None:
             source = Path(self.stored.path).resolve()
             if source.is_relative_to(folder.resolve()) or source.is_relative_to(checkpoints.resolve()):

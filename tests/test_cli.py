@@ -352,6 +352,18 @@ def test_going_on_equals_never_having_stopped(pretrained: Path, config: str, tmp
     assert not torch.equal(weights(half)["student.mask_token"], whole["student.mask_token"])
 
 
+def test_a_run_killed_before_its_first_checkpoint_is_sent_again(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "runs" / "tiny"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    assert "holds another run" in fails(capsys, 2, "fit", "--config", config)
+    cli.main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "1"])
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert (run / "config_resumed_1.yaml").is_file()
+
+
 def test_going_on_in_the_folder_with_nothing_but_the_checkpoint(config: str, tmp_path: Path) -> None:
     """Model, data and length of the run come from the file; the first configuration and metrics stay."""
     cli.main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "1"])  # nothing there yet
