@@ -263,13 +263,19 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         """Shuffled; restartable in the middle of an epoch.
 
         Raises:
-            ValueError: there are no labels.
+            ValueError: there are no labels, or fewer rows than one batch on every device needs.
         """
         if self.trainer is not None:
             begin_epoch_anew(self.trainer)
         examples = self._examples["train"][0]
         if examples.labels is None:
             raise ValueError(f"the training rows have no column {self.files.label!r}")
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if self.batch_tokens is None and self.batch_size * world_size > len(examples):
+            raise ValueError(
+                f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(examples)} training rows: set "
+                f"batch_size to at most {max(1, len(examples) // world_size)}"
+            )
         return self._loader(examples, training=True)
 
     def val_dataloader(self) -> list[ResumableLoader]:

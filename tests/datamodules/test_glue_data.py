@@ -112,6 +112,15 @@ def test_length_groups_within_a_budget_of_tokens(tmp_path: Path, tokenizer: str)
     assert sum(rows for rows, _ in sizes) == 30
 
 
+def test_a_training_set_below_one_batch_is_refused(tmp_path: Path, tokenizer: str) -> None:
+    for split, count in (("train", 3), ("dev", 5)):
+        write(tmp_path, "sst2", split, count)
+    with pytest.raises(
+        ValueError, match=r"batch_size 4 x 1 device\(s\) is more than 3 training rows: set batch_size to at most 3"
+    ):
+        module(tmp_path, "sst2", tokenizer).train_dataloader()
+
+
 def test_a_hidden_test_set_is_predicted_and_not_scored(tmp_path: Path, tokenizer: str) -> None:
     write(tmp_path, "cola", "train", 4)
     (tmp_path / "CoLA" / "test.tsv").write_text("index\tsentence\n0\tSome words\n1\there\n")
