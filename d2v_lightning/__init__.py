@@ -22,6 +22,8 @@ from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEnco
 from d2v_lightning.finetune import GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
+from d2v_lightning.multimodal import MultimodalData2Vec
+from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import Alibi, RelativePositionBias
 from d2v_lightning.pretrained import load_backbone
@@ -50,6 +52,8 @@ __all__ = [
     "LinearDecoder",
     "MaskTokenStudent",
     "MlpDecoder",
+    "MultimodalData2Vec",
+    "Objective",
     "OnlineProbe",
     "Optimization",
     "PictureLogger",

@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("files", nargs="+", help="files or patterns; of text, every line is a sample")
     parser.add_argument("--checkpoint", required=True, help="file, directory or name on the model hub")
     parser.add_argument("--part", choices=("student", "teacher"), default="student", help="of a pre-trained model")
+    parser.add_argument("--modality", help="of a model that was pre-trained on several")
     parser.add_argument("--out", required=True, type=Path, help=f"file to write: {', '.join(KINDS)}")
     parser.add_argument(
         "--layers", nargs="+", type=int, default=[-1], help="blocks from 0, or from the end; default: last"
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
         )
     if args.out.exists():
         raise FileExistsError(f"{args.out} exists: remove it, or write to another file")
-    backbone = load_backbone(args.checkpoint, args.part).to(args.device)
+    backbone = load_backbone(args.checkpoint, args.part, modality=args.modality).to(args.device)
     samples = _samples(_paths(args.files), backbone, args)
     parts = args.out.with_name(f"{args.out.name}.parts")
     _same_run(parts, args, samples)

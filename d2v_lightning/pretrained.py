@@ -19,6 +19,7 @@ from d2v_lightning.checkpoints.huggingface import huggingface_content
 from d2v_lightning.checkpoints.official import convert_official, is_official
 from d2v_lightning.checkpoints.tables import Row, State, named_tensors
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
+from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
 from d2v_lightning.tensor_files import read_tensors
@@ -51,6 +52,24 @@ class Pretrained(NamedTuple):
         if not part:
             raise ValueError(f"{self.path} holds a {self.tree['class_path']}, which has no {prefix.rstrip('.')}")
         return part
+
+    def of_modality(self, modality: str | None) -> Pretrained:
+        """What a file of several modalities holds of one; a file of one, for which `modality` is None, as it is.
+
+        Raises:
+            ValueError: the file is of several and none of them is named, or it has none of that name.
+        """
+        held = self.tree["init_args"].get("modalities", {})
+        if modality is None and not held:
+            return self
+        if modality not in held:
+            there = f"it has modalities {', '.join(held)}" if held else "it is of one modality: leave modality out"
+            raise ValueError(f"modality is {modality!r} for {self.path}: {there}")
+        encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
+        tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
+        state = self.part(f"modalities.{modality}.")
+        content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer)
+        return Pretrained(content, self.path)
 
 
 def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pretrained:
@@ -178,6 +197,7 @@ def load_backbone(
     drop_path: float | None = None,
     gradient_checkpointing: bool = False,
     trunk: dict[str, Any] | None = None,
+    modality: str | None = None,
 ) -> Backbone:
     """The backbone in a pre-trained or fine-tuned file, ready for another task.
 
@@ -188,13 +208,14 @@ def load_backbone(
         drop_path: stochastic depth of the new task; None keeps the file's.
         gradient_checkpointing: see `Transformer`.
         trunk: further arguments of `Transformer` for the new task, such as its dropouts.
+        modality: of a file that was pre-trained on several, which one.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_pretrained`; or the file has no such part.
+        FileNotFoundError, ValueError: see `read_pretrained`; or the file has no such part or modality.
     """
     if part not in ("student", "teacher"):
         raise ValueError(f"part is {part!r}: choose 'student' or 'teacher'")
-    found = read_pretrained(path)
+    found = read_pretrained(path).of_modality(modality)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     tree, state = backbone_part(found, part, size)
     arguments = tree["init_args"]["transformer"]["init_args"]
@@ -207,13 +228,16 @@ def load_backbone(
     return backbone
 
 
-def load_mask_token(path: str | Path) -> Tensor | None:
+def load_mask_token(path: str | Path, modality: str | None = None) -> Tensor | None:
     """The vector (D,) that stood for hidden tokens in pre-training; None where the file has none (2.0, text).
+
+    Args:
+        path, modality: see `load_backbone`.
 
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`.
     """
-    state = read_pretrained(path).state
+    state = read_pretrained(path).of_modality(modality).state
     token = state.get("student.mask_token", state.get("mask_token"))
     return None if token is None else token.flatten()
 

@@ -28,6 +28,7 @@ class Batch(TypedDict, total=False):
     label_lengths: (B,) int64, letters of each transcript.
     channel_mask: (B, D) bool, True = channel set to 0 in fine-tuning on speech.
     index: (B,) int64, place of each sample in its data set; it names the batch when something goes wrong.
+    modality: in a run of several, the name of this batch's.
     """
 
     inputs: Tensor
@@ -40,6 +41,7 @@ class Batch(TypedDict, total=False):
     label_lengths: Tensor
     channel_mask: Tensor
     index: Tensor
+    modality: str
 
 
 def require(batch: Any, *fields: str, remedy: str) -> None:

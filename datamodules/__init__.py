@@ -4,6 +4,7 @@ from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlock
 from datamodules.glue import GLUEDataModule
 from datamodules.image import ImageDataModule
 from datamodules.loader import ResumableLoader
+from datamodules.multimodal import MultimodalDataModule
 from datamodules.samplers import EpochBatchSampler
 from datamodules.speech import SpeechDataModule
 from datamodules.speech_collators import SpanMaskCollator, SpeechCollator, TranscriptCollator
@@ -18,6 +19,7 @@ __all__ = [
     "ImageCollator",
     "ImageDataModule",
     "InverseBlockMaskCollator",
+    "MultimodalDataModule",
     "ResumableLoader",
     "SequenceMaskCollator",
     "SpanMaskCollator",

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.attached import attached_model
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.image_sources import (
     SPLIT_NAMES,
@@ -233,7 +234,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
 
     def _fit_to_model(self) -> None:
         """Takes image size, patch size and channels from the model's encoder, or checks that they agree with it."""
-        module = getattr(self.trainer, "lightning_module", None)
+        module = attached_model(self)
         encoder = getattr(module, "encoder", None)
         size = _agreed("image_size", self.image_size, getattr(encoder, "image_size", None))
         patch = _agreed("patch_size", self.patch_size, getattr(encoder, "patch_size", None))

@@ -16,6 +16,7 @@ from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, shortest_input
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.attached import attached_model
 from datamodules.keyed_images import one_line
 from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import Key
@@ -165,7 +166,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if stage == "predict":
             self._find_recordings(self.root)
             return
-        module = getattr(self.trainer, "lightning_module", None)
+        module = attached_model(self)
         normalised = getattr(module, "normalize", self.normalize)
         if normalised != self.normalize:
             raise ValueError(
@@ -223,7 +224,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         return max(least, int((self.min_seconds or 0.0) * RATE))
 
     def _conv_layers(self) -> Sequence[Sequence[int]]:
-        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        encoder = getattr(attached_model(self), "encoder", None)
         layers: Sequence[Sequence[int]] = getattr(encoder, "conv_layers", CONV_LAYERS)
         return layers
 
@@ -235,7 +236,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 )
             if self.upper:
                 source.clips[number] = clip._replace(text=clip.text.upper())
-        vocabulary = getattr(getattr(self.trainer, "lightning_module", None), "vocabulary", None)
+        vocabulary = getattr(attached_model(self), "vocabulary", None)
         if isinstance(vocabulary, list):
             self._refuse_unknown(source, split, set(vocabulary))
 
@@ -284,7 +285,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Windows of recordings of any length, see `SpeechWindows`; "index" refers to `predict_paths`."""
-        module = getattr(self.trainer, "lightning_module", None)
+        module = attached_model(self)
         normalised = getattr(module, "normalize", self.normalize)
         windows = SpeechWindows(self.predict_paths, normalised, self._conv_layers())
         return DataLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
@@ -322,7 +323,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 None if self.max_seconds is None else int(self.max_seconds * RATE),
                 self.seed,
             )
-        module = getattr(self.trainer, "lightning_module", None)
+        module = attached_model(self)
         vocabulary = getattr(module, "vocabulary", None) or [BLANK, SEPARATOR, *self.letters()]
         if not training:
             return SpeechCollator(vocabulary=vocabulary)

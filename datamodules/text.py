@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.attached import attached_model
 from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed
 from datamodules.text_collators import TextMaskCollator, check_masking
@@ -173,7 +174,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         if self.files is None and self.dataset is None:
             raise ValueError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
         if self._tokenizer is None:
-            backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+            backbone = getattr(attached_model(self), "backbone", None)
             self._tokenizer = agreed_tokenizer(self.tokenizer_name, backbone)
             self._vocabulary = vocabulary_of(self._tokenizer)
         self._check_model()
@@ -190,7 +191,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         most = self._tokenizer.model_max_length
         if self.block_size > most:
             raise ValueError(f"block_size {self.block_size}: tokenizer {self.tokenizer_name!r} is for {most} at most")
-        encoder = getattr(getattr(self.trainer, "lightning_module", None), "encoder", None)
+        encoder = getattr(attached_model(self), "encoder", None)
         most = getattr(encoder, "max_positions", self.block_size)
         if self.block_size > most:
             raise ValueError(f"block_size {self.block_size}: the model has max_positions {most}, set one of them")

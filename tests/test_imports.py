@@ -18,9 +18,10 @@ LAYERS = [
     ["encoders", "transformer", "saving"],
     ["targets", "backbone"],
     ["teacher", "student", "callbacks"],
-    ["checkpoints"],
+    ["checkpoints", "objective"],
     ["pretrained"],
-    ["module", "finetune"],
+    ["pretraining", "finetune"],
+    ["module", "multimodal"],
     ["atomic_io", "resuming", "cli_errors", "cli_help"],
     ["command_line", "tune_decoding", "convert", "features"],
 ]

@@ -85,7 +85,7 @@ def batch_of(kind: str, samples: int = 2, masks: int = 3, padded: bool = False) 
 
 
 def loss_of(model: Data2Vec, batch: dict[str, Any]) -> Tensor:
-    return model._regress(batch)[0]  # type: ignore[arg-type]
+    return model.regress(batch)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,6 +20,7 @@ from d2v_lightning import (
     GLUEClassifier,
     ImageClassifier,
     ImageEncoder,
+    MultimodalData2Vec,
     SpeechCTC,
     VisibleStudent,
 )
@@ -87,10 +88,26 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
     tree = sections["model"]
     folder = (
         {}
-        if "dataset" in str(sections["data"]) or sections["data"]["class_path"].endswith("TextDataModule")
+        if "dataset" in str(sections["data"])
+        or sections["data"]["class_path"].endswith(("TextDataModule", "MultimodalDataModule"))
         else {"root": str(tmp_path)}
     )
     build(overridden(sections["data"], folder))
+    if own_class(tree["class_path"]) is MultimodalData2Vec:
+        with torch.device("meta"):
+            build(tree)
+        parts = {
+            name: made_small({"init_args": part["init_args"]}) for name, part in tree["init_args"]["modalities"].items()
+        }
+        module = build(
+            overridden(tree, {"modalities": {name: {"class_path": "Objective", **parts[name]} for name in parts}})
+        )
+        masks = {
+            name: part["init_args"]["num_masks"] for name, part in sections["data"]["init_args"]["datamodules"].items()
+        }
+        for name, objective in module.modalities.items():
+            steps(module, {**batch_for(objective, masks[name]), "modality": name})
+        return
     if own_class(tree["class_path"]) is Data2Vec:
         with torch.device("meta"):
             build(tree)

@@ -36,10 +36,10 @@ def test_a_step_is_one_graph_and_gives_the_same_loss(path: Path) -> None:
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(model._regress, fullgraph=True, dynamic=False, backend=count)
+    compiled = torch.compile(model.regress, fullgraph=True, dynamic=False, backend=count)
     for batch in batches:
         torch.manual_seed(7)
-        expected = model._regress(batch)[0]
+        expected = model.regress(batch)[0]
         torch.manual_seed(7)
         torch.testing.assert_close(compiled(batch)[0], expected)
     assert len(graphs) == 1  # other data, the same graph

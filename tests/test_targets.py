@@ -65,8 +65,8 @@ def test_a_step_with_it_is_one_graph() -> None:
     model.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
     batch = {**image_batch(3, 9), "hidden": image_batch(3, 9)["mask"].flatten().nonzero()[:, 0]}
     torch._dynamo.reset()
-    compiled = torch.compile(model._regress, fullgraph=True, dynamic=False, backend="eager")
-    torch.testing.assert_close(compiled(batch)[0], model._regress(batch)[0])
+    compiled = torch.compile(model.regress, fullgraph=True, dynamic=False, backend="eager")
+    torch.testing.assert_close(compiled(batch)[0], model.regress(batch)[0])
 
 
 def test_padding_that_enters_as_data_is_one_graph() -> None:

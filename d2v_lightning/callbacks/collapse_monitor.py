@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_statistics import Spread, spread
+from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
 
 log = logging.getLogger(__name__)
@@ -98,22 +99,35 @@ class CollapseMonitor(Configurable, Callback):
         every_n_steps: optimiser steps between checks.
         patience: checks in a row that must agree before the verdict changes: one batch proves nothing.
         on_collapse: "warn" goes on, "stop" ends training, which then still saves as at any other end.
+        modality: in a run of several, the one that this monitor looks at, at its first batch after every so many steps; each
+            has a monitor of its own. Its name then follows `collapse/`.
     """
 
     def __init__(
-        self, every_n_steps: int = 100, patience: int = 2, on_collapse: Literal["warn", "stop"] = "warn"
+        self,
+        every_n_steps: int = 100,
+        patience: int = 2,
+        on_collapse: Literal["warn", "stop"] = "warn",
+        modality: str | None = None,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
         if on_collapse not in ("warn", "stop"):
             raise ValueError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
         self.every_n_steps, self.patience, self.on_collapse = every_n_steps, patience, on_collapse
+        self.modality = modality
+        self._name = "CollapseMonitor" if modality is None else f"CollapseMonitor ({modality})"
         self.verdict: Finding | None = None
         self.reading: dict[str, float] = {}
         self._first: dict[str, float] = {}
         self._best: dict[str, float] = {}
         self._candidate, self._times = Finding("healthy"), 0
-        self._last_step = 0
+        self._last_step = self._last_check = 0
+
+    @property
+    def state_key(self) -> str:
+        """Where its state stands in a checkpoint: several monitors have several places."""
+        return super().state_key if self.modality is None else self._generate_state_key(modality=self.modality)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -132,22 +146,26 @@ class CollapseMonitor(Configurable, Callback):
         self.reading = dict(state_dict["reading"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step = trainer.global_step
+        self._last_step = self._last_check = trainer.global_step
+        watched(pl_module, self.modality, "CollapseMonitor")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step = trainer.global_step
-        if step == self._last_step or step % self.every_n_steps:
+        step, since = trainer.global_step, self._last_check // self.every_n_steps
+        stepped, self._last_step = step != self._last_step, step
+        mine = self.modality is None or batch["modality"] == self.modality
+        if not (stepped and mine) or step // self.every_n_steps == since:
             return
-        self._last_step = step
+        self._last_check = step
         with aside(trainer, pl_module):
-            reading = read(trainer, pl_module, batch)
+            reading = read(trainer, watched(pl_module, self.modality, "CollapseMonitor"), batch)
         if reading is None:
-            rank_zero_warn("CollapseMonitor sees a single sample a step and can say nothing: use a larger batch")
+            rank_zero_warn(f"{self._name} sees a single sample a step and can say nothing: use a larger batch")
             return
         self.consider(reading, step)
-        values = {f"collapse/{name}": value for name, value in self.reading.items()}
+        prefix = "collapse/" if self.modality is None else f"collapse/{self.modality}/"
+        values = {f"{prefix}{name}": value for name, value in self.reading.items()}
         # Past the Trainer's log_every_n_steps, which would drop most checks; `log` puts them into callback_metrics.
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
@@ -179,7 +197,7 @@ class CollapseMonitor(Configurable, Callback):
             self._say(f"step {step}", self.verdict)
 
     def _say(self, when: str, verdict: Finding) -> None:
-        line = f"CollapseMonitor, {when}: {describe(verdict, self.reading)}"
+        line = f"{self._name}, {when}: {describe(verdict, self.reading)}"
         if verdict.status == "healthy":
             rank_zero_info(line)
         else:
@@ -241,16 +259,16 @@ def describe(finding: Finding, reading: Mapping[str, float]) -> str:
     return f"{word}, {cause} ({facts}). Try: {remedy}"
 
 
-def read(trainer: Trainer, pl_module: Any, batch: Any) -> dict[str, float] | None:
+def read(trainer: Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
     """All values of one check, reduced over ranks; None where all ranks together have a single sample."""
 
     def add_up(x: Tensor) -> Tensor:
         return trainer.strategy.reduce(x.clone(), reduce_op="sum")
 
-    targets = pl_module.targets(batch)
+    targets = objective.targets(batch)
     padding_mask = None
     if batch.get("padding_mask") is not None:
-        padding_mask = pl_module.encoder.features(batch["inputs"], batch["padding_mask"])[1]
+        padding_mask = objective.encoder.features(batch["inputs"], batch["padding_mask"])[1]
     num_samples, length, _ = targets.shape
     longest = torch.tensor(length, device=targets.device)
     positions_everywhere = int(trainer.strategy.reduce(longest, reduce_op="max"))
@@ -260,9 +278,9 @@ def read(trainer: Trainer, pl_module: Any, batch: Any) -> dict[str, float] | Non
         return spread(x[samples, positions], samples, positions, num_samples, positions_everywhere, add_up, ranks)
 
     target = measure(targets, ranks=True)
-    results = pl_module.teacher_layer_results(batch)
+    results = objective.teacher_layer_results(batch)
     layers = [measure(result) for result in results]
-    predictions, hidden = pl_module.predictions(batch)
+    predictions, hidden = objective.predictions(batch)
     rows, columns = hidden // (batch["mask"].shape[1] * length), hidden % length
     prediction = spread(predictions, rows, columns, num_samples, positions_everywhere, add_up)
     errors = predictions.float() - targets[rows, columns]
@@ -284,7 +302,7 @@ def read(trainer: Trainer, pl_module: Any, batch: Any) -> dict[str, float] | Non
         "prediction_ratio": prediction.over_batch / target.over_batch if target.over_batch > 0.0 else 0.0,
         "prediction_error": float(error / count) / target.total if target.total > 0.0 else 1.0,
     }
-    numbers = getattr(pl_module, "averaged_layers", range(len(layers)))
+    numbers = getattr(objective, "averaged_layers", range(len(layers)))
     for number, layer in zip(numbers, layers, strict=True):
         reading[f"layer{number}_variance"] = layer.total
         reading[f"layer{number}_std"] = layer.total**0.5

@@ -45,8 +45,8 @@ class EMATeacher(Configurable, Callback):
 
     @torch.no_grad()
     def update(self, module: Any, step: int) -> None:
-        """Move the teacher of `module` as after optimiser step `step`, all tensors in one fused operation."""
-        teacher, student = module.teacher.pairs(module.student.backbone)
+        """Move the teachers of a `Pretraining` as after optimiser step `step`, all tensors in one fused operation."""
+        teacher, student = module.ema_pairs()
         torch._foreach_lerp_(teacher, student, 1.0 - self.decay(step))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -109,7 +109,7 @@ def _names(batch: Any, inputs: bool) -> dict[str, Any]:
     """What is kept of a batch: indices, and its inputs where nobody has to wait for them."""
     if not isinstance(batch, dict):
         return {}
-    return {name: batch[name] for name in ("index", *(("inputs",) if inputs else ())) if name in batch}
+    return {name: batch[name] for name in ("index", "modality", *(("inputs",) if inputs else ())) if name in batch}
 
 
 def named_samples(batch: Mapping[str, Any]) -> str:
@@ -117,11 +117,12 @@ def named_samples(batch: Mapping[str, Any]) -> str:
     index, inputs = batch.get("index"), batch.get("inputs")
     if index is None:
         return ""
+    of = f" of {batch['modality']}" if "modality" in batch else ""
     if inputs is not None and inputs.is_floating_point():
         bad = ~torch.isfinite(inputs).flatten(1).all(dim=1)
         if bad.any():
-            return f"; inputs that are not finite: samples {_list(index[bad])}"
-    return f"; samples {_list(index)}"
+            return f"; inputs that are not finite: samples {_list(index[bad])}{of}"
+    return f"; samples {_list(index)}{of}"
 
 
 def _list(index: Tensor) -> str:

@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.probing import Part, knn_accuracy, linear_accuracy, pooled_features
 
@@ -30,6 +31,8 @@ class OnlineProbe(Configurable, Callback):
         every_n_steps: probe after every so many optimiser steps; None for never.
         parts: whose features.
         k: neighbours that vote.
+        modality: in a run of several, the one to probe, on `datamodule.datamodules[modality].probe_dataloaders()`. Its name
+            then follows `probe/`.
         linear: fit the linear probe too: about a second per thousand samples at width 192, more for wide models.
 
     Raises:
@@ -45,6 +48,7 @@ class OnlineProbe(Configurable, Callback):
         parts: Sequence[Part] = ("teacher", "student"),
         k: int = 20,
         linear: bool = True,
+        modality: str | None = None,
     ) -> None:
         intervals = [interval for interval in (every_n_epochs, every_n_steps) if interval is not None]
         if not intervals or min(intervals) < 1:
@@ -56,12 +60,16 @@ class OnlineProbe(Configurable, Callback):
             raise ValueError(f"parts is {list(parts)}: choose from 'teacher' and 'student'")
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.parts, self.k, self.linear = tuple(parts), k, linear
+        self.modality = modality
         self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
+        watched(pl_module, self.modality, "OnlineProbe")
         if self.loaders is None:
-            datamodule = getattr(trainer, "datamodule", None)
+            datamodule: Any = getattr(trainer, "datamodule", None)
+            if self.modality is not None and datamodule is not None:
+                datamodule = datamodule.datamodules[self.modality]
             if datamodule is None or not hasattr(datamodule, "probe_dataloaders"):
                 raise ValueError(
                     "OnlineProbe has nothing to probe on: use a datamodule with probe_dataloaders(), or set "
@@ -87,29 +95,31 @@ class OnlineProbe(Configurable, Callback):
         assert self.loaders is not None, "the run has not started"
         if trainer.is_global_zero:
             accuracies: dict[str, float] = {}
+            objective = watched(pl_module, self.modality, "OnlineProbe")
+            prefix = "probe/" if self.modality is None else f"probe/{self.modality}/"
             with aside(trainer, pl_module):
-                train, train_labels = self._features(pl_module, self.loaders[0])
-                test, test_labels = self._features(pl_module, self.loaders[1])
+                train, train_labels = self._features(objective, pl_module.device, self.loaders[0])
+                test, test_labels = self._features(objective, pl_module.device, self.loaders[1])
                 for part in self.parts:
                     data = train[part], train_labels, test[part], test_labels
-                    accuracies[f"probe/knn_{part}"] = knn_accuracy(*data, k=self.k)
+                    accuracies[f"{prefix}knn_{part}"] = knn_accuracy(*data, k=self.k)
                     if self.linear:
-                        accuracies[f"probe/linear_{part}"] = linear_accuracy(*data)
+                        accuracies[f"{prefix}linear_{part}"] = linear_accuracy(*data)
             for logger in trainer.loggers:
                 logger.log_metrics(accuracies, step=trainer.global_step)
             pl_module.log_dict(accuracies, logger=False, batch_size=1, rank_zero_only=True)
         trainer.strategy.barrier("OnlineProbe")
 
-    def _features(self, pl_module: Any, loader: Loader) -> tuple[dict[Part, Tensor], Tensor]:
+    def _features(self, objective: Any, device: torch.device, loader: Loader) -> tuple[dict[Part, Tensor], Tensor]:
         """Features (n, D) of each part and labels (n,), on the CPU."""
         features: dict[Part, list[Tensor]] = {part: [] for part in self.parts}
         labels: list[Tensor] = []
         for batch in loader:
-            inputs = batch["inputs"].to(pl_module.device)
+            inputs = batch["inputs"].to(device)
             padding_mask = batch.get("padding_mask")
-            padding_mask = None if padding_mask is None else padding_mask.to(pl_module.device)
+            padding_mask = None if padding_mask is None else padding_mask.to(device)
             for part in self.parts:
-                features[part].append(pooled_features(pl_module, inputs, padding_mask, part).float().cpu())
+                features[part].append(pooled_features(objective, inputs, padding_mask, part).float().cpu())
             labels.append(batch["labels"].cpu())
         if not labels:
             raise ValueError("OnlineProbe got no samples: its loaders are empty")

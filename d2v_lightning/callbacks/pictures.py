@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
 
 COLUMNS = ("input", "student sees", "teacher features", "student features", "prediction error")
@@ -29,27 +30,29 @@ class PictureLogger(Configurable, Callback):
     Args:
         every_n_steps: optimiser steps between pictures.
         num_pictures: rows.
+        modality: in a run of several, the one with the pictures, drawn at its first batch after every so many steps.
 
     Raises:
         ValueError: an argument is not positive.
     """
 
-    def __init__(self, every_n_steps: int = 1000, num_pictures: int = 6) -> None:
+    def __init__(self, every_n_steps: int = 1000, num_pictures: int = 6, modality: str | None = None) -> None:
         if every_n_steps < 1 or num_pictures < 1:
             raise ValueError(
                 f"every_n_steps is {every_n_steps}, num_pictures is {num_pictures}: both must be 1 or more"
             )
-        self.every_n_steps, self.num_pictures = every_n_steps, num_pictures
+        self.every_n_steps, self.num_pictures, self.modality = every_n_steps, num_pictures, modality
         self._shown: dict[str, Tensor] | None = None
         self._folder = ""
         self._last_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step, self._shown = trainer.global_step, None
+        watched(pl_module, self.modality, "PictureLogger")
         self._folder = os.path.join(trainer.log_dir or trainer.default_root_dir, "pictures")  # asks all ranks
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._shown is not None:
+        if self._shown is not None or (self.modality is not None and batch["modality"] != self.modality):
             return
         if not isinstance(batch, dict) or "mask" not in batch or batch["inputs"].dim() != 4:
             raise ValueError(
@@ -61,13 +64,13 @@ class PictureLogger(Configurable, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step == self._last_step or step % self.every_n_steps:
+        if self._shown is None or step // self.every_n_steps == self._last_step // self.every_n_steps:
             return
         self._last_step = step
-        if not trainer.is_global_zero or self._shown is None:
+        if not trainer.is_global_zero:
             return
         with aside(trainer, pl_module):
-            panels = look(pl_module, self._shown)
+            panels = look(watched(pl_module, self.modality, "PictureLogger"), self._shown)
         path = os.path.join(self._folder, f"step_{step:06d}.png")
         image = draw(panels, f"optimiser step {step:,}")
         os.makedirs(self._folder, exist_ok=True)
@@ -77,22 +80,22 @@ class PictureLogger(Configurable, Callback):
         _send(trainer, image, path, step)
 
 
-def look(pl_module: Any, batch: dict[str, Tensor]) -> list[Tensor]:
+def look(objective: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     """The five columns, each (B, rows, columns, 3) float in 0..1, for images (B, C, H, W) and masks (B, M, N)."""
     inputs, mask = batch["inputs"], batch["mask"]
-    grid = tuple(pl_module.encoder.grid)
+    grid = tuple(objective.encoder.grid)
     pictures = to_rgb(inputs)
     hidden = mask[:, 0].reshape(-1, 1, *grid).float()
     hidden = F.interpolate(hidden, size=pictures.shape[1:3])[:, 0, :, :, None].cpu()
-    backbone = pl_module.backbone
+    backbone = objective.backbone
     last, extra = [backbone.transformer.depth - 1], backbone.num_extra_tokens
     tokens, _ = backbone.encoder.features(inputs, None)
-    teacher = pl_module.teacher(backbone, inputs, tokens, None, keep=last)[0].block[:, extra:]
+    teacher = objective.teacher(backbone, inputs, tokens, None, keep=last)[0].block[:, extra:]
     student = backbone.contextualize(tokens, None, keep=last)[1][0].block[:, extra:]
 
-    targets = pl_module.targets(batch).float()
+    targets = objective.targets(batch).float()
     length = targets.shape[1]
-    predictions, places = pl_module.predictions(batch)
+    predictions, places = objective.predictions(batch)
     masks = mask.shape[1]
     first = (places // length) % masks == 0
     predictions, places = predictions[first].float(), places[first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from typing import Any
 
@@ -21,10 +22,10 @@ class Progress(Configurable, TQDMProgressBar):
 
     Args:
         refresh_rate: batches between two redraws; every redraw waits for the device, at 20 for well under a percent.
-        shown: names of logged metrics to show beside those logged with `prog_bar=True`.
+        shown: names of logged metrics to show beside those logged with `prog_bar=True`, or patterns of them.
     """
 
-    def __init__(self, refresh_rate: int = 20, shown: tuple[str, ...] = ("train/loss",)) -> None:
+    def __init__(self, refresh_rate: int = 20, shown: tuple[str, ...] = ("train/loss", "train/*/loss")) -> None:
         super().__init__(refresh_rate=refresh_rate)
         self.shown = tuple(shown)
         self.samples_per_second: float | None = None
@@ -37,8 +38,8 @@ class Progress(Configurable, TQDMProgressBar):
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         logged = trainer.callback_metrics
-        for name in self.shown:
-            if name in logged and name not in items:
+        for name in (name for pattern in self.shown for name in fnmatch.filter(logged, pattern)):
+            if name not in items:
                 items[name.removeprefix("train/")] = float(logged[name])
         if self.samples_per_second is not None:
             items["samples/s"] = f"{self.samples_per_second:,.0f}"

@@ -60,6 +60,7 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
         checkpoint: a file to start from, see `load_backbone`. A checkpoint of the fine-tuned model holds the network
             itself and never looks for this file again.
         part: which network of a pre-training file to start from.
+        modality: of a checkpoint that was pre-trained on several, which one.
         head_dropout: before both linear maps of the head.
         freeze_backbone: linear probing: only the head is trained, and the backbone stays in eval mode.
         optimization: optimiser and schedule.
@@ -77,6 +78,7 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
         backbone: Backbone | None = None,
         checkpoint: str | None = None,
         part: Literal["student", "teacher"] = "student",
+        modality: str | None = None,
         head_dropout: float = 0.1,
         freeze_backbone: bool = False,
         optimization: Optimization | None = None,
@@ -98,12 +100,12 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
         if not 0.0 <= head_dropout < 1.0:
             raise ValueError(f"head_dropout is {head_dropout}: it must lie in [0, 1)")
         if checkpoint is not None:
-            backbone = load_backbone(checkpoint, part)
+            backbone = load_backbone(checkpoint, part, modality=modality)
         assert backbone is not None
         if not isinstance(backbone.encoder, TextEncoder):
             raise ValueError(f"GLUEClassifier needs a text backbone, this one has a {type(backbone.encoder).__name__}")
         self.backbone = backbone
-        self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.task = task
         self.kind = Task(num_classes, ("accuracy",)) if num_classes is not None else TASKS[task]
         if task == "custom" and num_classes == 1:

@@ -32,6 +32,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         checkpoint: a file to start from, see `load_backbone`. A checkpoint of the fine-tuned model holds the network
             itself and never looks for this file again.
         part: which network of a pre-training file to start from; published: the student.
+        modality: of a checkpoint that was pre-trained on several, which one.
         image_size: pixels; None for the backbone's. Another size resizes the tables of positions.
         drop_path: stochastic depth while fine-tuning, for a backbone from `checkpoint`.
         pooling: "mean" of the patches of the last block (published), or the "class_token" after the final norm.
@@ -56,6 +57,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         backbone: Backbone | None = None,
         checkpoint: str | None = None,
         part: Literal["student", "teacher"] = "student",
+        modality: str | None = None,
         image_size: int | None = None,
         drop_path: float = 0.2,
         pooling: Literal["mean", "class_token"] = "mean",
@@ -87,10 +89,10 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"{name} is {share}: a probability from 0 to 1 is needed")
         if checkpoint is not None:
-            backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing)
+            backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing, modality=modality)
         assert backbone is not None
         self.backbone = backbone
-        self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.num_classes, self.class_names, self.pooling = num_classes, class_names, pooling
         self.freeze_backbone, self.compile_parts = freeze_backbone, compile
         self.label_smoothing = label_smoothing

@@ -38,6 +38,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         checkpoint: a file or Hugging Face directory to start from, see `load_backbone`. A checkpoint of the fine-tuned model
             holds the network itself and never looks for this file again.
         part: which network of a pre-training file to start from; published: the student.
+        modality: of a checkpoint that was pre-trained on several, which one.
         vocabulary: tokens by number, the blank first, "|" between words; the path of a file with one a line; or "data" for
             the letters of the training transcripts. Stored in checkpoints. By default LibriSpeech's.
         normalize: what the backbone was pre-trained on: clips with mean 0 and variance 1. Stored, and enforced on data.
@@ -59,6 +60,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         backbone: Backbone | None = None,
         checkpoint: str | None = None,
         part: Literal["student", "teacher"] = "student",
+        modality: str | None = None,
         vocabulary: list[str] | str | None = None,
         normalize: bool = True,
         sample_rate: int = RATE,
@@ -92,13 +94,13 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         if checkpoint is not None:
             trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
             trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
-            backbone = load_backbone(checkpoint, part, trunk=trunk)
-            token = load_mask_token(checkpoint)
+            backbone = load_backbone(checkpoint, part, trunk=trunk, modality=modality)
+            token = load_mask_token(checkpoint, modality)
         assert backbone is not None
         if not isinstance(backbone.encoder, AudioEncoder):
             raise ValueError(f"SpeechCTC needs a speech backbone, this one has a {type(backbone.encoder).__name__}")
         self.backbone = backbone
-        self.config["init_args"].update(backbone=backbone.config, checkpoint=None)
+        self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.sample_rate = sample_rate
         self.normalize, self.freeze_trunk_steps, self.time_mask = normalize, freeze_trunk_steps, time_mask
         self.compile_parts, self.decoder = compile, decoder

@@ -1,0 +1,113 @@
+"""Objective: the method itself. A student predicts, at hidden positions, what its teacher makes of the whole input."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from d2v_lightning.backbone import Backbone
+from d2v_lightning.configurable import Configurable
+from d2v_lightning.encoders import Encoder
+from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.masking import hidden_positions, take_tokens
+from d2v_lightning.student import MaskTokenStudent, Predictions, VisibleStudent
+from d2v_lightning.targets import Targets
+from d2v_lightning.teacher import Scope, Teacher
+from d2v_lightning.types import Batch, require
+
+_NEEDS_MASKS = "pre-training needs data.task 'pretrain', or BlockMaskCollator(grid) as the DataLoader's collate_fn"
+
+
+class Objective(Configurable, nn.Module):
+    """What is computed of one batch, without how it is trained: student, teacher, targets, loss.
+
+    `Data2Vec` is one of these that trains itself, `MultimodalData2Vec` trains several.
+
+    Args:
+        student: backbone, masking and decoder.
+        targets: what the teacher's layers become.
+        loss: between predictions and targets.
+        teacher_scope: how much of the backbone the teacher holds, see `Teacher`.
+        class_loss: see `Data2Vec`.
+
+    Raises:
+        ValueError: `class_loss` without a class token, or more layers to average than the trunk has.
+    """
+
+    def __init__(
+        self,
+        student: MaskTokenStudent | VisibleStudent,
+        targets: Targets,
+        loss: RegressionLoss,
+        teacher_scope: Scope = "backbone",
+        class_loss: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = Teacher(student.backbone, teacher_scope)
+        self.make_targets, self.loss = targets, loss
+        if class_loss and student.backbone.num_extra_tokens != 1:
+            raise ValueError(f"class_loss is {class_loss}, but the encoder makes no class token: set it to 0")
+        self.class_loss = class_loss
+        self.averaged_layers = targets.layers(
+            student.backbone.transformer.depth, student.backbone.transformer.prenet_depth
+        )
+
+    @property
+    def backbone(self) -> Backbone:
+        """The student's backbone."""
+        return self.student.backbone
+
+    @property
+    def encoder(self) -> Encoder:
+        """The student's encoder, whose sizes a datamodule reads."""
+        return self.student.backbone.encoder
+
+    def regress(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss, the mean over hidden tokens, and the flat positions (P,) in (B, M, N) that it was taken at."""
+        require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
+        tokens, padding_mask = self._student_tokens(batch)
+        hidden = batch["hidden"] if "hidden" in batch else self._hidden(batch, padding_mask)
+        predictions = self._predict(batch, tokens, padding_mask, hidden)
+        targets = self._targets(batch, tokens, padding_mask)
+        num_masks = batch["mask"].shape[1]
+        loss = self.loss(predictions.hidden, take_tokens(targets, hidden, num_masks))
+        if self.class_loss:
+            means = targets.mean(dim=1).repeat_interleave(num_masks, dim=0)
+            loss = loss + self.class_loss * len(means) * self.loss(predictions.extra[:, 0], means)
+        return loss, hidden
+
+    def targets(self, batch: Batch) -> Tensor:
+        """Targets at every position (B, N, D), float32."""
+        return self._targets(batch, *self._student_tokens(batch))
+
+    def teacher_layer_results(self, batch: Batch) -> list[Tensor]:
+        """The K averaged layer results of the teacher, lowest block first, each (B, N, D), not normalised."""
+        return self._layer_results(batch, *self._student_tokens(batch))
+
+    def predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The student's predictions (P, D) and their flat positions (P,) in (B, M, N)."""
+        tokens, padding_mask = self._student_tokens(batch)
+        hidden = self._hidden(batch, padding_mask)
+        return self._predict(batch, tokens, padding_mask, hidden).hidden, hidden
+
+    def _predict(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None, hidden: Tensor) -> Predictions:
+        corrupted, visible = batch.get("corrupted"), batch.get("visible")
+        return self.student(tokens, padding_mask, batch["mask"], hidden, corrupted, visible)
+
+    def _hidden(self, batch: Batch, padding_mask: Tensor | None) -> Tensor:
+        return hidden_positions(batch["mask"], padding_mask if self.encoder.padding == "exact" else None)
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
+        results = self._layer_results(batch, tokens, padding_mask)
+        return self.make_targets(results, padding_mask if self.encoder.padding == "exact" else None)
+
+    def _layer_results(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
+        results = self.teacher(self.backbone, batch["inputs"], tokens, padding_mask, keep=self.averaged_layers)
+        extra = self.backbone.num_extra_tokens
+        return [result[:, extra:] for result in self.make_targets.select(results)]
+
+    def _student_tokens(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        tokens, padding_mask = self.encoder.features(batch["inputs"], batch.get("padding_mask"))
+        return tokens, padding_mask

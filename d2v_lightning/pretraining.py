@@ -1,0 +1,125 @@
+"""Pretraining: how objectives are trained. Steps, gradients, optimiser, the teacher's callback."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from torch import Tensor
+
+from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
+from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.objective import Objective
+from d2v_lightning.optim import Optimization
+from d2v_lightning.pretrained import FromPretrained
+from d2v_lightning.types import Batch
+from d2v_lightning.weighting import WeighsMicroBatches
+
+# Micro-batches are weighted by their hidden tokens, counted in units of this many.
+_TOKENS_PER_UNIT = 4096
+
+
+class Pretraining(WeighsMicroBatches, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+    """The part of `Data2Vec` and `MultimodalData2Vec` that does not ask what is predicted."""
+
+    def _train_with(
+        self, ema_teacher: EMATeacher, optimization: Optimization, compile: bool, on_nonfinite: Literal["stop", "skip"]
+    ) -> None:
+        """Keep the settings; to be called in the constructor."""
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite is {on_nonfinite!r}: choose 'stop' or 'skip'")
+        self.ema_teacher, self.optimization = ema_teacher, optimization
+        self.compile_parts, self.on_nonfinite = compile, on_nonfinite
+        self._running: Batch = {}  # the micro-batch between its loss and its backward pass
+
+    def objectives(self) -> Collection[Objective]:
+        """All that is trained."""
+        raise NotImplementedError(f"{type(self).__name__} must define objectives()")
+
+    def objective(self, batch: Batch) -> Objective:
+        """What this batch is for."""
+        raise NotImplementedError(f"{type(self).__name__} must define objective(batch)")
+
+    def label(self, batch: Batch) -> str:
+        """Goes in front of the names of what is logged for this batch."""
+        return ""
+
+    def ema_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters of all teachers and those of students that they average, each pair once, in the same order."""
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        for objective in self.objectives():
+            for own, theirs in zip(*objective.teacher.pairs(objective.backbone), strict=True):
+                pairs[id(own)] = own, theirs
+        return [own for own, _ in pairs.values()], [theirs for _, theirs in pairs.values()]
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch: the mean over its hidden tokens."""
+        loss, hidden = self.objective(batch).regress(batch)
+        self.units = hidden.numel() / _TOKENS_PER_UNIT
+        self._running = batch
+        # `Progress` shows it: prog_bar would wait for it
+        self.log(f"train/{self.label(batch)}loss", loss, batch_size=len(batch["inputs"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """The same loss on held-out data. It is no measure of quality: a collapsed model has a low one."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        return self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> Tensor:
+        loss, _ = self.objective(batch).regress(batch)
+        self.log(
+            f"{stage}/{self.label(batch)}loss",
+            loss,
+            prog_bar=stage == "val",
+            batch_size=len(batch["inputs"]),
+            sync_dist=True,
+            add_dataloader_idx=False,
+        )
+        return loss
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Features of the last block, averaged over the tokens of each sample (B, D)."""
+        backbone = self.objective(batch).backbone
+        features = backbone.features(batch["inputs"], batch.get("padding_mask"), layers=[-1])
+        tokens, padding = features.layers[0], features.padding_mask
+        if padding is not None:
+            tokens = tokens.masked_fill(padding[..., None], 0.0)
+        return tokens.sum(dim=1) / features.lengths[:, None]
+
+    # ---- gradients -------------------------------------------------------------------------------------------------
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.on_nonfinite == "skip" and self._any_rank_nonfinite(loss):
+            if not torch.isfinite(loss):
+                where = f"optimiser step {self.global_step}{named_samples(self._running)}"
+                warnings.warn(f"loss is {loss.item()} at {where}: this micro-batch is left out", stacklevel=1)
+            return
+        super().backward(loss, *args, **kwargs)
+
+    def _any_rank_nonfinite(self, loss: Tensor) -> bool:
+        bad = (~torch.isfinite(loss.detach())).float()
+        return bool(self.trainer.strategy.reduce(bad, reduce_op="sum") > 0)
+
+    # ---- Lightning ---------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.compile_parts:
+            # Everything from inputs to loss as one graph, so that student, teacher and probes do not share a cache.
+            for objective in self.objectives():
+                objective.regress = torch.compile(objective.regress, dynamic=False)  # type: ignore[method-assign]
+
+    def configure_optimizers(self) -> Any:
+        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+
+    def configure_callbacks(self) -> list[Callback]:
+        guard = [FiniteLoss()] if self.on_nonfinite == "stop" else []
+        return [self.ema_teacher, StepSeed(), *guard]
