@@ -61,6 +61,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "block_high": {**HALF, "results": "block", "lr": 2e-3},
     "frozen_block_high": {**BLOCK, "decay": (1.0, 1.0), "lr": 2e-3},
     "v2_centred_block_high": {**TWO, **SLOW, "norm_each": ["position", "layer"], "results": "block", "lr": 2e-3},
+    "centred_fast_high": {**CENTRED, "decay": (0.99, 0.999), "lr": 2e-3},
+    "centred_fast_block_high": {**BLOCK, "decay": (0.99, 0.999), "lr": 2e-3},
     "centred": CENTRED,
     "centred_low": {**CENTRED, "lr": 2e-4},
     "centred_high": {**CENTRED, "lr": 2e-3},
@@ -217,11 +219,13 @@ def finetune(backbone: Backbone, text: Text, args: argparse.Namespace, seed: int
     return float((found == text.dev[1]).float().mean())
 
 
-def run(name: str, seed: int, text: Text, args: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, seed: int, text: Text, untrained: dict[int, float], args: argparse.Namespace) -> dict[str, Any]:
     setting = BASE | SETTINGS[name]
     pl.seed_everything(seed, verbose=False)
     model, started = network(setting, args, text.size), time.time()
-    row: dict[str, Any] = {"setting": name, "seed": seed, "untrained": probe(model, text, "student")}
+    if seed not in untrained:  # the same network in every setting
+        untrained[seed] = probe(model, text, "student")
+    row: dict[str, Any] = {"setting": name, "seed": seed, "untrained": untrained[seed]}
     if args.finetune:
         row["from_scratch"] = finetune(network(setting, args, text.size).backbone, text, args, seed)
     model.train()
@@ -240,7 +244,8 @@ def run(name: str, seed: int, text: Text, args: argparse.Namespace) -> dict[str,
     )
     trainer.fit(model, DataLoader(Batches(text, collator, args, seed), batch_size=None))
     row["loss"] = float(trainer.callback_metrics["train/loss"])
-    row["monitor"] = None if monitor.verdict is None else monitor.verdict.status
+    row["monitor"] = None if monitor.verdict is None else " ".join(monitor.verdict)
+    row |= {key: round(monitor.reading[key], 4) for key in ("target_input_share", "target_rank", "prediction_error")}
     row |= {part: probe(model, text, part) for part in ("student", "teacher")}
     if args.finetune:
         row["finetuned"] = finetune(model.backbone, text, args, seed)
@@ -273,13 +278,14 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     text, log = Text(args.data, args.length), args.out / "runs.jsonl"
+    untrained: dict[int, float] = {}
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for seed in args.seeds:
         for name in args.settings:
             if any((row["setting"], row["seed"], row["steps"]) == (name, seed, args.steps) for row in done):
                 continue
             sizes = {key: getattr(args, key) for key in ("steps", "batch", "length", "width", "depth")}
-            row = {**run(name, seed, text, args), **sizes}
+            row = {**run(name, seed, text, untrained, args), **sizes}
             print(json.dumps(row), flush=True)
             with open(log, "a") as file:
                 file.write(json.dumps(row) + "\n")

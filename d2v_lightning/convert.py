@@ -31,6 +31,7 @@ from d2v_lightning.checkpoints.vocabulary import reorder_embedding
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.pretrained import Pretrained, backbone_part, read_pretrained
 from d2v_lightning.saving import load_exactly
+from d2v_lightning.tokenizer import restored
 
 Part = Literal["student", "teacher"]
 
@@ -202,6 +203,8 @@ def _say(found: Pretrained) -> None:
     print(f"{found.path}\n  {found.content.kind}")
     print(f"  licence     {licence_said(found.content.licence)}")
     print(f"  module      {_short(found.tree)}")
+    if found.content.tokenizer is not None:
+        print(f"  tokenizer   {len(restored(found.content.tokenizer)):,} ids, in the file")
     groups: dict[str, list[Tensor]] = {}
     for name, tensor in found.state.items():
         groups.setdefault(name.partition(".")[0], []).append(tensor)
