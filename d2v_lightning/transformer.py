@@ -191,7 +191,7 @@ class Transformer(Configurable, nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         if depth < 1:
             raise ValueError(f"depth is {depth}: there must be at least one block")

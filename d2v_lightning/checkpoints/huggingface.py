@@ -32,6 +32,11 @@ FORMATS: dict[type, ModuleType] = {
     AudioEncoder: huggingface_audio,
     TextEncoder: huggingface_text,
 }
+# Options that count something.
+SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    *("num_channels", "image_size", "patch_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups"),
+)
 
 
 class HuggingFaceModel(NamedTuple):
@@ -210,14 +215,25 @@ def _layout_of(backbone: Backbone) -> ModuleType:
 
 
 def _read_config(directory: Path) -> tuple[Any, ModuleType]:
-    """The configuration, with the library's defaults for what the file leaves out, and the layout of its weights."""
+    """The configuration, with the library's defaults for what the file leaves out, and the layout of its weights.
+
+    Raises:
+        ValueError: it describes another kind of model, or holds values that none has.
+    """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     options = read_config(directory)
     model_type = options.get("model_type")
     for layout in FORMATS.values():
         if model_type in layout.TYPES:
-            return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
+            for name in SIZES:
+                if isinstance(options.get(name, 1), int) and options.get(name, 1) < 1:
+                    raise ValueError(f"{directory / CONFIG}: {name} is {options[name]}, where 1 or more is expected")
+            try:
+                return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
+            except (StrictDataclassError, TypeError, ValueError) as error:
+                raise ValueError(f"{directory / CONFIG}: {' '.join(str(error).split())}") from error
     known = ", ".join(name for layout in FORMATS.values() for name in layout.TYPES)
     raise ValueError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
 

@@ -254,6 +254,25 @@ def test_a_network_that_ours_cannot_be(options: dict[str, Any], message: str, tm
         load_huggingface(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("hidden_size", "wide", "Validation error for field 'hidden_size'"),
+        ("num_attention_heads", -1, "num_attention_heads is -1, where 1 or more is expected"),
+        ("intermediate_size", 0, "intermediate_size is 0, where 1 or more is expected"),
+        ("num_hidden_layers", 2.5, "Validation error for field 'num_hidden_layers'"),
+    ],
+)
+def test_a_configuration_of_nonsense_is_one_line(name: str, value: object, message: str, tmp_path: Path) -> None:
+    theirs(Data2VecVisionModel, {}).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_huggingface(tmp_path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
 def test_another_type_of_model_is_named(tmp_path: Path) -> None:
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=16)
     ViTModel(config).save_pretrained(tmp_path)
