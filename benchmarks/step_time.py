@@ -33,8 +33,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2v_lightning import ImageEncoder, Optimization
+from d2v_lightning import AudioEncoder, ImageEncoder, Optimization, TextEncoder
 from d2v_lightning.configurable import Tree, build
+from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.masking import hidden_positions, num_span_masked, visible_positions
 from d2v_lightning.recipes import overridden
 
 PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
@@ -47,19 +49,42 @@ Batch = dict[str, Tensor]
 # ---- inputs: one function per encoder --------------------------------------------------------------------------------
 
 
-def image_batch(encoder: ImageEncoder, size: int, data: dict[str, Any]) -> Batch:
-    """Random images and labels, and masks that hide the recipe's number of patches, each anywhere."""
-    patches = encoder.grid[0] * encoder.grid[1]
-    hidden = data.get("num_masked_patches") or round(patches * data.get("mask_ratio", 0.6))
-    order = torch.rand(size, patches).argsort(dim=1)
-    return {
-        "inputs": torch.randn(size, encoder.in_channels, *encoder.image_size),
-        "mask": (order < hidden).unsqueeze(1),
-        "labels": torch.randint(CLASSES, (size,)),
-    }
+def image_batch(encoder: ImageEncoder, size: int | None, data: dict[str, Any]) -> Batch:
+    """Random images and labels."""
+    size, patches = size or data["batch_size"], encoder.grid[0] * encoder.grid[1]
+    share = 157 / 196 if data.get("masking") == "inverse_blocks" else 120 / 196
+    hidden = data.get("num_masked_patches") or round(patches * (data.get("mask_ratio") or share))
+    inputs = torch.randn(size, encoder.in_channels, *encoder.image_size)
+    return {"inputs": inputs, **masks(size, patches, hidden, data), "labels": torch.randint(CLASSES, (size,))}
 
 
-INPUTS: dict[type, Callable[[Any, int, dict[str, Any]], Batch]] = {ImageEncoder: image_batch}
+def audio_batch(encoder: AudioEncoder, size: int | None, data: dict[str, Any]) -> Batch:
+    """Noise of the recipe's longest clips; by default as many as the recipe's budget holds."""
+    samples = int(16_000 * (data.get("max_seconds") or 20.0))
+    size, frames = size or max(1, data["batch_samples"] // samples), feature_lengths(samples, encoder.conv_layers)
+    ratio = data.get("mask_ratio")
+    hidden = round(frames * ratio) if ratio else num_span_masked(frames, data["mask_prob"], data["mask_length"])
+    return {"inputs": torch.randn(size, samples), **masks(size, frames, hidden, data)}
+
+
+def text_batch(encoder: TextEncoder, size: int | None, data: dict[str, Any]) -> Batch:
+    """Random ids in full blocks; spans that overlap are not made up for."""
+    size, length = size or data["batch_size"], data["block_size"]
+    hidden = round(length * data["mask_prob"])
+    return {"inputs": torch.randint(4, encoder.vocab_size, (size, length)), **masks(size, length, hidden, data)}
+
+
+def masks(size: int, length: int, hidden: int, data: dict[str, Any]) -> Batch:
+    """Masks that hide the recipe's number of tokens, each anywhere, with what our collators add to them."""
+    mask = torch.rand(size, data.get("num_masks", 1), length).argsort(dim=2) < hidden
+    return {"mask": mask, "hidden": hidden_positions(mask), "visible": visible_positions(mask)}
+
+
+INPUTS: dict[type, Callable[[Any, int | None, dict[str, Any]], Batch]] = {
+    ImageEncoder: image_batch,
+    AudioEncoder: audio_batch,
+    TextEncoder: text_batch,
+}
 
 
 # ---- peers: the same network from other libraries, trained with labels -----------------------------------------------
@@ -273,8 +298,6 @@ def step_flops(make: Callable[[], pl.LightningModule], batch: Batch) -> int:
     with torch.device("meta"):
         module = make()
     shapes = {name: tensor.to("meta") for name, tensor in batch.items()}
-    if "mask" in batch:  # on the meta device nothing can be counted
-        shapes["hidden"] = batch["mask"].flatten().nonzero().squeeze(1).to("meta")
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # logging without a Trainer
         module.training_step(shapes, 0).backward()
@@ -297,10 +320,10 @@ def measure(
     clock = Clock(device.type == "cuda")
     flops = step_flops(lambda: make(False), batch)
     stopwatch = Stopwatch(clock, args.warm_up, args.steps)
-    # The mask stays where a loader leaves it; from it the module derives on the host what the device would wait for.
-    resident = {name: tensor.to(device) for name, tensor in batch.items() if name != "mask"}
-    if "mask" in batch:
-        resident["mask"] = batch["mask"].pin_memory() if clock.on_gpu else batch["mask"]
+    # Masks come from the host in every step, as from a loader.
+    made = ("mask", "hidden", "visible")
+    resident = {name: tensor.to(device) for name, tensor in batch.items() if name not in made}
+    resident |= {name: batch[name].pin_memory() if clock.on_gpu else batch[name] for name in made}
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=1,
@@ -368,7 +391,7 @@ def main() -> None:
     with torch.device("meta"):
         recorded = ours(False)
     backbone, encoder = copy.deepcopy(recorded.backbone.config), recorded.backbone.encoder
-    batch = INPUTS[type(encoder)](encoder, args.batch or data["batch_size"], data)
+    batch = INPUTS[type(encoder)](encoder, args.batch, data)
 
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"

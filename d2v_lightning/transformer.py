@@ -294,7 +294,9 @@ class Transformer(Configurable, nn.Module):
     ) -> list[Tensor] | list[None]:
         device_type = x.device.type
         biases = self.position_bias(x.shape[1], positions) if self.position_bias is not None else None
-        if biases is not None and torch.is_autocast_enabled(device_type):  # once here, not in every block
+        # Once here, not in every block. The meta device knows no autocast.
+        autocasts = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+        if biases is not None and autocasts:
             biases = [bias.to(torch.get_autocast_dtype(device_type)) for bias in biases]
         if padding_mask is None:
             return biases if biases is not None else [None]

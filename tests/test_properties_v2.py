@@ -213,3 +213,17 @@ def test_visible_positions_in_the_batch_save_the_counting() -> None:
     model, batch = model_of("image"), batch_of("image")
     batch["visible"] = torch.stack([(~row).nonzero()[:, 0] for row in batch["mask"].flatten(0, 1)]).reshape(2, 3, -1)
     assert torch.equal(loss_of(model, batch), loss_of(model, {k: v for k, v in batch.items() if k != "visible"}))
+
+
+def test_alibi_is_made_for_visible_tokens_in_the_student_and_once_for_all_samples_in_the_teacher() -> None:
+    """Never for M x B samples over the whole length."""
+    model, batch = model_of("audio"), batch_of("audio", samples=2, masks=3)
+    shapes: dict[str, list[tuple[int, ...]]] = {"student": [], "teacher": []}
+    for name, trunk in (("student", model.backbone.transformer), ("teacher", model.teacher.transformer)):
+        assert isinstance(trunk.position_bias, Alibi)
+        trunk.position_bias.register_forward_hook(
+            lambda _, __, biases, name=name: shapes[name].extend(bias.shape for bias in biases)
+        )
+    loss_of(model, batch)
+    visible = 19 - 19 // 2
+    assert shapes == {"student": [(6, 2, visible, visible)], "teacher": [(1, 2, 19, 19)]}
