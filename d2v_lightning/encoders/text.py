@@ -53,7 +53,7 @@ class TextEncoder(Encoder):
         norm_eps: epsilon of the norm after positions.
 
     Raises:
-        ValueError: an id lies outside the vocabulary.
+        ValueError: an id lies outside the vocabulary, or no position is left.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class TextEncoder(Encoder):
         for name, value in (("pad_id", pad_id), ("mask_id", mask_id)):
             if not 0 <= value < vocab_size:
                 raise ValueError(f"{name} is {value}: it must be below vocab_size {vocab_size}")
+        if max_positions < 1:
+            raise ValueError(f"max_positions is {max_positions}: a text has 1 token or more")
         self.dim, self.vocab_size, self.max_positions = dim, vocab_size, max_positions
         self.pad_id, self.mask_id, self.padding = pad_id, mask_id, padding
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
