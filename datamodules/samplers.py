@@ -64,8 +64,8 @@ class EpochBatchSampler(Sampler[list[Key]]):
     that fills no global batch sits out this epoch, so within an epoch no sample comes twice.
 
     Evaluation (not `shuffle`): the natural order, rank r gets samples r, r + world size, ...; every sample comes, and
-    the keys say epoch 0 always, so evaluation repeats itself. Where a rank would be one batch short, one sample comes
-    twice.
+    the keys say epoch 0 always, so evaluation repeats itself. Batches are of one size, give or take one sample, so that no
+    sample is left alone in the last. Where a rank would be one batch short, one sample comes twice.
 
     Args:
         num_samples: size of the data set.
@@ -126,5 +126,5 @@ class EpochBatchSampler(Sampler[list[Key]]):
         rank, world_size = world()
         mine = range(rank, self.num_samples, world_size)
         for number in range(len(self)):
-            batch = mine[number * self.batch_size : (number + 1) * self.batch_size]
+            batch = mine[len(mine) * number // len(self) : len(mine) * (number + 1) // len(self)]
             yield [(0, index) for index in batch] or [(0, self.num_samples - 1)]

@@ -99,6 +99,11 @@ def test_derived_seeds_differ_in_every_argument_and_never_change() -> None:
     assert derived_seed("mask", 0, 1, 2) == 5112472325998101653
 
 
+def test_evaluation_leaves_no_sample_alone_in_the_last_batch() -> None:
+    sizes = [[len(batch) for batch in EpochBatchSampler(count, 8, shuffle=False)] for count in (8, 9, 17, 31)]
+    assert sizes == [[8], [4, 5], [5, 6, 6], [7, 8, 8, 8]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [((0, 4), "num_samples 0: permitted is 1 or more"), ((10, 0), "batch_size 0: permitted is 1 or more")],
