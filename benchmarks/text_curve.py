@@ -164,7 +164,9 @@ def network(setting: dict[str, Any], args: argparse.Namespace, vocab_size: int) 
     encoder = TextEncoder(args.width, vocab_size, args.length, pad_id=1, mask_id=vocab_size - 1)
     backbone = Backbone(encoder, transformer)
     student = (
-        VisibleStudent(backbone, ConvDecoder(args.width, width=args.width, depth=3, kernel_size=5))
+        VisibleStudent(
+            backbone, ConvDecoder(args.width, width=args.width, depth=3, kernel=5, residual=False, projection_depth=2)
+        )
         if two
         else MaskTokenStudent(backbone, MlpDecoder(args.width, 2, "normal"))
     )
@@ -245,7 +247,8 @@ def run(name: str, seed: int, text: Text, untrained: dict[int, float], args: arg
     trainer.fit(model, DataLoader(Batches(text, collator, args, seed), batch_size=None))
     row["loss"] = float(trainer.callback_metrics["train/loss"])
     row["monitor"] = None if monitor.verdict is None else " ".join(monitor.verdict)
-    row |= {key: round(monitor.reading[key], 4) for key in ("target_input_share", "target_rank", "prediction_error")}
+    kept = ("_input_share", "_rank", "_error")  # of the targets, and of each raw result of the teacher
+    row |= {key: round(value, 4) for key, value in monitor.reading.items() if key.endswith(kept)}
     row |= {part: probe(model, text, part) for part in ("student", "teacher")}
     if args.finetune:
         row["finetuned"] = finetune(model.backbone, text, args, seed)
@@ -284,7 +287,7 @@ def main() -> None:
         for name in args.settings:
             if any((row["setting"], row["seed"], row["steps"]) == (name, seed, args.steps) for row in done):
                 continue
-            sizes = {key: getattr(args, key) for key in ("steps", "batch", "length", "width", "depth")}
+            sizes = {key: getattr(args, key) for key in ("steps", "batch", "width", "depth")} | {"block": args.length}
             row = {**run(name, seed, text, untrained, args), **sizes}
             print(json.dumps(row), flush=True)
             with open(log, "a") as file:
