@@ -64,6 +64,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "centred_layer": {**A, "norm_each": ["position", "layer"]},
     "centred_slow": {**A, "decay": (0.999, 0.9999), "norm_each": ["position", "instance"]},
     "centred_high": {**A, "lr": 1e-3, "norm_each": ["position", "instance"]},
+    "centred_block": {**A, "norm_each": ["position", "instance"], "results": "block"},
+    "block": {**A, "results": "block"},
     "centred_lower": {**A, "norm_each": ["position", "instance"], "top": [0, 1]},
 }
 
@@ -140,7 +142,7 @@ def network(args: argparse.Namespace) -> Data2Vec:
     backbone = Backbone(AudioEncoder(args.width, convs), transformer)
     return Data2Vec(
         student=MaskTokenStudent(backbone, LinearDecoder(args.width, "default"), "uniform"),
-        targets=Targets(setting.get("top", min(4, args.depth)), "ffn", setting.get("norm_each", ["instance"]), []),
+        targets=Targets(setting.get("top", min(4, args.depth)), setting.get("results", "ffn"), setting.get("norm_each", ["instance"]), []),
         loss=RegressionLoss(0.0, "sum", "rsqrt_width"),
         ema_teacher=EMATeacher(*setting["decay"], int(setting["anneal"] * args.steps), 1),
         optimization=Optimization(
