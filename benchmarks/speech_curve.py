@@ -142,7 +142,12 @@ def network(args: argparse.Namespace) -> Data2Vec:
     backbone = Backbone(AudioEncoder(args.width, convs), transformer)
     return Data2Vec(
         student=MaskTokenStudent(backbone, LinearDecoder(args.width, "default"), "uniform"),
-        targets=Targets(setting.get("top", min(4, args.depth)), setting.get("results", "ffn"), setting.get("norm_each", ["instance"]), []),
+        targets=Targets(
+            setting.get("top", min(4, args.depth)),
+            setting.get("results", "ffn"),
+            setting.get("norm_each", ["instance"]),
+            [],
+        ),
         loss=RegressionLoss(0.0, "sum", "rsqrt_width"),
         ema_teacher=EMATeacher(*setting["decay"], int(setting["anneal"] * args.steps), 1),
         optimization=Optimization(
