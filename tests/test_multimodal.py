@@ -317,6 +317,36 @@ def test_a_directory_keeps_all_modalities(checkpoint: Path, tmp_path: Path) -> N
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+class Save(pl.Callback):
+    """Each rank writes its weights and the modalities that it saw."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.notes = folder, Notes()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.notes.on_train_batch_start(*args)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.notes.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        seen = [name for _, name, _ in self.notes.rows]
+        losses = [loss for _, _, loss in self.notes.rows]
+        content = {"state": pl_module.state_dict(), "seen": seen, "losses": losses}
+        torch.save(content, self.folder / f"rank{trainer.global_rank}.pt")
+
+
+def test_two_processes_take_the_same_turns_and_stay_equal(tmp_path: Path) -> None:
+    strategy = pl.strategies.DDPStrategy(start_method="spawn", find_unused_parameters=True)
+    options = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
+    train(model(), data(), 3, callbacks=[Save(tmp_path)], **options)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+    assert first["seen"] == second["seen"] == ["image", "signal", "image"]
+    assert first["losses"] != second["losses"], "each has its own share of the data"
+    for name, tensor in first["state"].items():
+        assert torch.equal(tensor, second["state"][name]), name
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"transformer\.depth is 2 for image and 3 for signal"):
         MultimodalData2Vec(objectives(depth=3), EMATeacher(), Optimization())
