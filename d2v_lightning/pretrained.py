@@ -63,7 +63,11 @@ class Pretrained(NamedTuple):
         if modality is None and not held:
             return self
         if modality not in held:
-            there = f"it has modalities {', '.join(held)}" if held else "it is of one modality: leave modality out"
+            there = (
+                f"choose from its modalities, {', '.join(held)}"
+                if held
+                else "it is of one modality: leave modality out"
+            )
             raise ValueError(f"modality is {modality!r} for {self.path}: {there}")
         encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
         tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None

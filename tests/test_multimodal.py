@@ -285,9 +285,9 @@ def test_one_modality_is_taken_out_of_a_checkpoint(checkpoint: Path) -> None:
     kept = [1]
     expected = signal.teacher(signal.backbone, waves, tokens, None, kept)[0].block
     assert torch.equal(teacher.eval().contextualize(tokens, keep=kept)[1][0].block, expected)
-    with pytest.raises(ValueError, match=r"modality is None .* it has modalities image, signal"):
+    with pytest.raises(ValueError, match=r"modality is None .* choose from its modalities, image, signal"):
         load_backbone(checkpoint)
-    with pytest.raises(ValueError, match=r"modality is 'text' .* it has modalities image, signal"):
+    with pytest.raises(ValueError, match=r"modality is 'text' .* choose from its modalities, image, signal"):
         load_backbone(checkpoint, modality="text")
 
 
