@@ -145,7 +145,7 @@ MODEL = "model.init_args."
         (
             MODEL + "student.backbone.encoder",
             {"dim": 8},
-            ["model.student.backbone.encoder has no class", "class_path to one of: AudioEncoder, ImageEncoder, Text"],
+            ["model.student.backbone.encoder has no class", "class_path to one of: AudioEncoder, ImageEncoder"],
         ),
         ("model.class_path", "Data2Vecc", ["unknown class 'Data2Vecc'", "did you mean: Data2Vec\n"]),
         ("data.init_args.batch_sise", 4, ["unknown key 'batch_sise'", "did you mean: batch_size"]),

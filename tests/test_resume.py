@@ -136,7 +136,7 @@ def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path:
     _, model = run(tmp_path, 1, 1, 0)
     path = next(tmp_path.glob("*.ckpt"))
     content = torch.load(path, weights_only=True)
-    assert content["d2v_lightning"] == {"format_version": 1, "licence": None}
+    assert content["d2v_lightning"] == {"format_version": 1, "licence": None, "tokenizer": None}
     loaded = Data2Vec.load_from_checkpoint(path)
     assert loaded.config == model.config
     for name, tensor in model.state_dict().items():
