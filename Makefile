@@ -17,7 +17,7 @@ quickstart-text: .venv/installed
 	$(RUN) examples/quickstart_text.py --version $(VERSION)
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .
