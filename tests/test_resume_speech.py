@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import soundfile
+import stopped_runs
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from d2v_lightning import AudioEncoder, Backbone, Data2Vec, Optimization, SpeechCTC, Transformer
 from datamodules import SpeechDataModule
@@ -55,29 +55,11 @@ def model_for(task: str) -> Any:
 def run(
     root: Path, folder: Path, task: str, stop_at: int, workers: int, resumed: Path | None = None, **options: Any
 ) -> tuple[list[float], Any]:
-    """Train for `stop_at` optimiser steps of two batches each, of a schedule of 7; losses and the final module."""
+    """Losses and the final module of a run, see `stopped_runs`."""
     pl.seed_everything(3 if resumed is None else 99)  # a resumed process may start from any random state
-    losses: list[float] = []
-
-    class Losses(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            losses.append(float(outputs["loss"]))
-
-    model = model_for(task)
-    model.configure_optimizers = lambda: model.optimization.configure(model, 7)
     sizes: dict[str, Any] = {"batch_samples": 130_000, "min_seconds": 0.5, "max_seconds": 2.5}
     data = SpeechDataModule(str(root), "train", task=task, num_workers=workers, **sizes)  # type: ignore[arg-type]
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_steps": stop_at,
-        "accumulate_grad_batches": 2,
-        "logger": False,
-    }
-    settings |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0, "max_epochs": -1}
-    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer = pl.Trainer(callbacks=[Losses(), every_step], use_distributed_sampler=False, **settings, **options)
-    trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
-    return losses, model
+    return stopped_runs.run(model_for(task), data, folder, stop_at, resumed, **options)
 
 
 @pytest.mark.parametrize(("task", "workers"), [("pretrain", 2), ("ctc", 0)])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import stopped_runs
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from d2v_lightning import Backbone, Data2Vec, GLUEClassifier, Optimization, TextEncoder, Transformer
 from datamodules import GLUEDataModule, TextDataModule
@@ -59,27 +59,11 @@ def made_for(task: str, root: Path, workers: int) -> tuple[Any, Any]:
 def run(
     root: Path, folder: Path, task: str, stop_at: int, workers: int, resumed: Path | None = None, **options: Any
 ) -> tuple[list[float], Any]:
-    """Train for `stop_at` optimiser steps of two batches each, of a schedule of 7; losses and the final module."""
+    """Losses and the final module of a run, see `stopped_runs`."""
     pl.seed_everything(3 if resumed is None else 99)  # a resumed process may start from any random state
-    losses: list[float] = []
-
-    class Losses(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            losses.append(float(outputs["loss"]))
-
     model, data = made_for(task, root, workers)
-    model.configure_optimizers = lambda: Optimization(lr=1e-3, warmup=0.1).configure(model, 7)
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_steps": stop_at,
-        "max_epochs": -1,
-        "accumulate_grad_batches": 2,
-    }
-    settings |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
-    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    trainer = pl.Trainer(callbacks=[Losses(), every_step], use_distributed_sampler=False, **settings, **options)
-    trainer.fit(model, data, ckpt_path=resumed, weights_only=True)
-    return losses, model
+    model.optimization = Optimization(lr=1e-3, warmup=0.1)
+    return stopped_runs.run(model, data, folder, stop_at, resumed, **options)
 
 
 @pytest.mark.parametrize(("task", "workers"), [("pretrain", 2), ("glue", 0)])
