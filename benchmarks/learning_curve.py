@@ -26,7 +26,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from d2v_lightning import (
     Backbone,
@@ -124,6 +124,8 @@ class Batches(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         seed, batch, make_masks = self.args.seed, self.args.batch, MASKS[self.args.version]
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         generator = torch.Generator().manual_seed(1000003 * (seed + 1))
         count = len(self.images)
         order, at = torch.randperm(count, generator=generator), 0
@@ -132,7 +134,7 @@ class Batches(IterableDataset[dict[str, Tensor]]):
                 order, at = torch.randperm(count, generator=generator), 0
             chosen, at = order[at : at + batch], at + batch
             uniform = torch.rand(5, batch, generator=generator)
-            if step < self.start:
+            if step < self.start or (step - self.start) % workers != number:
                 continue
             masks = torch.Generator().manual_seed(seed * 1_000_003 + step)
             yield {
@@ -249,6 +251,7 @@ def main() -> None:
     )
     parser.add_argument("--probe-every", type=int, help="steps; by default only where the reference has numbers")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches; they are the same")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--out", type=Path, default=Path("outputs/learning_curve"))
     args = parser.parse_args()
@@ -273,7 +276,7 @@ def main() -> None:
     )
     model = NETWORKS[args.version](args.width, args.depth, args.scheduled)
     model.configure_optimizers = lambda: model.optimization.configure(model, args.scheduled)  # type: ignore[method-assign]
-    loader = DataLoader(Batches(images, args, start), batch_size=None)
+    loader = DataLoader(Batches(images, args, start), batch_size=None, num_workers=args.workers)
     trainer.fit(model, loader, ckpt_path=last if last.exists() else None, weights_only=True)
 
 

@@ -28,13 +28,15 @@ import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchmetrics.functional.text import char_error_rate
 
 from d2v_lightning import (
+    Alibi,
     AudioEncoder,
     Backbone,
     CollapseMonitor,
+    ConvDecoder,
     Data2Vec,
     EMATeacher,
     LinearDecoder,
@@ -43,16 +45,17 @@ from d2v_lightning import (
     RegressionLoss,
     Targets,
     Transformer,
+    VisibleStudent,
 )
 from d2v_lightning.callbacks.collapse_monitor import POSITION_ONLY
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
-from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask
+from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask, visible_positions
 from d2v_lightning.probing import linear_accuracy
 
 LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
 RATE = 16000
 # What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norms of each layer;
-# blocks averaged.
+# blocks averaged; with `masks` above 1 it is 2.0, with exact counts in short spans, ALiBi and a convolutional decoder.
 A: dict[str, Any] = {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3}
 SETTINGS: dict[str, dict[str, Any]] = {
     "A": A,
@@ -67,6 +70,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "centred_block": {**A, "norm_each": ["position", "instance"], "results": "block"},
     "block": {**A, "results": "block"},
     "centred_lower": {**A, "norm_each": ["position", "instance"], "top": [0, 1]},
+    "B_high": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
+    "B_all": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "top": 6},
+    "B_centred": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "norm_each": ["position", "instance"]},
+    "B_centred_high": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "norm_each": ["position", "instance"]},
+    "B_block": {
+        **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
+        **{"norm_each": ["position", "instance"], "results": "block"},
+    },
+    "v2_A": {**A, "masks": 8},
+    "v2": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
+    "v2_low": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
+    "v2_slow": {"lr": 5e-4, "decay": (0.9995, 0.99999), "anneal": 0.5, "masks": 8},
+    "v2_centred": {
+        **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
+        **{"norm_each": ["position", "instance"]},
+    },
 }
 
 
@@ -105,9 +124,12 @@ class Batches(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         frames = feature_lengths(self.samples)
-        count = num_span_masked(frames, 0.65, 10)
+        masks = SETTINGS[self.args.setting].get("masks", 1)
+        count, span = (num_span_masked(frames, 0.65, 10), 10) if masks == 1 else (frames // 2, 5)
         weights = torch.tensor([float(max(0, len(stream) - self.samples)) for stream in self.streams])
-        for step in range(self.start, self.args.steps):
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for step in range(self.start + number, self.args.steps, workers):
             generator = torch.Generator().manual_seed(1_000_003 * (self.args.seed + 1) + step)
             languages = torch.multinomial(weights, self.args.batch, replacement=True, generator=generator).tolist()
             crops = []
@@ -116,12 +138,15 @@ class Batches(IterableDataset[dict[str, Tensor]]):
             ):
                 first = int(place * (len(self.streams[language]) - self.samples))
                 crops.append(self.streams[language][first : first + self.samples])
-            mask = torch.stack([span_mask(frames, count, 10, generator) for _ in range(self.args.batch)])[:, None]
-            yield {"inputs": normed(torch.stack(crops)), "mask": mask, "hidden": hidden_positions(mask)}
+            rows = [span_mask(frames, count, span, generator) for _ in range(self.args.batch * masks)]
+            mask = torch.stack(rows).unflatten(0, (self.args.batch, masks))
+            batch = {"inputs": normed(torch.stack(crops)), "mask": mask, "hidden": hidden_positions(mask)}
+            yield batch if masks == 1 else {**batch, "visible": visible_positions(mask)}
 
 
 def network(args: argparse.Namespace) -> Data2Vec:
     setting = SETTINGS[args.setting]
+    two = setting.get("masks", 1) > 1
     convs = [(args.channels, kernel, stride) for _, kernel, stride in CONV_LAYERS]
     transformer = Transformer(
         dim=args.width,
@@ -138,10 +163,16 @@ def network(args: argparse.Namespace) -> Data2Vec:
         attention_dropout=0.1,
         layer_drop=0.05,
         init="normal",
+        position_bias=Alibi(4) if two else None,
     )
     backbone = Backbone(AudioEncoder(args.width, convs), transformer)
+    student = (
+        VisibleStudent(backbone, ConvDecoder(args.width, None, 3, 7, args.width, 16, input_dropout=0.1))
+        if two
+        else MaskTokenStudent(backbone, LinearDecoder(args.width, "default"), "uniform")
+    )
     return Data2Vec(
-        student=MaskTokenStudent(backbone, LinearDecoder(args.width, "default"), "uniform"),
+        student=student,
         targets=Targets(
             setting.get("top", min(4, args.depth)),
             setting.get("results", "ffn"),
@@ -161,7 +192,7 @@ def network(args: argparse.Namespace) -> Data2Vec:
             hold=setting.get("hold", 0.9),
             final_lr=0.01 * setting["lr"],
         ),
-        teacher_scope="transformer",
+        teacher_scope="context" if two else "transformer",
     )
 
 
@@ -187,13 +218,13 @@ class Probe(pl.Callback):
         results = dict(
             zip(sorted(set(keep)), model.teacher(model.backbone, waveforms, local, None, keep=keep), strict=True)
         )
-        return [results[layer].block.float().cpu() for layer in keep]
+        return [results[layer].block.float() for layer in keep]
 
     @torch.no_grad()
     def probe(self, step: int, model: Data2Vec, loss: float | None, ctc: bool) -> None:
         model.eval()
         features = [
-            torch.cat([self.tokens(model, chunk)[0].mean(dim=1) for chunk in waveforms.split(50)])
+            torch.cat([self.tokens(model, chunk)[0].mean(dim=1) for chunk in waveforms.split(50)]).cpu()
             for waveforms in (self.train, self.test)
         ]
         row: dict[str, Any] = {"step": step, "setting": self.args.setting, "seed": self.args.seed, "loss": loss}
@@ -233,6 +264,7 @@ class Probe(pl.Callback):
 def ctc_error(train: list[Tensor], train_texts: list[str], test: list[Tensor], test_texts: list[str]) -> float:
     """CER of greedy decoding after 300 full-batch Adam steps on a linear head over standardised frames (N, D)."""
     everything = torch.cat(train)
+    device = everything.device
     mean, std = everything.mean(0), everything.std(0).clamp_min(1e-6)
 
     def batch(frames: list[Tensor]) -> Tensor:
@@ -245,9 +277,9 @@ def ctc_error(train: list[Tensor], train_texts: list[str], test: list[Tensor], t
         labels = [torch.tensor([LETTERS.index(letter) for letter in train_texts[i]]) for i in chosen]
         flat = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
         sizes, lengths = torch.tensor([len(x) for x in labels]), torch.tensor([len(train[i]) for i in chosen])
-        groups.append((batch([train[i] for i in chosen]), flat, lengths, sizes))
-    weight = torch.zeros(everything.shape[1], len(LETTERS), requires_grad=True)
-    bias = torch.zeros(len(LETTERS), requires_grad=True)
+        groups.append((batch([train[i] for i in chosen]), flat.to(device), lengths, sizes))
+    weight = torch.zeros(everything.shape[1], len(LETTERS), requires_grad=True, device=device)
+    bias = torch.zeros(len(LETTERS), requires_grad=True, device=device)
     optimizer = torch.optim.Adam([weight, bias], lr=1e-3)
     for _ in range(300):
         optimizer.zero_grad()
@@ -256,7 +288,7 @@ def ctc_error(train: list[Tensor], train_texts: list[str], test: list[Tensor], t
             mean_loss = F.ctc_loss(log_probs, flat, lengths, sizes, blank=0, zero_infinity=True)
             (mean_loss * len(inputs) / len(train)).backward()
         optimizer.step()
-    best = (batch(test) @ weight + bias).argmax(dim=-1)
+    best = (batch(test) @ weight + bias).argmax(dim=-1).cpu()
     decoded = []
     for row, frames in zip(best, test, strict=True):
         classes = torch.unique_consecutive(row[: len(frames)]).tolist()
@@ -329,6 +361,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches; they are the same")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--out", type=Path, default=Path("outputs/speech_curve"))
     args = parser.parse_args()
@@ -354,7 +387,7 @@ def main() -> None:
             pl.callbacks.ModelCheckpoint(last.parent, save_last=True, save_top_k=0, every_n_train_steps=50),
         ],
     )
-    loader = DataLoader(Batches(clips, args, start), batch_size=None)
+    loader = DataLoader(Batches(clips, args, start), batch_size=None, num_workers=args.workers)
     trainer.fit(network(args), loader, ckpt_path=last if last.exists() else None, weights_only=True)
 
 

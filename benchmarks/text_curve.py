@@ -22,7 +22,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from d2v_lightning import (
     Backbone,
@@ -93,7 +93,7 @@ BASE: dict[str, Any] = {
         "norm_each": ["layer"],
         "norm_after": [],
     },
-    **{"beta": 4.0, "results": "ffn", "masks": 1},
+    **{"beta": 4.0, "results": "ffn", "masks": 1, "leave": 0.0, "random": 0.0},
 }
 
 
@@ -137,10 +137,14 @@ class Batches(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         generator = torch.Generator().manual_seed(1_000_003 * (self.seed + 1))
         per_epoch = len(self.text.blocks) // self.args.batch
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for step in range(self.args.steps):
             epoch, place = divmod(step, per_epoch)
             if place == 0:
                 order = torch.randperm(len(self.text.blocks), generator=generator)
+            if step % workers != number:
+                continue
             rows = order[place * self.args.batch : (place + 1) * self.args.batch].tolist()
             yield self.collator([{"inputs": self.text.blocks[row], "index": row, "key": (epoch, row)} for row in rows])
 
@@ -189,10 +193,14 @@ def probe(model: Data2Vec, text: Text, part: Any) -> float:
     """Accuracy on the held-out reviews."""
     model.eval()
     features = [
-        torch.cat([pooled_features(model, rows, rows == 1, part) for rows in map(trimmed, reviews.split(256))])
+        torch.cat([pooled(model, rows.to(model.device), part) for rows in map(trimmed, reviews.split(256))])
         for reviews in (text.train[0], text.dev[0])
     ]
     return linear_accuracy(features[0], text.train[1], features[1], text.dev[1])
+
+
+def pooled(model: Data2Vec, rows: Tensor, part: Any) -> Tensor:
+    return pooled_features(model, rows, rows == 1, part).cpu()
 
 
 def review_batch(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -210,12 +218,12 @@ def finetune(backbone: Backbone, text: Text, args: argparse.Namespace, seed: int
     )  # fmt: skip
     model = GLUEClassifier("sst2", backbone=backbone, optimization=optimization)
     rows = list(zip(*text.train, strict=True))
-    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         max_steps=steps, gradient_clip_val=1.0, precision=args.precision, enable_model_summary=False, **quiet
     )
     trainer.fit(model, DataLoader(rows, batch_size=32, shuffle=True, collate_fn=review_batch))  # type: ignore[arg-type]
-    model.eval()
+    model.eval().cpu()
     with torch.no_grad():
         found = torch.cat([model(x, x == 1).argmax(dim=-1) for x in map(trimmed, text.dev[0].split(256))])
     return float((found == text.dev[1]).float().mean())
@@ -225,16 +233,20 @@ def run(name: str, seed: int, text: Text, untrained: dict[int, float], args: arg
     setting = BASE | SETTINGS[name]
     pl.seed_everything(seed, verbose=False)
     model, started = network(setting, args, text.size), time.time()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
     if seed not in untrained:  # the same network in every setting
         untrained[seed] = probe(model, text, "student")
     row: dict[str, Any] = {"setting": name, "seed": seed, "untrained": untrained[seed]}
     if args.finetune:
         row["from_scratch"] = finetune(network(setting, args, text.size).backbone, text, args, seed)
     model.train()
-    collator = TextMaskCollator(text.vocabulary, setting["prob"], setting["length"], setting["masks"], seed=seed)
+    corruption = setting["leave"], setting["random"]
+    collator = TextMaskCollator(
+        text.vocabulary, setting["prob"], setting["length"], setting["masks"], *corruption, seed=seed
+    )
     monitor = CollapseMonitor(every_n_steps=max(10, args.steps // 15))
     trainer = pl.Trainer(
-        accelerator="cpu",
         max_steps=args.steps,
         gradient_clip_val=5.0,
         precision=args.precision,
@@ -244,11 +256,12 @@ def run(name: str, seed: int, text: Text, untrained: dict[int, float], args: arg
         enable_model_summary=False,
         callbacks=[monitor],
     )
-    trainer.fit(model, DataLoader(Batches(text, collator, args, seed), batch_size=None))
+    trainer.fit(model, DataLoader(Batches(text, collator, args, seed), batch_size=None, num_workers=args.workers))
     row["loss"] = float(trainer.callback_metrics["train/loss"])
     row["monitor"] = None if monitor.verdict is None else " ".join(monitor.verdict)
     kept = ("_input_share", "_rank", "_error")  # of the targets, and of each raw result of the teacher
     row |= {key: round(value, 4) for key, value in monitor.reading.items() if key.endswith(kept)}
+    model.to(device)  # Lightning leaves it on the CPU
     row |= {part: probe(model, text, part) for part in ("student", "teacher")}
     if args.finetune:
         row["finetuned"] = finetune(model.backbone, text, args, seed)
@@ -267,6 +280,7 @@ def main() -> None:
         ("width", 256),
         ("depth", 6),
         ("threads", 0),
+        ("workers", 0),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.1)
