@@ -49,6 +49,7 @@ SLOW: dict[str, Any] = {"decay": (0.999, 0.9999)}
 HALF: dict[str, Any] = {**SLOW, "prob": 0.5, "length": 1}
 CENTRED: dict[str, Any] = {**HALF, "norm_each": ["position", "layer"]}
 BLOCK: dict[str, Any] = {**CENTRED, "results": "block"}
+LEAVE: dict[str, Any] = {**HALF, "leave": 0.1, "random": 0.1, "lr": 1e-3}
 TWO: dict[str, Any] = {"prob": 0.48, "length": 1, "masks": 8, "beta": 0.0, "norm_after": ["layer"]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "released": {},
@@ -76,6 +77,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "centred_block_all": {**BLOCK, "top": 4},
     "centred_block_high_all": {**BLOCK, "top": 4, "lr": 2e-3},
     "centred_block_slower": {**BLOCK, "decay": (0.9999, 0.9999)},
+    # A tenth of the chosen tokens stays, another becomes random: what the student makes of visible tokens then matters too.
+    "block_leave": {**LEAVE, "results": "block"},
+    "block_leave_high": {**LEAVE, "results": "block", "lr": 2e-3},
+    "block_leave_slower": {**LEAVE, "results": "block", "decay": (0.9999, 0.9999)},
+    "block_leave_all": {**LEAVE, "results": "block", "top": 3},
+    "ffn_leave": LEAVE,
+    "centred_block_leave": {**LEAVE, "results": "block", "norm_each": ["position", "layer"]},
+    "centred_block_1e3": {**BLOCK, "lr": 1e-3},
+    "bert_leave": {**LEAVE, "results": "block", "prob": 0.15},
+    "frozen_block_leave": {**LEAVE, "results": "block", "decay": (1.0, 1.0)},
+    "v2_centred_block_1e3": {**TWO, **SLOW, "norm_each": ["position", "layer"], "results": "block", "lr": 1e-3},
+    "v2_frozen_block": {**TWO, "decay": (1.0, 1.0), "results": "block", "lr": 1e-3},
     "frozen": {**CENTRED, "decay": (1.0, 1.0)},
     "frozen_block": {**BLOCK, "decay": (1.0, 1.0)},
     "v2": {**TWO, "decay": (0.99, 0.9999)},
