@@ -76,10 +76,13 @@ class Optimization(Configurable):
             ValueError: the warm-up is longer than the run.
         """
         groups = self.parameter_groups(module)
-        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
         optimizer = torch.optim.AdamW(
-            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=on_gpu or None
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused or None
         )
+        # A fused AdamW offers to unscale fp16 gradients by itself; Lightning then refuses to clip them, in bf16 as well.
+        # Without the offer gradients are unscaled, clipped and checked before the step, as those of any optimiser.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         scheduler = LambdaLR(optimizer, self.factor(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -180,6 +180,15 @@ def test_half_stored_weights_are_refused(precision: Any) -> None:
         plain_trainer(max_steps=1, precision=precision).fit(tiny_image_model(), loader(batches([9])))
 
 
+def test_mixed_precision_clips_gradients_with_the_fused_optimiser() -> None:
+    whole, rounded = trained(batches([9, 9]), 1), tiny_image_model()
+    trainer = plain_trainer(max_steps=2, gradient_clip_val=0.5, precision="bf16-mixed")
+    trainer.fit(rounded, loader(batches([9, 9])))
+    assert trainer.optimizers[0].defaults["fused"]
+    for ours, expected in zip(rounded.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, atol=5e-3, rtol=0.0)
+
+
 def test_bf16_mixed_moves_the_teacher() -> None:
     model = tiny_image_model(ema_teacher=EMATeacher(decay_start=0.9999, decay_end=0.9999))
     before = copy.deepcopy(model.teacher.state_dict())
