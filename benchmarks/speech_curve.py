@@ -78,6 +78,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
         **{"norm_each": ["position", "instance"], "results": "block"},
     },
+    "B_block_high": {
+        **{"lr": 1e-3, "decay": (0.999, 0.9999), "anneal": 0.5},
+        **{"norm_each": ["position", "instance"], "results": "block"},
+    },
+    "v2_block": {
+        **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
+        **{"norm_each": ["position", "instance"], "results": "block"},
+    },
+    "v2_block_high": {
+        **{"lr": 1e-3, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
+        **{"norm_each": ["position", "instance"], "results": "block"},
+    },
     "v2_A": {**A, "masks": 8},
     "v2": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
     "v2_low": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
@@ -193,6 +205,7 @@ def network(args: argparse.Namespace) -> Data2Vec:
             final_lr=0.01 * setting["lr"],
         ),
         teacher_scope="context" if two else "transformer",
+        compile=args.compile,
     )
 
 
@@ -360,6 +373,7 @@ def main() -> None:
         "--blocks", type=int, nargs="*", default=[], help="further blocks of which the CTC probe is made"
     )
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--workers", type=int, default=0, help="processes that make batches; they are the same")
     parser.add_argument("--precision", default="32-true")
