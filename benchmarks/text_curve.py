@@ -3,7 +3,7 @@
     python benchmarks/text_curve.py --data text.npz --settings released slow bert --seeds 0 1 --out outputs/text_curve
 
 Frozen features (last block, mean over tokens) under a linear probe on SST-2-format sentences, of student and teacher; then,
-with `--finetune`, `GLUEClassifier` from the pre-trained and from the untrained network. Meta's own settings did not get
+with `--finetune` and `--scratch`, `GLUEClassifier` from the pre-trained and from the untrained network. Meta's own settings did not get
 beyond an untrained network at this scale. One JSON line a run in OUT/runs.jsonl; runs that are there are not repeated.
 
 `text.npz` holds `train` (uint16 ids, paragraphs end with `</s>` = 2), `vocab`, and `sst_{train,dev}_{ids,lens,y}`.
@@ -251,7 +251,7 @@ def run(name: str, seed: int, text: Text, untrained: dict[int, float], args: arg
     if seed not in untrained:  # the same network in every setting
         untrained[seed] = probe(model, text, "student")
     row: dict[str, Any] = {"setting": name, "seed": seed, "untrained": untrained[seed]}
-    if args.finetune:
+    if args.scratch:
         row["from_scratch"] = finetune(network(setting, args, text.size).backbone, text, args, seed)
     model.train()
     corruption = setting["leave"], setting["random"]
@@ -298,9 +298,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--precision", default="32-true", choices=["32-true", "bf16-mixed"])
-    parser.add_argument(
-        "--finetune", action="store_true", help="and fine-tune, from the trained and the untrained network"
-    )
+    parser.add_argument("--finetune", action="store_true", help="and fine-tune")
+    parser.add_argument("--scratch", action="store_true", help="and train the untrained network as in fine-tuning")
     parser.add_argument("--finetune-lr", type=float, default=2e-4)
     parser.add_argument("--out", type=Path, default=Path("outputs/text_curve"))
     args = parser.parse_args()
