@@ -3,8 +3,9 @@
     python benchmarks/text_curve.py --data text.npz --settings released slow bert --seeds 0 1 --out outputs/text_curve
 
 Frozen features (last block, mean over tokens) under a linear probe on SST-2-format sentences, of student and teacher; then,
-with `--finetune` and `--scratch`, `GLUEClassifier` from the pre-trained and from the untrained network. Meta's own settings did not get
-beyond an untrained network at this scale. One JSON line a run in OUT/runs.jsonl; runs that are there are not repeated.
+with `--finetune` and `--scratch`, `GLUEClassifier` from the pre-trained and from the untrained network. Meta's own settings
+did not get beyond an untrained network at this scale. One JSON line a run in OUT/runs.jsonl; runs that are there are not
+repeated.
 
 `text.npz` holds `train` (uint16 ids, paragraphs end with `</s>` = 2), `vocab`, and `sst_{train,dev}_{ids,lens,y}`.
 """
