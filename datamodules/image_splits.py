@@ -77,7 +77,8 @@ def open_streams(dataset: str, config: str | None) -> dict[Split, Any]:
 
 
 def hold_out(sources: dict[Split, ImageSource], fraction: float, seed: int) -> dict[Split, ImageSource]:
-    """The splits with `fraction` of train as val, chosen by the seed alone.
+    """The splits with `fraction` of train as val, chosen by the seed alone and in the order drawn: the first batches of it
+    hold all classes, so that a validation of a few batches means something.
 
     Raises:
         ValueError: nothing would be left to train on.
@@ -89,7 +90,7 @@ def hold_out(sources: dict[Split, ImageSource], fraction: float, seed: int) -> d
         raise ValueError(f"val_fraction {fraction} of {len(whole)} pictures leaves nothing to train on")
     return {
         **sources,
-        "val": SubsetSource(whole, sorted(order[:held_out])),
+        "val": SubsetSource(whole, order[:held_out]),
         "train": SubsetSource(whole, sorted(order[held_out:])),
     }
 
