@@ -334,7 +334,7 @@ def draw(runs: list[Path], picture: Path) -> None:
         "collapse/target_input_share": "share of it that comes from the input",
         "collapse/prediction_error": "share of it that is not predicted",
     }
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3), constrained_layout=True)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(14, 3), constrained_layout=True)
     for run in runs:
         with open(run / "log" / "metrics.csv") as file:
             rows = list(csv.DictReader(file))
@@ -345,7 +345,7 @@ def draw(runs: list[Path], picture: Path) -> None:
     for axis in axes[2:]:
         axis.set_ylim(0, 1.05)
     axes[2].axhline(POSITION_ONLY, color="0.6", ls=":", lw=1)
-    axes[0].legend()
+    axes[2].legend(loc="center right", fontsize=8)
     figure.savefig(picture, dpi=80)
 
 

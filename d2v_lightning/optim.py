@@ -82,7 +82,7 @@ class Optimization(Configurable):
         )
         # A fused AdamW offers to unscale fp16 gradients by itself; Lightning then refuses to clip them, in bf16 as well.
         # Without the offer gradients are unscaled, clipped and checked before the step, as those of any optimiser.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer._step_supports_amp_scaling = False
         scheduler = LambdaLR(optimizer, self.factor(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -83,7 +83,8 @@ class CollapseMonitor(Configurable, Callback):
     one training step. Logged under `collapse/`, at the number of optimiser steps taken:
 
     - `target_variance_batch`, `_positions`, `target_variance` (per channel, averaged), the same for `prediction_`;
-    - `target_input_share`: part of the variance that position does not explain, 0 in a position-only collapse;
+    - `target_input_share`: part of the variance that position does not explain, 0 in a position-only collapse. Where the norm
+      "position" has taken out what the position explains, that of the teacher's raw results, their mean;
     - `target_sample_share`: part of the variance over the batch common to all positions of a sample;
     - `target_rank`, `target_rank_tokens`: effective rank around the mean of each position, and around the overall mean;
     - `prediction_ratio`: variance of predictions over the batch as part of that of the targets;
@@ -302,6 +303,8 @@ def read(trainer: Trainer, objective: Any, batch: Any) -> dict[str, float] | Non
         "prediction_ratio": prediction.over_batch / target.over_batch if target.over_batch > 0.0 else 0.0,
         "prediction_error": float(error / count) / target.total if target.total > 0.0 else 1.0,
     }
+    if "position" in objective.make_targets.norm_each:
+        reading["target_input_share"] = sum(layer.input_share for layer in layers) / len(layers)
     numbers = getattr(objective, "averaged_layers", range(len(layers)))
     for number, layer in zip(numbers, layers, strict=True):
         reading[f"layer{number}_variance"] = layer.total

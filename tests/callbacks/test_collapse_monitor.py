@@ -16,6 +16,7 @@ import torch
 from tiny import Blobs, Losses, blind, loader, tiny_model, trainer
 from torch.utils.data import default_collate
 
+from d2v_lightning import Targets
 from d2v_lightning.callbacks import CollapseMonitor
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_monitor import describe, judge, read
@@ -90,6 +91,20 @@ def test_it_measures_without_dropout() -> None:
         with aside(runner, model):
             readings.append(read(runner, model, batch))
     assert readings[0] == readings[1]
+
+
+def test_what_the_position_explains_is_sought_where_it_still_is() -> None:
+    model, runner = tiny_model(), trainer([], 1)
+    layers = model.make_targets.average_top_k_layers
+    model.make_targets = Targets(layers, norm_each=["position", "layer"], norm_after=[])
+    batch = default_collate([Blobs()[index] for index in range(8)])
+    with torch.no_grad():
+        reading = read(runner, model, batch)
+    assert reading is not None
+    shares = [value for name, value in reading.items() if name.startswith("layer") and name.endswith("_input_share")]
+    assert reading["target_input_share"] == pytest.approx(sum(shares) / len(shares))
+    assert reading["target_input_share"] < 0.95  # that of the targets is 1 whatever happens
+    assert reading["target_variance_positions"] < 0.01
 
 
 def test_a_verdict_is_said_when_it_changes_and_not_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -47,7 +47,7 @@ class Fake(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(8))
         self.encoder = SimpleNamespace(features=lambda inputs, padding_mask: (inputs, padding_mask))
-        self.averaged_layers = [3]
+        self.averaged_layers, self.make_targets = [3], SimpleNamespace(norm_each=())
 
     def targets(self, batch: Any) -> Tensor:
         positions = torch.sin(torch.arange(batch["inputs"].shape[1]))[:, None]

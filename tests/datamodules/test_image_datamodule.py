@@ -15,6 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from datamodules import BlockMaskCollator, ImageDataModule
+from datamodules.image_sources import DigitsSource, SubsetSource
+from datamodules.image_splits import hold_out
 from datamodules.transforms import as_channels
 
 CLASSES = ("ape", "bee", "cat")
@@ -174,6 +176,15 @@ def test_held_out_pictures_are_not_trained_on(tree: Path) -> None:
     names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
     assert (len(names[0]), len(names[1])) == (9, 3)
     assert not names[0] & names[1]
+
+
+def test_a_few_batches_of_held_out_pictures_hold_all_classes() -> None:
+    digits = DigitsSource("train")
+    by_class = SubsetSource(
+        digits, sorted(range(len(digits)), key=digits.labels.__getitem__)
+    )  # as in a tree of folders
+    held_out = hold_out({"train": by_class}, 0.3, seed=0)["val"]
+    assert len(set(held_out.labels[:64])) == 10
 
 
 def test_predict_takes_files_and_folders_in_order(tree: Path) -> None:
