@@ -241,6 +241,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of data2vec")
+    parser.add_argument(
+        "--shifted-teacher",
+        action="store_true",
+        help="of 1.0: look up the teacher's relative positions one too low, as averaging integers does in Meta's code",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=470)
     parser.add_argument("--width", type=int, default=192)
@@ -275,6 +280,8 @@ def main() -> None:
         ],
     )
     model = NETWORKS[args.version](args.width, args.depth, args.scheduled)
+    if args.shifted_teacher:
+        model.teacher.transformer.position_bias.index.sub_(1).clamp_(min=0)  # type: ignore[union-attr, operator]
     model.configure_optimizers = lambda: model.optimization.configure(model, args.scheduled)  # type: ignore[method-assign]
     loader = DataLoader(Batches(images, args, start), batch_size=None, num_workers=args.workers)
     trainer.fit(model, loader, ckpt_path=last if last.exists() else None, weights_only=True)
