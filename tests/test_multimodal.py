@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
+from two_ranks import TwoRanks
 
 from d2v_lightning import (
     Backbone,
@@ -337,7 +338,7 @@ class Save(pl.Callback):
 
 
 def test_two_processes_take_the_same_turns_and_stay_equal(tmp_path: Path) -> None:
-    strategy = pl.strategies.DDPStrategy(start_method="spawn", find_unused_parameters=True)
+    strategy = TwoRanks(find_unused_parameters=True)
     options = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
     train(model(), data(), 3, callbacks=[Save(tmp_path)], **options)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))

@@ -12,6 +12,7 @@ from test_resume import SMALL
 from tiny import image_batch, tiny_image_model
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from two_ranks import TwoRanks
 
 from d2v_lightning import Data2Vec
 from datamodules import ImageDataModule
@@ -50,7 +51,7 @@ class Batches(pl.LightningDataModule):
 
 
 def trainer(folder: Path, devices: int, **options: Any) -> pl.Trainer:
-    strategy: Any = "auto" if devices == 1 else pl.strategies.DDPStrategy(start_method="spawn")
+    strategy: Any = "auto" if devices == 1 else TwoRanks()
     return pl.Trainer(
         accelerator="cpu",
         devices=devices,

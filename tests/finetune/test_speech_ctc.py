@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
+from two_ranks import TwoRanks
 
 from d2v_lightning import (
     AudioEncoder,
@@ -234,7 +235,7 @@ def test_two_ranks_freeze_and_train_as_one_process(tmp_path: Path) -> None:
             devices=devices,
             accumulate_grad_batches=2 // devices,
             use_distributed_sampler=False,
-            strategy="auto" if devices == 1 else pl.strategies.DDPStrategy(start_method="spawn"),
+            strategy="auto" if devices == 1 else TwoRanks(),
             callbacks=[Save(tmp_path)],
         ).fit(model, Halves())
     one, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("1_0.pt", "2_0.pt", "2_1.pt"))
