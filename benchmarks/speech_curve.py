@@ -71,8 +71,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "block": {**A, "results": "block"},
     "centred_lower": {**A, "norm_each": ["position", "instance"], "top": [0, 1]},
     "B_high": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
-    "B_all": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "top": 6},
-    "B_centred": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "norm_each": ["position", "instance"]},
     "B_centred_high": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "norm_each": ["position", "instance"]},
     "B_block": {
         **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
@@ -90,10 +88,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"lr": 1e-3, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
         **{"norm_each": ["position", "instance"], "results": "block"},
     },
-    "v2_A": {**A, "masks": 8},
     "v2": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
-    "v2_low": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
-    "v2_slow": {"lr": 5e-4, "decay": (0.9995, 0.99999), "anneal": 0.5, "masks": 8},
     "v2_centred": {
         **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
         **{"norm_each": ["position", "instance"]},

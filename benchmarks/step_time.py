@@ -219,9 +219,8 @@ def step_flops(make: Callable[[], pl.LightningModule], batch: Batch) -> int:
     with torch.device("meta"):
         module = make()
     shapes = {name: tensor.to("meta") for name, tensor in batch.items()}
-    no_ctc = patch.object(
-        F, "ctc_loss", lambda log_probs, *_, **__: log_probs.mean()
-    )  # has no kernel there, and no product
+    # CTC has no kernel on the meta device, and no matrix product.
+    no_ctc = patch.object(F, "ctc_loss", lambda log_probs, *_, **__: log_probs.mean())
     with FlopCounterMode(display=False) as counter, warnings.catch_warnings(), no_ctc:
         warnings.simplefilter("ignore")  # logging without a Trainer
         module.training_step(shapes, 0).backward()

@@ -83,6 +83,12 @@ class Optimization(Configurable):
         # A fused AdamW offers to unscale fp16 gradients by itself; Lightning then refuses to clip them, in bf16 as well.
         # Without the offer gradients are unscaled, clipped and checked before the step, as those of any optimiser.
         optimizer._step_supports_amp_scaling = False
+
+        def keep_kernel(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+            """A checkpoint would bring the kernel of the device that it was written on."""
+            return {**state, "param_groups": [{**group, "fused": fused or None} for group in state["param_groups"]]}
+
+        optimizer.register_load_state_dict_pre_hook(keep_kernel)
         scheduler = LambdaLR(optimizer, self.factor(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -77,8 +77,8 @@ def open_streams(dataset: str, config: str | None) -> dict[Split, Any]:
 
 
 def hold_out(sources: dict[Split, ImageSource], fraction: float, seed: int) -> dict[Split, ImageSource]:
-    """The splits with `fraction` of train as val, chosen by the seed alone and in the order drawn: the first batches of it
-    hold all classes, so that a validation of a few batches means something.
+    """The splits with `fraction` of train as val, chosen by the seed alone and in the order drawn: a few batches of it are
+    a fair sample.
 
     Raises:
         ValueError: nothing would be left to train on.

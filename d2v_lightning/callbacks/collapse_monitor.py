@@ -51,6 +51,11 @@ CAUSES = {
         "position-only: targets are nearly a function of position, predictable without looking at the input",
         f"{LOWER}; check that inputs are not blank and the patch embedding is not zero",
     ),
+    "position-only results": (
+        "position-only results: before the norm 'position' the teacher's results are nearly a function of position, "
+        "and little but noise is left to predict",
+        LOWER,
+    ),
     "sample-only": (
         "sample-only: all positions of a sample have nearly the same target, so that one visible token gives all away",
         f"{LOWER}; average fewer top layers; check that the model is given positions",
@@ -83,8 +88,9 @@ class CollapseMonitor(Configurable, Callback):
     one training step. Logged under `collapse/`, at the number of optimiser steps taken:
 
     - `target_variance_batch`, `_positions`, `target_variance` (per channel, averaged), the same for `prediction_`;
-    - `target_input_share`: part of the variance that position does not explain, 0 in a position-only collapse. Where the norm
-      "position" has taken out what the position explains, that of the teacher's raw results, their mean;
+    - `target_input_share`: part of the variance that position does not explain, 0 in a position-only collapse;
+    - `raw_input_share`: the mean of that of the teacher's raw results, where the norm "position" takes out of the targets
+      what the position explains, so that theirs is always 1;
     - `target_sample_share`: part of the variance over the batch common to all positions of a sample;
     - `target_rank`, `target_rank_tokens`: effective rank around the mean of each position, and around the overall mean;
     - `prediction_ratio`: variance of predictions over the batch as part of that of the targets;
@@ -186,9 +192,10 @@ class CollapseMonitor(Configurable, Callback):
         finding = judge(reading, self._first, self._best, step)
         self._times = self._times + 1 if finding == self._candidate else 1
         self._candidate = finding
-        passing = reading["target_input_share"] > NOTHING_LEFT and self._times < LASTING * self.patience
-        if finding == Finding("collapsed", "position-only") and passing:
-            finding = Finding("warning", "position-only")
+        share = reading.get("raw_input_share", reading["target_input_share"])
+        passing = share > NOTHING_LEFT and self._times < LASTING * self.patience
+        if finding.status == "collapsed" and finding.cause.startswith("position-only") and passing:
+            finding = Finding("warning", finding.cause)
         changed = self._times >= self.patience and finding != self.verdict
         if changed:
             self.verdict = finding
@@ -234,6 +241,9 @@ def judge(reading: Mapping[str, float], first: Mapping[str, float], best: Mappin
         return found
     if share < FALL * best["target_input_share"]:
         return Finding("warning", "position-only")
+    raw_share = reading.get("raw_input_share", 1.0)
+    if raw_share < NEARLY_POSITION_ONLY:
+        return Finding("collapsed" if raw_share < POSITION_ONLY else "warning", "position-only results")
     if reading["target_sample_share"] > NEARLY_SAMPLE_ONLY:
         return Finding("collapsed" if reading["target_sample_share"] > SAMPLE_ONLY else "warning", "sample-only")
     if reading["prediction_error"] < NEARLY_TRIVIAL:
@@ -248,9 +258,12 @@ def judge(reading: Mapping[str, float], first: Mapping[str, float], best: Mappin
 
 def describe(finding: Finding, reading: Mapping[str, float]) -> str:
     """One line: verdict, cause, the numbers that matter most, what to do."""
+    share, of = reading["target_input_share"], "target variance"
+    if "raw_input_share" in reading:
+        share, of = reading["raw_input_share"], "variance of the teacher's results"
     facts = (
-        f"{100 * reading['target_input_share']:.0f} % of the target variance comes from the input rather than the "
-        f"position, {100 * reading['prediction_error']:.0f} % of it is still to be predicted, effective rank "
+        f"{100 * share:.0f} % of the {of} comes from the input rather than the position, "
+        f"{100 * reading['prediction_error']:.0f} % of the targets' is still to be predicted, effective rank "
         f"{reading['target_rank']:.1f}"
     )
     if not finding.cause:
@@ -304,7 +317,7 @@ def read(trainer: Trainer, objective: Any, batch: Any) -> dict[str, float] | Non
         "prediction_error": float(error / count) / target.total if target.total > 0.0 else 1.0,
     }
     if "position" in objective.make_targets.norm_each:
-        reading["target_input_share"] = sum(layer.input_share for layer in layers) / len(layers)
+        reading["raw_input_share"] = sum(layer.input_share for layer in layers) / len(layers)
     numbers = getattr(objective, "averaged_layers", range(len(layers)))
     for number, layer in zip(numbers, layers, strict=True):
         reading[f"layer{number}_variance"] = layer.total

@@ -102,9 +102,12 @@ def test_what_the_position_explains_is_sought_where_it_still_is() -> None:
         reading = read(runner, model, batch)
     assert reading is not None
     shares = [value for name, value in reading.items() if name.startswith("layer") and name.endswith("_input_share")]
-    assert reading["target_input_share"] == pytest.approx(sum(shares) / len(shares))
-    assert reading["target_input_share"] < 0.95  # that of the targets is 1 whatever happens
-    assert reading["target_variance_positions"] < 0.01
+    assert reading["raw_input_share"] == pytest.approx(sum(shares) / len(shares))
+    assert reading["raw_input_share"] < 0.95 < reading["target_input_share"]
+    collapsed = {**HEALTHY, "target_input_share": 1.0, "raw_input_share": 0.004, "prediction_error": 0.97}
+    finding = judge(collapsed, HEALTHY, {"target_input_share": 1.0, "target_rank": 12.0}, 450)
+    assert finding == ("collapsed", "position-only results")
+    assert "0 % of the variance of the teacher's results" in describe(finding, collapsed)
 
 
 def test_a_verdict_is_said_when_it_changes_and_not_again(caplog: pytest.LogCaptureFixture) -> None:
