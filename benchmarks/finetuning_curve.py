@@ -13,7 +13,6 @@ OUT/finetuning_curve.png.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from draw_runs import curve
 
 import d2v_lightning  # noqa: F401  # the short class names of the recipes
 import datamodules  # noqa: F401
@@ -60,15 +60,6 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         row["top1"] = float(tested.trainer.callback_metrics["test/top1"])
         row["curve"] = curve(folder, "val/top1")
     return row
-
-
-def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
-    """(optimiser steps, value) from the run's CSV logs, oldest first."""
-    points = {}
-    for path in sorted(folder.glob("metrics/*/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        with open(path, newline="") as file:
-            points |= {int(row["step"]) + 1: float(row[metric]) for row in csv.DictReader(file) if row.get(metric)}
-    return sorted(points.items())
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
