@@ -192,8 +192,7 @@ class CollapseMonitor(Configurable, Callback):
         finding = judge(reading, self._first, self._best, step)
         self._times = self._times + 1 if finding == self._candidate else 1
         self._candidate = finding
-        share = reading.get("raw_input_share", reading["target_input_share"])
-        passing = share > NOTHING_LEFT and self._times < LASTING * self.patience
+        passing = telling_share(reading)[0] > NOTHING_LEFT and self._times < LASTING * self.patience
         if finding.status == "collapsed" and finding.cause.startswith("position-only") and passing:
             finding = Finding("warning", finding.cause)
         changed = self._times >= self.patience and finding != self.verdict
@@ -256,11 +255,16 @@ def judge(reading: Mapping[str, float], first: Mapping[str, float], best: Mappin
     return Finding("healthy")
 
 
+def telling_share(reading: Mapping[str, float]) -> tuple[float, str]:
+    """The input share that can fall, and of what it is: of the targets, or of the raw results where a norm hides it there."""
+    if "raw_input_share" in reading:
+        return reading["raw_input_share"], "variance of the teacher's results"
+    return reading["target_input_share"], "target variance"
+
+
 def describe(finding: Finding, reading: Mapping[str, float]) -> str:
     """One line: verdict, cause, the numbers that matter most, what to do."""
-    share, of = reading["target_input_share"], "target variance"
-    if "raw_input_share" in reading:
-        share, of = reading["raw_input_share"], "variance of the teacher's results"
+    share, of = telling_share(reading)
     facts = (
         f"{100 * share:.0f} % of the {of} comes from the input rather than the position, "
         f"{100 * reading['prediction_error']:.0f} % of the targets' is still to be predicted, effective rank "
