@@ -57,9 +57,12 @@ RATE = 16000
 # What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norms of each layer;
 # blocks averaged; with `masks` above 1 it is 2.0, with exact counts in short spans, ALiBi and a convolutional decoder.
 A: dict[str, Any] = {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3}
+B: dict[str, Any] = {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5}
+B_HIGH: dict[str, Any] = {**B, "lr": 5e-4}
+BLOCK: dict[str, Any] = {**B_HIGH, "norm_each": ["position", "instance"], "results": "block"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "A": A,
-    "B": {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
+    "B": B,
     "layer": {**A, "norm_each": ["layer"]},
     "slow": {**A, "decay": (0.999, 0.9999), "norm_each": ["layer"]},
     # Small-data presets: what follows from the position is taken out of the targets.
@@ -70,29 +73,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "centred_block": {**A, "norm_each": ["position", "instance"], "results": "block"},
     "block": {**A, "results": "block"},
     "centred_lower": {**A, "norm_each": ["position", "instance"], "top": [0, 1]},
-    "B_high": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
-    "B_centred_high": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "norm_each": ["position", "instance"]},
-    "B_block": {
-        **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5},
-        **{"norm_each": ["position", "instance"], "results": "block"},
-    },
-    "B_block_high": {
-        **{"lr": 1e-3, "decay": (0.999, 0.9999), "anneal": 0.5},
-        **{"norm_each": ["position", "instance"], "results": "block"},
-    },
-    "v2_block": {
-        **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
-        **{"norm_each": ["position", "instance"], "results": "block"},
-    },
-    "v2_block_high": {
-        **{"lr": 1e-3, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
-        **{"norm_each": ["position", "instance"], "results": "block"},
-    },
-    "v2": {"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
-    "v2_centred": {
-        **{"lr": 5e-4, "decay": (0.999, 0.9999), "anneal": 0.5, "masks": 8},
-        **{"norm_each": ["position", "instance"]},
-    },
+    "B_high": B_HIGH,
+    "B_centred_high": {**B_HIGH, "norm_each": ["position", "instance"]},
+    "B_block": BLOCK,
+    "B_block_high": {**BLOCK, "lr": 1e-3},
+    "v2_block": {**BLOCK, "masks": 8},
+    "v2_block_high": {**BLOCK, "masks": 8, "lr": 1e-3},
+    "v2": {**B_HIGH, "masks": 8},
+    "v2_centred": {**B_HIGH, "masks": 8, "norm_each": ["position", "instance"]},
 }
 
 
