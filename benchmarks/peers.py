@@ -43,6 +43,16 @@ def sizes(backbone: Tree) -> tuple[Tree, Tree]:
     return backbone["init_args"]["encoder"]["init_args"], backbone["init_args"]["transformer"]["init_args"]
 
 
+def trunk_sizes(trunk: Tree) -> dict[str, int]:
+    """Sizes of a trunk under the names of transformers."""
+    return {
+        "hidden_size": trunk["dim"],
+        "num_hidden_layers": trunk["depth"],
+        "num_attention_heads": trunk["num_heads"],
+        "intermediate_size": int(trunk["dim"] * trunk["mlp_ratio"]),
+    }
+
+
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
@@ -67,10 +77,7 @@ def transformers_image_classifier(backbone: Tree, compile: bool) -> pl.Lightning
 
     encoder, trunk = sizes(backbone)
     config = Data2VecVisionConfig(
-        hidden_size=trunk["dim"],
-        num_hidden_layers=trunk["depth"],
-        num_attention_heads=trunk["num_heads"],
-        intermediate_size=int(trunk["dim"] * trunk["mlp_ratio"]),
+        **trunk_sizes(trunk),
         attention_probs_dropout_prob=trunk["attention_dropout"],
         drop_path_rate=trunk["drop_path"],
         layer_scale_init_value=trunk["layer_scale"],
@@ -130,10 +137,7 @@ def transformers_speech_ctc(backbone: Tree, compile: bool) -> pl.LightningModule
 
     _, trunk = sizes(backbone)
     config = Data2VecAudioConfig(
-        hidden_size=trunk["dim"],
-        num_hidden_layers=trunk["depth"],
-        num_attention_heads=trunk["num_heads"],
-        intermediate_size=int(trunk["dim"] * trunk["mlp_ratio"]),
+        **trunk_sizes(trunk),
         vocab_size=TOKENS,
         apply_spec_augment=False,
         layerdrop=0.0,
@@ -166,10 +170,7 @@ def transformers_text_classifier(backbone: Tree, compile: bool) -> pl.LightningM
     encoder, trunk = sizes(backbone)
     config = Data2VecTextConfig(
         vocab_size=encoder["vocab_size"],
-        hidden_size=trunk["dim"],
-        num_hidden_layers=trunk["depth"],
-        num_attention_heads=trunk["num_heads"],
-        intermediate_size=int(trunk["dim"] * trunk["mlp_ratio"]),
+        **trunk_sizes(trunk),
         max_position_embeddings=encoder["max_positions"] + 2,
         type_vocab_size=1,
         num_labels=2,

@@ -294,7 +294,7 @@ class Transformer(Configurable, nn.Module):
     ) -> list[Tensor] | list[None]:
         device_type = x.device.type
         biases = self.position_bias(x.shape[1], positions) if self.position_bias is not None else None
-        # Once here, not in every block. The meta device knows no autocast, and torch 2.11 compiles no question for it.
+        # Once here, not in every block. The meta device knows no autocast; torch 2.11 cannot compile `is_autocast_available`.
         autocasts = device_type != "meta" and torch.is_autocast_enabled(device_type)
         if biases is not None and autocasts:
             biases = [bias.to(torch.get_autocast_dtype(device_type)) for bias in biases]
