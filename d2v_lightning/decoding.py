@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from d2v_lightning.configurable import Configurable
@@ -91,8 +92,8 @@ class BeamSearch(Configurable):
 
     Args:
         lm: an ARPA file or KenLM binary.
-        lexicon: a text file with a word and its spelling a line ("HELLO H E L L O |"), or with words alone; by default the
-            words of the ARPA file.
+        lexicon: a text file with a word and a spelling a line ("HELLO H E L L O |"), or with words alone; by default the
+            words of the ARPA file. What is found is written as the word, whichever way it was spelt.
         beam: hypotheses that are kept.
         beam_threshold: hypotheses that are worse than the best by more than this are dropped.
         lm_weight: of the language model's log probability.
@@ -167,7 +168,13 @@ class BeamSearch(Configurable):
         if not found:
             return Hypothesis("", [], -math.inf)
         # The alignment has a silence at both of its ends.
-        return _hypothesis(list(found[0].tokens)[1 : len(emissions) + 1], emissions, vocabulary, found[0].score)
+        spelt = _hypothesis(list(found[0].tokens)[1 : len(emissions) + 1], emissions, vocabulary, found[0].score)
+        names = [number for number in found[0].words if number >= 0]
+        if (self.lm is None and self.lexicon is None) or len(names) != len(spelt.words):
+            return spelt
+        entries = self._files[tuple(vocabulary)][0]
+        words = [word._replace(word=entries.get_entry(name)) for word, name in zip(spelt.words, names, strict=True)]
+        return Hypothesis(" ".join(word.word for word in words), words, spelt.score)
 
     def _decoder(self, vocabulary: Sequence[str]) -> Any:
         from flashlight.lib.text import decoder as flashlight
@@ -191,12 +198,21 @@ class BeamSearch(Configurable):
 
         tokens = {token: number for number, token in enumerate(vocabulary)}
         spellings = read_lexicon(self.lexicon) if self.lexicon is not None else _spelt(_arpa_words(str(self.lm)))
-        known = {word: spelt for word, spelt in spellings.items() if all(letter in tokens for letter in spelt)}
+        known = {
+            word: kept
+            for word, ways in spellings.items()
+            if (kept := [way for way in ways if all(letter in tokens for letter in way)])
+        }
         if not known:
             raise ValueError(
                 f"no word of {self.lexicon or self.lm} is spelt with the letters {' '.join(vocabulary[1:])}: wrong case?"
             )
-        words = create_word_dict({word: [spelt] for word, spelt in known.items()} | {UNKNOWN: [[UNKNOWN]]})
+        if foreign := [word for word in spellings if word not in known]:
+            rank_zero_warn(
+                f"{len(foreign)} of {len(spellings)} words of {self.lexicon or self.lm} are left out, the model lacks "
+                f"letters of theirs: {', '.join(foreign[:5])}"
+            )
+        words = create_word_dict(known | {UNKNOWN: [[UNKNOWN]]})
         lm = flashlight.ZeroLM()
         if self.lm is not None:
             from flashlight.lib.text.decoder.kenlm import KenLM
@@ -209,10 +225,11 @@ class BeamSearch(Configurable):
                     f"{self.lm} is no language model that KenLM reads (ARPA or its binary, of bigrams or more): {reason}"
                 ) from error
         trie, start = flashlight.Trie(len(vocabulary), tokens[SEPARATOR]), lm.start(False)
-        for word, spelt in known.items():
+        for word, ways in known.items():
             number = words.get_index(word)
             _, score = lm.score(start, number)
-            trie.insert([tokens[letter] for letter in spelt], number, score)
+            for way in ways:
+                trie.insert([tokens[letter] for letter in way], number, score)
         trie.smear(flashlight.SmearingMode.MAX)
         return words, lm, trie
 
@@ -234,24 +251,28 @@ def _stretches(log_probs: Tensor, vocabulary: Sequence[str]) -> Iterator[tuple[i
     yield start, len(best)
 
 
-def read_lexicon(path: str | Path) -> dict[str, list[str]]:
-    """Words and their spelling, from lines with both, or with words alone.
+def read_lexicon(path: str | Path) -> dict[str, list[list[str]]]:
+    """Words and their spellings, from lines with both, or with words alone. A word may have several lines, and every
+    spelling ends with the separator, written or not.
 
     Raises:
         ValueError: there are none.
     """
-    spellings: dict[str, list[str]] = {}
+    spellings: dict[str, list[list[str]]] = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if line.strip():
             word, *letters = line.split()
-            spellings[word] = letters or [*word, SEPARATOR]
+            letters = letters or list(word)
+            way = letters if letters[-1] == SEPARATOR else [*letters, SEPARATOR]
+            if way not in spellings.setdefault(word, []):
+                spellings[word].append(way)
     if not spellings:
         raise ValueError(f"{path} holds no words")
     return spellings
 
 
-def _spelt(words: Iterable[str]) -> dict[str, list[str]]:
-    return {word: [*word, SEPARATOR] for word in words}
+def _spelt(words: Iterable[str]) -> dict[str, list[list[str]]]:
+    return {word: [[*word, SEPARATOR]] for word in words}
 
 
 def _is_arpa(path: str) -> bool:

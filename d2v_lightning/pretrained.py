@@ -246,6 +246,23 @@ def load_mask_token(path: str | Path, modality: str | None = None) -> Tensor | N
     return None if token is None else token.flatten()
 
 
+def load_normalize(path: str | Path, modality: str | None = None) -> bool | None:
+    """Whether a speech model heard clips of mean 0 and variance 1; None where its file does not say.
+
+    Args:
+        path, modality: see `load_backbone`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_pretrained`.
+    """
+    found = read_pretrained(path)
+    data = found.content.data or {}
+    if modality is not None:
+        data = data.get("init_args", {}).get("datamodules", {}).get(modality, {})
+    says: bool | None = (found.tree["init_args"] | data.get("init_args", {})).get("normalize")
+    return says
+
+
 def backbone_part(
     found: Pretrained, part: Literal["student", "teacher"], image_size: tuple[int, int] | None = None
 ) -> tuple[Tree, State]:

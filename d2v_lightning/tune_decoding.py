@@ -170,6 +170,18 @@ def emissions_of(checkpoint: str, data: dict[str, Any]) -> Emissions:
     return emissions
 
 
+def _refuse_output(output: Path) -> None:
+    """Before the work, not after it.
+
+    Raises:
+        FileExistsError, FileNotFoundError: the file exists, or its folder does not.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists: choose another file with --output, or remove it")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"no folder {output.parent} for --output {output}: make it first")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; a mistake ends with one line and exit status 1."""
     parser = argparse.ArgumentParser("python -m d2v_lightning.tune_decoding", description=__doc__, allow_abbrev=False)
@@ -190,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name.removeprefix("--data."): yaml.safe_load(value) for name, value in zip(rest[::2], rest[1::2], strict=True)
     }
     try:
+        _refuse_output(Path(known.output))
         decoder = BeamSearch(known.lm, known.lexicon, known.beam)
         emissions = emissions_of(known.checkpoint, data)
         assert emissions.vocabulary is not None

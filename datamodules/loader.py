@@ -123,7 +123,8 @@ class ResumableLoader:
                     left -= 1
                     if self._consumed == len(self):
                         self._warn_of(unreadable)
-                    yield batch
+                    if batch:  # in evaluation nothing of it may have been readable
+                        yield batch
                     if left == 0:
                         return
                 self._begin(self._epoch + 1)
@@ -192,7 +193,7 @@ class ResumableLoader:
         if new:
             more = f" and {len(new) - NAMES_IN_WARNING} more" if len(new) > NAMES_IN_WARNING else ""
             warnings.warn(
-                f"{len(new)} unreadable file(s) skipped, another sample took the place each time: "
+                f"{len(new)} unreadable file(s) skipped, in training another sample takes the place: "
                 f"{'; '.join(new[:NAMES_IN_WARNING])}{more}",
                 stacklevel=2,
             )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.encoders.audio import CONV_LAYERS, shortest_input
+from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
@@ -22,27 +24,25 @@ from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import Key
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
-from datamodules.speech_sources import Clip, SpeechSource, open_split
+from datamodules.speech_sources import Clip, JoinedSource, SpeechSource, open_split, open_table_split
 from datamodules.speech_windows import SpeechWindows
-from datamodules.waveform import RATE, UNREADABLE, normalise
+from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, normalise
 
 REPLACEMENTS = 100
-TRUNCATED = (
-    0.9  # of the samples that the header promises; those of an mp3 without a table of its frames are an estimate
-)
 
 
 class KeyedClips(Dataset[dict[str, Any]]):
-    """Clips by (epoch, index), or by index for epoch 0. One that cannot be read is replaced by the next shorter one that can,
-    so that the batch stays in its budget, and is listed in the sample's "unreadable" as "name: reason".
+    """Clips by (epoch, index), or by index for epoch 0. One that cannot be read is listed in the sample's "unreadable" as
+    "name: reason", and replaced by the next shorter one that can, so that the batch stays in its budget.
 
     Args:
         source: the clips.
         normalised: mean 0 and variance 1 over the whole clip.
+        replace: training. Otherwise a clip that cannot be read gives a sample without "inputs", so that none counts twice.
     """
 
-    def __init__(self, source: SpeechSource, normalised: bool = True) -> None:
-        self.source, self.normalised = source, normalised
+    def __init__(self, source: SpeechSource, normalised: bool = True, replace: bool = True) -> None:
+        self.source, self.normalised, self.replace = source, normalised, replace
         self._by_length = sorted(range(len(source)), key=lambda index: source.clips[index].samples)
         self._rank = {index: rank for rank, index in enumerate(self._by_length)}
 
@@ -63,6 +63,8 @@ class KeyedClips(Dataset[dict[str, Any]]):
                     raise ValueError(f"truncated, {len(waveform)} of {clip.samples} samples are there")
             except UNREADABLE as error:
                 unreadable.append(f"{clip.name}: {one_line(error)}")
+                if not self.replace:
+                    return {"unreadable": unreadable}
                 rank -= 1  # the shortest is followed by the longest, at the risk of a batch beyond its budget
                 continue
             waveform = waveform[: clip.samples]
@@ -81,9 +83,9 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     data2vec 1.0 Base on LibriSpeech (RECIPES "1.0, audio B").
 
     Args:
-        root: folder that holds the splits, or the name or folder of a Hugging Face data set.
-        train_split, val_split, test_split: folders or manifests (`.tsv` with `.ltr` or `.wrd`, `.jsonl`) below `root`,
-            several for a list; "" for all of `root`; null for none.
+        root: folder that holds the splits, or a single recording.
+        train_split, val_split, test_split: folders or manifests (`.tsv` with `.ltr` or `.wrd`, `.jsonl`) below `root`, or
+            splits of `dataset`; several for a list, which are taken together; "" for all of `root`; null for none.
         task: "pretrain" makes span masks, "ctc" reads transcripts and makes time and channel masks.
         batch_samples: samples in a batch of one device, padding included.
         effective_batch: samples per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
@@ -96,6 +98,10 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         upper: write transcripts in capitals, as the published vocabulary has them.
         num_workers: processes that load.
         seed: of order, crops and masks.
+        dataset: instead of `root`: a Hugging Face data set, by its name on the hub, a folder made by `save_to_disk`, or
+            parquet (a file, or a folder of them).
+        dataset_config: configuration of a data set on the hub ("clean").
+        text_column: of the transcripts in `dataset`; by default the one named text, sentence, transcription, ...
 
     Raises:
         ValueError: an argument is out of its range.
@@ -125,8 +131,13 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         upper: bool = True,
         num_workers: int = 6,
         seed: int = 0,
+        dataset: str | None = None,
+        dataset_config: str | None = None,
+        text_column: str | None = None,
     ) -> None:
         super().__init__()
+        if root is not None and dataset is not None:
+            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
         for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
             if given not in choices:
                 raise ValueError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
@@ -138,8 +149,11 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise ValueError(f"min_seconds {min_seconds}, max_seconds {max_seconds}: permitted is 0 <= min < max")
         if num_workers < 0:
             raise ValueError(f"num_workers {num_workers}: permitted is 0 or more")
+        SpanMaskCollator(mask_prob, mask_length, mask_ratio, num_masks)  # they refuse wrong arguments now, not in a
+        TranscriptCollator([], 768, time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length)  # worker
         self.save_hyperparameters(logger=False)
         self.root, self.task, self.crop, self.normalize = root, task, crop, normalize
+        self.dataset, self.dataset_config, self.text_column = dataset, dataset_config, text_column
         self.splits = {"train": _names(train_split), "val": _names(val_split), "test": _names(test_split)}
         self.batch_samples, self.effective_batch = batch_samples, effective_batch
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
@@ -161,11 +175,15 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ValueError: nothing is left, the longest clip does not fit into a batch, transcripts are missing, or they have
                 letters that the model does not know.
         """
-        if self.root is None:
-            raise ValueError("no data: set data.root to a folder of recordings")
         if stage == "predict":
+            if self.root is None:
+                raise ValueError("nothing to transcribe: set data.root to a recording or a folder of them")
             self._find_recordings(self.root)
             return
+        if self.root is None and self.dataset is None:
+            raise ValueError(
+                "no data: set data.root to a folder of recordings, or data.dataset to a Hugging Face data set"
+            )
         module = attached_model(self)
         normalised = getattr(module, "normalize", self.normalize)
         if normalised != self.normalize:
@@ -183,22 +201,17 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     def _find_recordings(self, root: str) -> None:
         """What predict transcribes: the test splits, or all of `root` where it has none of them."""
         there = [name for name in self.splits["test"] if (Path(root) / name).exists()] or [""]
-        clips = [clip for name in there for clip in open_split(root, name).clips]
-        if not all(isinstance(clip.file, str) for clip in clips):
-            raise ValueError(f"{root} is a table: predict reads files, so point data.root to a folder of them")
-        self.predict_paths = [clip.name for clip in clips]
+        self.predict_paths = [clip.file for name in there for clip in open_split(root, name).clips]
+        within = f", those of {', '.join(there)} (data.test_split)" if there != [""] else ""
+        rank_zero_info(f"{len(self.predict_paths)} recordings in {root}{within}")
 
     def _open(self, split: str) -> SpeechSource:
-        assert self.root is not None
         names = self.splits[split]
         if not names:
-            raise ValueError(f"no {split} data: set data.{split}_split to folders or manifests below {self.root}")
-        opened = [open_split(self.root, name) for name in names]
-        source = (
-            opened[0]
-            if len(opened) == 1
-            else SpeechSource([clip for one in opened for clip in one.clips], opened[0]._open_file)
-        )
+            where = f"below {self.root}" if self.dataset is None else f"of {self.dataset}"
+            raise ValueError(f"no {split} data: set data.{split}_split to what there is {where}")
+        opened = [self._open_one(name) for name in names]
+        source = opened[0] if len(opened) == 1 else JoinedSource(opened)
         least = self._least_samples()
         most = None if self.max_seconds is None or self.task == "pretrain" else int(self.max_seconds * RATE)
         source = _left_out(source, split, lambda clip: clip.samples < least, f"shorter than {least / RATE:.2f} s")
@@ -210,6 +223,12 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             self._check_transcripts(source, split)
         check_budget(self._lengths(source), self.batch_samples)
         return source
+
+    def _open_one(self, name: str) -> SpeechSource:
+        if self.dataset is not None:
+            return open_table_split(self.dataset, self.dataset_config, name, self.text_column)
+        assert self.root is not None
+        return open_split(self.root, name)
 
     def _lengths(self, source: SpeechSource) -> list[int]:
         """Samples of each clip as a batch has it: in pre-training no longer than `max_seconds`."""
@@ -230,35 +249,48 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _check_transcripts(self, source: SpeechSource, split: str) -> None:
         for number, clip in enumerate(source.clips):
-            if not clip.text:
-                raise ValueError(
-                    f"{clip.name} has no transcript: fine-tuning needs one for every clip of the {split} split"
-                )
-            if self.upper:
-                source.clips[number] = clip._replace(text=clip.text.upper())
+            text = unicodedata.normalize("NFC", " ".join((clip.text or "").split()))
+            source.clips[number] = clip._replace(text=text.upper() if self.upper else text)
+        if silent := [clip.name for clip in source.clips if not clip.text]:
+            raise ValueError(
+                f"{len(silent)} of {len(source)} clips of the {split} split have no transcript, the first is {silent[0]}: "
+                "fine-tuning needs one for every clip"
+            )
+        layers = self._conv_layers()
+        hasty = [clip.name for clip in source.clips if _frames_needed(clip) > feature_lengths(clip.samples, layers)]
+        if hasty:
+            more = f" and {len(hasty) - 3} more" if len(hasty) > 3 else ""
+            rank_zero_warn(
+                f"{len(hasty)} of {len(source)} transcripts of the {split} split have more letters than their clips have "
+                f"frames, and count 0 in the loss: {', '.join(hasty[:3])}{more}. Do sound and transcript belong together?"
+            )
         vocabulary = getattr(attached_model(self), "vocabulary", None)
         if isinstance(vocabulary, list):
-            self._refuse_unknown(source, split, set(vocabulary))
+            remedy = "set data.upper to false for small letters and true for capitals, or model.vocabulary to data"
+            self._refuse_unknown(source, split, set(vocabulary), "the model's vocabulary", remedy)
 
     @staticmethod
-    def _refuse_unknown(source: SpeechSource, split: str, known: set[str]) -> None:
-        unknown: Counter[str] = Counter()
-        where = ""
-        for clip in source.clips:
-            letters = set(clip.text or "") - known - set(" ")
-            if letters and not where:
-                where = f"{clip.name}: {clip.text}"
-            unknown.update(letters)
-        if unknown:
+    def _refuse_unknown(source: SpeechSource, split: str, known: set[str], whose: str, remedy: str) -> None:
+        foreign = [(clip, letters) for clip in source.clips if (letters := set(clip.text or "") - known - {" "})]
+        if foreign:
+            listed = " ".join(sorted(set().union(*(letters for _, letters in foreign))))
+            first = foreign[0][0]
             raise ValueError(
-                f"{sum(unknown.values())} transcripts of the {split} split have letters that the model's vocabulary lacks: "
-                f"{' '.join(sorted(unknown))} (first in {where}). Clean the transcripts, set data.upper, or let the model "
-                "take its letters from the data: model.vocabulary: data"
+                f"{len(foreign)} transcripts of the {split} split have letters that {whose} lacks: {listed} (first in "
+                f"{first.name}: {first.text}). Clean the transcripts, or {remedy}"
             )
 
     def letters(self) -> list[str]:
-        """Letters of the training transcripts, most frequent first."""
+        """Letters of the training transcripts, most frequent first.
+
+        Raises:
+            ValueError: transcripts of another split that is in use have others.
+        """
+        if "train" not in self._sources:
+            self._sources["train"] = self._open("train")
         counts = Counter(letter for clip in self._sources["train"].clips for letter in (clip.text or ""))
+        for split, source in self._sources.items():
+            self._refuse_unknown(source, split, set(counts), "the training split", "give model.vocabulary as a list")
         return [
             letter for letter, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if letter not in " |"
         ]
@@ -301,8 +333,11 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             )
         if training and not collator.crop_to_shortest:
             rank_zero_info(f"{100 * sampler.padding_ratio:.1f} % of the training samples are padding")
+            if self.trainer is not None:
+                for logger in self.trainer.loggers:
+                    logger.log_metrics({"data/padding_ratio": sampler.padding_ratio}, self.trainer.global_step)
         return ResumableLoader(
-            KeyedClips(source, self.normalize),
+            KeyedClips(source, self.normalize, replace=training),
             sampler,
             collator,
             self.num_workers,
@@ -329,6 +364,12 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             return SpeechCollator(vocabulary=vocabulary)
         dim = getattr(getattr(module, "encoder", None), "dim", 768)
         return TranscriptCollator(vocabulary, dim, *self.time_mask, *self.channel_mask, layers, self.seed)
+
+
+def _frames_needed(clip: Clip) -> int:
+    """CTC needs a frame a letter, and one between two of the same."""
+    text = clip.text or ""
+    return len(text) + sum(one == other for one, other in pairwise(text))
 
 
 def _names(split: str | list[str] | None) -> list[str]:

@@ -41,7 +41,12 @@ class SpeechCollator:
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         """Samples -> {"inputs" (B, S), "padding_mask" (B, S) where clips differ in length, "index" (B,), "labels" (B, T)
-        padded with 0, "label_lengths" (B,)}."""
+        padded with 0, "label_lengths" (B,)}. Samples that
+        could not be read are left out; where all are, nothing but "unreadable" is left."""
+        listed = [entry for sample in samples for entry in sample.get("unreadable", ())]
+        samples = [sample for sample in samples if "inputs" in sample]
+        if not samples:
+            return {"unreadable": listed}  # type: ignore[typeddict-unknown-key]
         clips = [sample["inputs"] for sample in samples]
         limit = self.max_samples or max(map(len, clips))
         if self.crop_to_shortest:
@@ -57,8 +62,8 @@ class SpeechCollator:
             labels = [torch.tensor(self._encode(sample["text"])) for sample in samples]
             batch["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
             batch["label_lengths"] = torch.tensor([len(label) for label in labels])
-        if unreadable := [entry for sample in samples for entry in sample.get("unreadable", ())]:
-            batch["unreadable"] = unreadable
+        if listed:
+            batch["unreadable"] = listed
         return batch  # type: ignore[return-value]  # the loader takes the one foreign key out
 
     def _encode(self, text: str) -> list[int]:
@@ -117,6 +122,9 @@ class SpanMaskCollator(SpeechCollator):
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         batch = super().__call__(samples)
+        samples = [sample for sample in samples if "inputs" in sample]
+        if not samples:
+            return batch
         length = feature_lengths(batch["inputs"].shape[1], self.conv_layers)
         padding_mask = batch.get("padding_mask")
         frames = [length] * len(samples)
@@ -170,11 +178,17 @@ class TranscriptCollator(SpeechCollator):
         seed: int = 0,
     ) -> None:
         super().__init__(False, None, vocabulary, seed)
+        for prob, span in ((time_mask_prob, time_mask_length), (channel_mask_prob, channel_mask_length)):
+            if prob:
+                num_span_masked(1000, prob, span)  # refuses wrong arguments now, not in a worker process
         self.dim, self.conv_layers = dim, conv_layers
         self.time, self.channels = (time_mask_prob, time_mask_length), (channel_mask_prob, channel_mask_length)
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         batch = super().__call__(samples)
+        samples = [sample for sample in samples if "inputs" in sample]
+        if not samples:
+            return batch
         generators = [self.generator("mask", sample) for sample in samples]
         padding_mask = batch.get("padding_mask")
         length = feature_lengths(batch["inputs"].shape[1], self.conv_layers)

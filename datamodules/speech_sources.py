@@ -18,6 +18,7 @@ from datamodules.waveform import RATE, SUFFIXES, UNREADABLE, Waveform, read_wave
 
 NAMES_IN_WARNING = 20
 PROGRESS_FROM = 1000
+TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 
 
 class Clip(NamedTuple):
@@ -34,10 +35,10 @@ class SpeechSource:
 
     Args:
         clips: what there is.
-        open_file: a clip's `file` to a path or bytes.
+        open_file: a clip's `file` to a path or bytes; None where it is a path.
     """
 
-    def __init__(self, clips: Sequence[Clip], open_file: Callable[[Any], Any] = lambda file: file) -> None:
+    def __init__(self, clips: Sequence[Clip], open_file: Callable[[Any], Any] | None = None) -> None:
         self.clips, self._open_file = list(clips), open_file
 
     def __len__(self) -> int:
@@ -45,25 +46,50 @@ class SpeechSource:
 
     def read(self, index: int) -> Waveform:
         """The clip at 16 kHz (S,), not normalised."""
-        return read_waveform(self._open_file(self.clips[index].file))
+        return read_waveform(self.opened(self.clips[index].file))
+
+    def opened(self, file: Any) -> Any:
+        """A clip's `file` as a path or bytes."""
+        return file if self._open_file is None else self._open_file(file)
 
     def kept(self, wanted: Callable[[Clip], bool]) -> SpeechSource:
         """Those clips that are wanted."""
         return SpeechSource([clip for clip in self.clips if wanted(clip)], self._open_file)
 
 
+class JoinedSource(SpeechSource):
+    """The clips of several sources, one after the other; `file` is (number of the source, its own `file`)."""
+
+    def __init__(self, sources: Sequence[SpeechSource]) -> None:
+        self._sources = sources
+        super().__init__(
+            [clip._replace(file=(number, clip.file)) for number, source in enumerate(sources) for clip in source.clips],
+            self._open_one,
+        )
+
+    def _open_one(self, file: tuple[int, Any]) -> Any:
+        number, own = file
+        return self._sources[number].opened(own)
+
+
 def open_split(root: str, split: str) -> SpeechSource:
-    """The clips of one split.
+    """The clips of one split of files.
 
     Args:
-        root: a folder, a single recording, or the name or folder of a Hugging Face data set.
-        split: a folder or manifest below it (`.tsv`, `.jsonl` or `.json`), or the data set's split; "" for all of `root`.
+        root: a folder, or a single recording.
+        split: a folder or manifest below it (`.tsv`, `.jsonl` or `.json`); "" for all of `root`.
 
     Raises:
-        FileNotFoundError: there is no such split; the message lists what there is.
-        ValueError: it holds no sound that can be read.
+        FileNotFoundError: there is no such folder or split; the message lists what there is.
+        ValueError: it holds no sound that can be read, or is a Hugging Face data set.
     """
-    folder = Path(root)
+    folder = Path(root).expanduser()
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"data.root {root} does not exist: give a folder of recordings (a Hugging Face data set is data.dataset)"
+        )
+    if _is_table(folder):
+        raise ValueError(f"data.root {root} is a Hugging Face data set: set data.dataset to it, and data.root to null")
     place = folder / split if split else folder
     manifests = (place, *(place.with_name(place.name + ending) for ending in (".tsv", ".jsonl", ".json")))
     manifest = next((path for path in manifests if path.is_file()), None)
@@ -71,10 +97,8 @@ def open_split(root: str, split: str) -> SpeechSource:
         source = SpeechSource(_with_lengths([Clip(str(manifest), -1, None, str(manifest))], str(manifest)))
     elif manifest is not None:
         source = _from_manifest(manifest)
-    elif place.is_dir() and not _is_table(folder):
+    elif place.is_dir():
         source = _from_folder(place)
-    elif _is_table(folder) or not folder.exists():
-        source = _from_table(root, split)
     else:
         there = sorted(path.name for path in folder.iterdir())[:12] if folder.is_dir() else []
         raise FileNotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
@@ -84,12 +108,11 @@ def open_split(root: str, split: str) -> SpeechSource:
 
 
 def _is_table(folder: Path) -> bool:
-    """Whether a folder is one of `datasets`, or of parquet files."""
+    """Whether a folder is one of `datasets`, or of parquet files, also below `data` as the hub has them."""
     if not folder.is_dir():
         return folder.suffix == ".parquet"
-    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")) or any(
-        folder.glob("*.parquet")
-    )
+    saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return saved or any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
 
 
 def _lines(path: Path) -> list[str]:
@@ -102,7 +125,8 @@ def _lines(path: Path) -> list[str]:
 
 def _from_folder(folder: Path) -> SpeechSource:
     """All recordings below a folder, with the transcripts of `*.trans.txt` files ("<id> WORDS" a line) beside them."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in named if not path.is_dir())  # a link to nothing too, which is then named
     texts: dict[Path, str] = {}
     for transcripts in sorted(folder.rglob("*.trans.txt")):
         for line in _lines(transcripts):
@@ -152,35 +176,56 @@ def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:
         name, _, samples = row.partition("\t")
         if not samples.strip().isdigit():
             raise ValueError(f"{path}:{number} is not '<path><TAB><samples>'")
-        place = str(Path(root) / name)
+        place = str(path.parent / root / name)
         clips.append(Clip(place, -1, text, place))
     return clips
 
 
-def _from_table(name: str, split: str) -> SpeechSource:
-    """A Hugging Face data set with a column of audio, decoded by soundfile."""
-    tables = open_table(name, None, streaming=False)
-    if split and split not in tables:
-        raise FileNotFoundError(f"{name} has no split {split!r}: it has {', '.join(tables)}")
-    from datasets import Audio
+class TableRows:
+    """Row numbers of a Hugging Face table to the paths or bytes of its recordings."""
 
-    table = tables[split] if split else next(iter(tables.values()))
-    column = next((key for key, kind in table.features.items() if isinstance(kind, Audio) or key == "audio"), None)
-    if column is None:
-        raise ValueError(f"{name} has no column of audio among {', '.join(table.features)}")
-    table = table.cast_column(column, Audio(decode=False))
-    text = next((key for key in ("text", "sentence", "transcription", "transcript") if key in table.features), None)
-    texts = table[text] if text else [None] * len(table)
+    def __init__(self, table: Any, column: str) -> None:
+        self.table, self.column = table, column
 
-    def open_row(row: int) -> Any:
-        audio = table[row][column]
+    def __call__(self, row: int) -> Any:
+        audio = self.table[row][self.column]
         return audio["bytes"] if audio["bytes"] is not None else audio["path"]
 
-    clips = [Clip(f"{name}[{row}]", -1, words, row) for row, words in enumerate(texts)]
-    return SpeechSource(_with_lengths(clips, name, open_row), open_row)
+
+def open_table_split(dataset: str, config: str | None, split: str, text_column: str | None = None) -> SpeechSource:
+    """The clips of one split of a Hugging Face data set, decoded by soundfile.
+
+    Args:
+        dataset: a folder made by `save_to_disk`, parquet (a file, or a folder of them), or a name on the hub.
+        config: its configuration ("clean"), for names on the hub.
+        split: "" for the first.
+        text_column: of the transcripts; None for the one that is named as transcripts are.
+
+    Raises:
+        FileNotFoundError: there is no such data set or split.
+        ValueError: there is no such column, or none of its recordings can be read.
+    """
+    tables = open_table(dataset, config, streaming=False)
+    if split and split not in tables:
+        raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
+    split = split or next(iter(tables))
+    table = tables[split]
+    from datasets import Audio
+
+    column = next((key for key, kind in table.features.items() if isinstance(kind, Audio) or key == "audio"), None)
+    if column is None:
+        raise ValueError(f"{dataset} has no column of audio among {', '.join(table.features)}")
+    if text_column is not None and text_column not in table.features:
+        raise ValueError(f"{dataset} has no column {text_column!r} (text_column), it has {', '.join(table.features)}")
+    table = table.cast_column(column, Audio(decode=False))
+    text = text_column or next((key for key in TEXT_COLUMNS if key in table.features), None)
+    texts = table[text] if text else [None] * len(table)
+    rows, where = TableRows(table, column), f"{dataset}[{split}]"
+    clips = [Clip(f"{where}[{row}]", -1, words, row) for row, words in enumerate(texts)]
+    return SpeechSource(_with_lengths(clips, where, rows), rows)
 
 
-def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any] = lambda file: file) -> list[Clip]:
+def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any] | None = None) -> list[Clip]:
     """The clips with their lengths read from their headers; those that cannot be read are left out, and named."""
     import io
 
@@ -188,7 +233,9 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
 
     def measured(clip: Clip) -> Clip | str:
         try:
-            file = open_file(clip.file)
+            file = clip.file if open_file is None else open_file(clip.file)
+            if isinstance(file, str) and not Path(file).exists():
+                return f"{clip.name}: there is no such file"
             info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else file)
             rates[info.samplerate] = rates.get(info.samplerate, 0) + 1
             return clip._replace(samples=samples_at_16k(info.frames, info.samplerate))
@@ -200,6 +247,8 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
             tqdm(pool.map(measured, clips), f"lengths of {where}", len(clips), disable=len(clips) < PROGRESS_FROM)
         )
     bad = [entry for entry in found if isinstance(entry, str)]
+    if bad and len(bad) == len(clips):
+        raise ValueError(f"none of the {len(bad)} recordings of {where} can be read, the first is {bad[0]}: check them")
     if bad:
         more = f" and {len(bad) - NAMES_IN_WARNING} more" if len(bad) > NAMES_IN_WARNING else ""
         rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {'; '.join(bad[:NAMES_IN_WARNING])}{more}")

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from datamodules.keyed_images import one_line
 from datamodules.samplers import world
-from datamodules.waveform import RATE, UNREADABLE, Waveform, stream_waveform
+from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, samples_at_16k, stream_waveform
 
 SETTLE = 1  # seconds before and after a window that the resampler reads to settle
 
@@ -71,6 +71,9 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
     def _recording(self, index: int) -> Iterator[dict[str, Any]]:
         path = self.paths[index]
         mean, scale, samples = _statistics(path)
+        info = soundfile.info(path)
+        if samples < TRUNCATED * samples_at_16k(info.frames, info.samplerate):
+            rank_zero_warn(f"{path} is truncated: transcribed are the {samples / RATE:.1f} s that are there")
         if feature_lengths(samples, self.conv_layers) < 1:
             raise ValueError(f"{samples} samples are too few for one frame")
         if not self.normalised:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".w64")
+TRUNCATED = 0.9
+"""Of the samples that a header promises; those of an mp3 without a table of its frames are an estimate."""
 UNREADABLE = (soundfile.SoundFileError, OSError, ValueError, EOFError)
 """What soundfile raises on files that are none, or broken."""
 

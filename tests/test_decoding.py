@@ -42,8 +42,8 @@ def test_silence_is_no_words(path: str) -> None:
 
 def test_read_lexicon(tmp_path: Path) -> None:
     file = tmp_path / "lexicon.txt"
-    file.write_text("CAT C A T |\nTAB\n\n")
-    assert read_lexicon(file) == {"CAT": ["C", "A", "T", "|"], "TAB": ["T", "A", "B", "|"]}
+    file.write_text("CAT C A T |\nTAB\nCAT C A B\n\n")
+    assert read_lexicon(file) == {"CAT": [[*"CAT|"], [*"CAB|"]], "TAB": [[*"TAB|"]]}
     file.write_text("\n")
     with pytest.raises(ValueError, match="holds no words"):
         read_lexicon(file)
@@ -118,6 +118,17 @@ def test_a_lexicon_allows_its_own_words_only(tmp_path: Path) -> None:
     lexicon.write_text("cat\n")
     with pytest.raises(ValueError, match="wrong case"):
         BeamSearch(lexicon=str(lexicon))(frames("C_AB_|"), VOCABULARY)
+
+
+def test_a_word_of_several_spellings_is_written_as_the_word(tmp_path: Path) -> None:
+    pytest.importorskip("flashlight")
+    lexicon = tmp_path / "words.txt"
+    lexicon.write_text("tab T A B\ntab B A T |\ncat C A T |\nxat X A T |\n")
+    search = BeamSearch(lexicon=str(lexicon), beam=50)
+    with pytest.warns(UserWarning, match="1 of 3 words of .* are left out, the model lacks letters of theirs: xat"):
+        found = search(frames("T_AB__|_BA_T|C_AT"), VOCABULARY)
+    assert [word.word for word in found.words] == ["tab", "tab", "cat"]
+    assert found.text == "tab tab cat"
 
 
 def test_without_flashlight_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

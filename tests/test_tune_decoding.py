@@ -82,6 +82,13 @@ def test_refusals(arpa: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         tune_decoding.main(["none.ckpt", "--lm", arpa])
     assert capsys.readouterr().err == "error: no checkpoint at none.ckpt: give the path of a file that exists\n"
+    for output, message in (
+        (arpa, "exists: choose another file"),
+        ("no/such/x.yaml", "no folder no/such for --output"),
+    ):
+        with pytest.raises(SystemExit):
+            tune_decoding.main(["none.ckpt", "--lm", arpa, "--output", output])
+        assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tune_decoding.main(["none.ckpt", "--lm", arpa, "--root", "x"])
     assert "unknown: --root x. Settings of the data are given as --data.KEY VALUE" in capsys.readouterr().err

@@ -152,6 +152,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if self._part is not None:
             self._part.close()
             self._part = None
+        if not trainer.strategy.reduce_boolean_decision(self._target is not None, all=False):
+            raise ValueError("nothing was predicted and no file written: see the warnings for what could not be read")
         trainer.strategy.barrier("predictions are written")
         if trainer.is_global_zero and self._target is not None:
             if self._target.suffix == ".jsonl":
@@ -179,7 +181,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         os.replace(unfinished, target)
         for path in parts:
             path.unlink()
-        rank_zero_info(f"predictions for {len(rows)} recordings: {target}")
+        of = f" of {len(paths)}" if len(paths) > len(rows) else ""
+        rank_zero_info(f"predictions for {len(rows)}{of} recordings: {target}")
 
     def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:
         parts = [path for rank in range(trainer.world_size) if (path := _part(target, rank)).is_file()]

@@ -19,7 +19,7 @@ from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hy
 from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.optim import Optimization
-from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token
+from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
 from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
 
@@ -96,6 +96,12 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
             backbone = load_backbone(checkpoint, part, trunk=trunk, modality=modality)
             token = load_mask_token(checkpoint, modality)
+            heard = load_normalize(checkpoint, modality)
+            if heard is not None and heard != normalize:
+                raise ValueError(
+                    f"normalize is {normalize}, but {checkpoint} was trained with {heard}: set model.normalize and "
+                    f"data.normalize to {str(heard).lower()}"
+                )
         assert backbone is not None
         if not isinstance(backbone.encoder, AudioEncoder):
             raise ValueError(f"SpeechCTC needs a speech backbone, this one has a {type(backbone.encoder).__name__}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from datamodules import SpanMaskCollator, SpeechDataModule, TranscriptCollator
 from datamodules import samplers as samplers_module
 from datamodules.speech import KeyedClips
 from datamodules.speech_batches import BudgetBatchSampler
-from datamodules.speech_sources import open_split
+from datamodules.speech_sources import open_split, open_table_split
 from datamodules.waveform import normalise, read_waveform, samples_at_16k, stream_waveform
 
 CONVS = [(8, 10, 5), (8, 8, 8), (8, 8, 8)]
@@ -117,11 +118,60 @@ def test_hugging_face_tables(libri: Path, stored: str, tmp_path_factory: pytest.
         table.to_parquet(folder / "train.parquet")
     else:
         DatasetDict({"train": table}).save_to_disk(str(folder))
-    source = open_split(str(folder), "train")
+    source = open_table_split(str(folder), None, "train")
     assert [(c.samples, c.text) for c in source.clips] == [(c.samples, c.text) for c in clips]
     assert np.array_equal(source.read(1), read_waveform(clips[1].file))
     with pytest.raises(FileNotFoundError, match=r"has no split 'dev': it has train"):
-        open_split(str(folder), "dev")
+        open_table_split(str(folder), None, "dev")
+    with pytest.raises(ValueError, match=r"has no column 'words' \(text_column\), it has audio, text"):
+        open_table_split(str(folder), None, "train", "words")
+    with pytest.raises(ValueError, match=r"is a Hugging Face data set: set data.dataset to it"):
+        open_split(str(folder), "train")
+
+
+def test_splits_of_a_table_together_keep_sound_and_transcript_together(libri: Path, tmp_path: Path) -> None:
+    """As a snapshot of the hub has them, parquet below `data`, and through worker processes that get a copy."""
+    from datasets import Dataset, Features, Value
+
+    kept = {}
+    for split in ("train", "test"):
+        clips = open_split(str(libri), "dev" if split == "train" else "train").clips[:3]
+        features = Features({"audio": {"bytes": Value("binary"), "path": Value("string")}, "said": Value("string")})
+        rows = [{"audio": {"bytes": Path(c.name).read_bytes(), "path": None}, "said": c.text} for c in clips]
+        (tmp_path / "hub" / "data").mkdir(parents=True, exist_ok=True)
+        place = tmp_path / "hub" / "data" / f"{split}-00000-of-00001.parquet"
+        Dataset.from_list(rows, features=features).to_parquet(place)
+        kept[split] = clips
+    data = SpeechDataModule(
+        dataset=str(tmp_path / "hub"), text_column="said", train_split=["train", "test"], task="ctc", num_workers=0,
+        batch_samples=150_000,
+    )  # fmt: skip
+    data.setup("fit")
+    source = pickle.loads(pickle.dumps(data._sources["train"]))
+    wanted = [*kept["train"], *kept["test"]]
+    assert [clip.text for clip in source.clips] == [clip.text for clip in wanted]
+    for place, clip in enumerate(wanted):
+        assert np.array_equal(source.read(place), read_waveform(clip.file))
+
+
+def test_a_wrong_path_is_said_and_not_looked_for_on_the_hub(libri: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data.root LibriSpeech does not exist: give a folder of recordings"):
+        module(Path("LibriSpeech"))
+    (libri / "train.jsonl").write_text('{"audio": "a.wav"}\n{"audio": "b.wav"}\n')
+    (libri / "train").rename(libri / "other")
+    with pytest.raises(
+        ValueError, match=r"none of the 2 recordings of .*train.jsonl can be read.*a.wav: there is no such"
+    ):
+        module(libri)
+    (libri / "other" / "1" / "9" / "gone.flac").symlink_to(libri / "nowhere.flac")
+    with pytest.warns(UserWarning, match=r"1 file\(s\) of .* left out, unreadable: .*gone.flac: there is no such file"):
+        assert len(open_split(str(libri), "other")) == 12
+
+
+def test_a_manifest_is_read_from_where_it_lies(libri: Path) -> None:
+    clip = open_split(str(libri), "dev").clips[0]
+    (libri / "near.tsv").write_text(f".\n{Path(clip.file).relative_to(libri)}\t{clip.samples}\n")
+    assert np.array_equal(open_split(str(libri), "near").read(0), read_waveform(clip.file))
 
 
 @pytest.mark.parametrize(
@@ -262,6 +312,17 @@ def test_clips_that_are_broken_after_all_are_replaced_and_named(libri: Path) -> 
     assert sample["unreadable"][0].startswith(source.clips[4].name)
 
 
+def test_in_evaluation_what_is_broken_is_left_out_and_no_clip_counts_twice(libri: Path) -> None:
+    data = module(libri, val_split="dev", task="ctc", batch_samples=64_000)
+    broken = data._sources["val"].clips[1]
+    Path(broken.file).write_bytes(b"gone")
+    with pytest.warns(UserWarning, match=f"1 unreadable file.*{Path(broken.name).name}"):
+        batches = list(data.val_dataloader())
+    assert sorted(int(index) for batch in batches for index in batch["index"]) == [0, 2]
+    masked = TranscriptCollator(["<blank>", "|"])([{"unreadable": ["a: gone"]}])
+    assert masked == {"unreadable": ["a: gone"]}
+
+
 def test_a_truncated_recording_is_replaced_and_named_and_one_longer_than_its_header_is_cut(libri: Path) -> None:
     source = open_split(str(libri), "train")
     promised = source.clips[4].samples
@@ -291,6 +352,10 @@ def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
         ({"batch_samples": 0}, ValueError, "batch_samples 0"),
         ({"task": "asr"}, ValueError, "task 'asr'"),
         ({"min_seconds": 5.0}, ValueError, "no clip of the train split is left"),
+        ({"mask_length": 0}, ValueError, "spans of at least 1"),
+        ({"time_mask_prob": 5.0}, ValueError, "mask_prob 5.0"),
+        ({"channel_mask_length": -3}, ValueError, "mask_length -3"),
+        ({"dataset": "x"}, ValueError, "give one of them"),
     ):
         with pytest.raises(kind, match=message) as error:
             module(libri, **options)  # type: ignore[arg-type]
@@ -301,7 +366,7 @@ def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_samples 1000 is smaller than the longest clip, .* \(3\.8 s\)"):
         module(libri, batch_samples=1000)  # before a run's folder is made
     write(libri / "mute" / "a.wav", 2.0)
-    with pytest.raises(ValueError, match=r"a\.wav has no transcript"):
+    with pytest.raises(ValueError, match=r"1 of 1 clips of the train split have no transcript, the first is .*a\.wav"):
         module(libri, train_split="mute", task="ctc")
     (libri / "bad").mkdir()
     (libri / "bad" / "b.wav").write_bytes(b"RIFF")
@@ -315,5 +380,29 @@ def test_letters_of_the_data(libri: Path) -> None:
     assert data.letters()[0] == "L"
     assert set(data.letters()) == set("HELOWR")
     assert json.dumps(data.letters())
-    with pytest.raises(ValueError, match=r"12 transcripts of the train split have letters .*: L "):
-        data._refuse_unknown(data._sources["train"], "train", {"H", "E", "O", "W", "R", "D"})
+    with pytest.raises(ValueError, match=r"12 transcripts of the train split have letters that it lacks: L R "):
+        data._refuse_unknown(data._sources["train"], "train", {"H", "E", "O", "W", "D"}, "it", "help it")
+
+
+def test_letters_of_the_data_are_checked_in_all_splits_before_anything_is_trained(libri: Path) -> None:
+    (libri / "dev" / "2" / "9" / "2-9.trans.txt").write_text("2-9-0000 HEX\n2-9-0001 HE\n2-9-0002 LO\n")
+    data = module(libri, val_split="dev", task="ctc")
+    with pytest.raises(
+        ValueError, match=r"1 transcripts of the val split have letters that the training split lacks: X"
+    ):
+        data.letters()
+
+
+def test_white_space_and_unicode_forms_make_no_letters(libri: Path) -> None:
+    lines = "1-9-0000 E\u0301COLE\tA\u00a0B\n" + "".join(f"1-9-{n:04d} \u00c9\n" for n in range(1, 12))
+    (libri / "train" / "1" / "9" / "1-9.trans.txt").write_text(lines)
+    data = module(libri, task="ctc")
+    assert data._sources["train"].clips[0].text == "\u00c9COLE A B"
+    assert set(data.letters()) == set("\u00c9COLEAB")
+
+
+def test_transcripts_longer_than_their_clips_are_counted_and_named_at_the_start(libri: Path) -> None:
+    path = libri / "train" / "1" / "9" / "1-9.trans.txt"
+    path.write_text(path.read_text().replace("1-9-0003 HELLO WO", "1-9-0003 " + "OO " * 60))
+    with pytest.warns(UserWarning, match=r"1 of 12 transcripts of the train split have more letters .*1-9-0003\.flac"):
+        module(libri, task="ctc")

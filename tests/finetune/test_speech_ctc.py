@@ -31,6 +31,8 @@ from d2v_lightning import (
 )
 from d2v_lightning.encoders.audio import feature_lengths
 from d2v_lightning.finetune.ctc_checks import check_first_batch
+from d2v_lightning.pretrained import load_normalize
+from datamodules import SpeechDataModule
 from datamodules.speech_windows import SpeechWindows
 
 CONVS = [(16, 10, 5), (16, 4, 4), (16, 4, 4), (16, 4, 4)]  # 16 kHz -> 50 Hz
@@ -291,6 +293,25 @@ def test_it_starts_from_a_pre_trained_file_with_its_mask_token_and_comes_back(tm
     assert again.normalize is False
     batch = batch_of(["AB", "CA"])
     torch.testing.assert_close(again.eval()(batch["inputs"])[0], model.eval()(batch["inputs"])[0])
+
+
+def test_the_normalisation_of_pre_training_is_kept(tmp_path: Path) -> None:
+    model = SpeechCTC(backbone(), vocabulary=VOCABULARY, normalize=False)
+    run = trainer()
+    run.strategy.connect(model)
+    run.save_checkpoint(tmp_path / "raw.ckpt")
+    with pytest.raises(ValueError, match=r"was trained with False: set model.normalize and data.normalize to false"):
+        SpeechCTC(checkpoint=str(tmp_path / "raw.ckpt"), vocabulary=VOCABULARY)
+    data = SpeechDataModule(normalize=False)
+    stored = torch.load(tmp_path / "raw.ckpt", weights_only=True)
+    stored["hyper_parameters"] = model.backbone.config
+    stored["state_dict"] = {
+        name.removeprefix("backbone."): weight
+        for name, weight in stored["state_dict"].items()
+        if name.startswith("backbone.")
+    }
+    torch.save({**stored, "run": {"data": data.config}}, tmp_path / "pretrained.ckpt")
+    assert load_normalize(tmp_path / "pretrained.ckpt") is False
 
 
 @pytest.mark.parametrize("padded", [False, True])
