@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -24,8 +23,10 @@ from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import Key
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
-from datamodules.speech_sources import Clip, JoinedSource, SpeechSource, open_split, open_table_split
+from datamodules.speech_sources import Clip, JoinedSource, SpeechSource, open_split, open_table_split, tidy
+from datamodules.speech_streaming import StreamedClips
 from datamodules.speech_windows import SpeechWindows
+from datamodules.streaming import StreamingLoader, count_rows
 from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, normalise
 
 REPLACEMENTS = 100
@@ -102,6 +103,10 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             parquet (a file, or a folder of them).
         dataset_config: configuration of a data set on the hub ("clean").
         text_column: of the transcripts in `dataset`; by default the one named text, sentence, transcription, ...
+        streaming: read the training split of `dataset` while training instead of before, see `StreamingLoader`. Lengths are
+            not known before, so a batch has as many clips as fit if all are `max_seconds` long, whatever they are.
+        samples_per_epoch: clips of a stream; by default all there are, counted first where its description does not say.
+        shuffle_buffer: rows of a stream that are shuffled among each other.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -134,6 +139,9 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         dataset: str | None = None,
         dataset_config: str | None = None,
         text_column: str | None = None,
+        streaming: bool = False,
+        samples_per_epoch: int | None = None,
+        shuffle_buffer: int = 1_000,
     ) -> None:
         super().__init__()
         if root is not None and dataset is not None:
@@ -141,7 +149,20 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
             if given not in choices:
                 raise ValueError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
-        for name, value in (("batch_samples", batch_samples), ("effective_batch", effective_batch)):
+        if streaming and (dataset is None or not isinstance(train_split, str) or not train_split):
+            raise ValueError(
+                "streaming reads one training split of a Hugging Face data set: set dataset and train_split"
+            )
+        if streaming and (max_seconds is None or max_seconds * RATE > batch_samples):
+            raise ValueError(
+                f"max_seconds {max_seconds}: a stream needs it, and no more than batch_samples {batch_samples}"
+            )
+        for name, value in (
+            ("batch_samples", batch_samples),
+            ("effective_batch", effective_batch),
+            ("samples_per_epoch", samples_per_epoch),
+            ("shuffle_buffer", shuffle_buffer),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: permitted is 1 or more")
         low = 0.0 if min_seconds is None else min_seconds
@@ -154,6 +175,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.root, self.task, self.crop, self.normalize = root, task, crop, normalize
         self.dataset, self.dataset_config, self.text_column = dataset, dataset_config, text_column
+        self.streaming, self.samples_per_epoch, self.shuffle_buffer = streaming, samples_per_epoch, shuffle_buffer
+        self._stream: StreamedClips | None = None
         self.splits = {"train": _names(train_split), "val": _names(val_split), "test": _names(test_split)}
         self.batch_samples, self.effective_batch = batch_samples, effective_batch
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
@@ -194,7 +217,10 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         for split in needed.get(stage or "", ("train", "val", "test")):
             if split in self._sources or (not self.splits[split] and split != "train" and stage in ("fit", None)):
                 continue
-            self._sources[split] = self._open(split)
+            if split == "train" and self.streaming:
+                self._stream = self._streamed()
+            else:
+                self._sources[split] = self._open(split)
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_samples", self.batch_samples, self.effective_batch, "samples")
 
@@ -224,6 +250,25 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         check_budget(self._lengths(source), self.batch_samples)
         return source
 
+    def _streamed(self) -> StreamedClips:
+        assert self.dataset is not None
+        assert self.max_seconds is not None
+        longest, ctc = int(self.max_seconds * RATE), self.task == "ctc"
+        return StreamedClips(
+            self.dataset,
+            self.dataset_config,
+            self.splits["train"][0],
+            self.text_column,
+            self.batch_samples // longest,
+            self.seed,
+            self.shuffle_buffer,
+            self._least_samples(),
+            longest if ctc else None,
+            self.normalize,
+            ctc,
+            self.upper,
+        )
+
     def _open_one(self, name: str) -> SpeechSource:
         if self.dataset is not None:
             return open_table_split(self.dataset, self.dataset_config, name, self.text_column)
@@ -249,8 +294,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _check_transcripts(self, source: SpeechSource, split: str) -> None:
         for number, clip in enumerate(source.clips):
-            text = unicodedata.normalize("NFC", " ".join((clip.text or "").split()))
-            source.clips[number] = clip._replace(text=text.upper() if self.upper else text)
+            source.clips[number] = clip._replace(text=tidy(clip.text, self.upper))
         if silent := [clip.name for clip in source.clips if not clip.text]:
             raise ValueError(
                 f"{len(silent)} of {len(source)} clips of the {split} split have no transcript, the first is {silent[0]}: "
@@ -286,6 +330,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         Raises:
             ValueError: transcripts of another split that is in use have others.
         """
+        if self.streaming:
+            raise ValueError("a stream cannot be searched for its letters: give model.vocabulary as a list or file")
         if "train" not in self._sources:
             self._sources["train"] = self._open("train")
         counts = Counter(letter for clip in self._sources["train"].clips for letter in (clip.text or ""))
@@ -305,7 +351,17 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         """
         if self.trainer is not None:
             begin_epoch_anew(self.trainer)
-        return self._loader("train", self._collator(training=True), training=True)
+        collator = self._collator(training=True)
+        if self._stream is None:
+            return self._loader("train", collator, training=True)
+        return StreamingLoader(
+            self._stream,
+            self.samples_per_epoch or count_rows(self._stream.stream),
+            collator,
+            self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            endless=self.trainer is not None,
+        )
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """In pre-training with masks, the same in every epoch; nothing without a validation split."""

@@ -68,7 +68,10 @@ class SpeechCollator:
 
     def _encode(self, text: str) -> list[int]:
         assert self.vocabulary is not None
-        return [self.vocabulary[letter] for letter in SEPARATOR.join(text.split())]
+        letters = SEPARATOR.join(text.split())
+        if unknown := sorted(set(letters) - self.vocabulary.keys()):
+            raise ValueError(f"the vocabulary lacks {' '.join(unknown)}, which are in the transcript {text!r}")
+        return [self.vocabulary[letter] for letter in letters]
 
     def _crop(self, clip: Tensor, sample: Any, limit: int) -> Tensor:
         if len(clip) <= limit:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,8 +189,36 @@ class TableRows:
         self.table, self.column = table, column
 
     def __call__(self, row: int) -> Any:
-        audio = self.table[row][self.column]
-        return audio["bytes"] if audio["bytes"] is not None else audio["path"]
+        return cell_of(self.table[row][self.column])
+
+
+def cell_of(audio: Mapping[str, Any]) -> Any:
+    """The bytes of a {bytes, path} cell, or else its path."""
+    return audio["bytes"] if audio["bytes"] is not None else audio["path"]
+
+
+def find_audio_columns(table: Any, name: str, text_column: str | None) -> tuple[Any, str, str | None]:
+    """The table or stream with recordings as {bytes, path}, their column, and the transcripts' or None.
+
+    Raises:
+        ValueError: there is no column of audio, or not the one of transcripts that was asked for.
+    """
+    from datasets import Audio
+
+    kinds = table.features
+    column = next((key for key, kind in kinds.items() if isinstance(kind, Audio) or key == "audio"), None)
+    if column is None:
+        raise ValueError(f"{name} has no column of audio among {', '.join(kinds)}")
+    if text_column is not None and text_column not in kinds:
+        raise ValueError(f"{name} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
+    text = text_column or next((key for key in TEXT_COLUMNS if key in kinds), None)
+    return table.cast_column(column, Audio(decode=False)), column, text
+
+
+def tidy(text: str | None, upper: bool) -> str:
+    """A transcript with single spaces, composed letters and, if asked for, in capitals; "" for none."""
+    words = unicodedata.normalize("NFC", " ".join((text or "").split()))
+    return words.upper() if upper else words
 
 
 def open_table_split(dataset: str, config: str | None, split: str, text_column: str | None = None) -> SpeechSource:
@@ -209,16 +238,7 @@ def open_table_split(dataset: str, config: str | None, split: str, text_column: 
     if split and split not in tables:
         raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
     split = split or next(iter(tables))
-    table = tables[split]
-    from datasets import Audio
-
-    column = next((key for key, kind in table.features.items() if isinstance(kind, Audio) or key == "audio"), None)
-    if column is None:
-        raise ValueError(f"{dataset} has no column of audio among {', '.join(table.features)}")
-    if text_column is not None and text_column not in table.features:
-        raise ValueError(f"{dataset} has no column {text_column!r} (text_column), it has {', '.join(table.features)}")
-    table = table.cast_column(column, Audio(decode=False))
-    text = text_column or next((key for key in TEXT_COLUMNS if key in table.features), None)
+    table, column, text = find_audio_columns(tables[split], dataset, text_column)
     texts = table[text] if text else [None] * len(table)
     rows, where = TableRows(table, column), f"{dataset}[{split}]"
     clips = [Clip(f"{where}[{row}]", -1, words, row) for row, words in enumerate(texts)]

@@ -1,4 +1,4 @@
-"""Pictures from a stream, for data sets that do not fit on the disk: order, shares of the workers, exact resume."""
+"""Samples from a stream, for data sets that do not fit on the disk: order, shares of the workers, exact resume."""
 
 from __future__ import annotations
 
@@ -21,24 +21,20 @@ from datamodules.transforms import ImageTransform, as_channels
 LOOK_AHEAD = 32
 
 
-class StreamedImages(IterableDataset[dict[str, Any] | None]):
+class Stream(IterableDataset[dict[str, Any] | None]):
     """Samples of one epoch of a Hugging Face stream, for one worker of one rank.
 
     In training a pass over the stream is shuffled (its files, then its rows in a buffer) by (seed, epoch, pass), and
-    passes follow each other without end. A picture that cannot be read is replaced by the next one that can, which
+    passes follow each other without end. A row that cannot be read is replaced by the next one that can, which
     comes in its own place too. "index" counts the samples of the epoch over all ranks: a stream has no other numbers.
 
     Args:
         stream: a `datasets.IterableDataset`.
-        transform: picture -> (C, H, W).
-        num_channels: C.
+        column: of pictures or recordings, as {bytes, path}.
         batch_size: samples a batch; a worker makes whole batches.
-        grid: (rows, columns) of patches, to refuse pictures that are smaller than that.
         seed: of order and augmentation.
         shuffle: training; otherwise one pass in order.
         buffer: rows in the shuffle buffer.
-        image_column: see `find_image_column`.
-        label_column: see `find_label_column`.
 
     Attributes:
         epoch: of the next iteration.
@@ -46,31 +42,10 @@ class StreamedImages(IterableDataset[dict[str, Any] | None]):
         share: (rank, world size); a worker process cannot ask for it.
     """
 
-    def __init__(
-        self,
-        stream: Any,
-        transform: ImageTransform,
-        num_channels: int,
-        batch_size: int,
-        grid: tuple[int, int] = (1, 1),
-        seed: int = 0,
-        shuffle: bool = True,
-        buffer: int = 10_000,
-        image_column: str | None = None,
-        label_column: str | None = None,
-    ) -> None:
-        if stream.features is None:
-            stream = stream._resolve_features()
-        self.image_column = find_image_column(stream.features, image_column)
-        self.label_column = find_label_column(stream.features, label_column)
-        label = stream.features.get(self.label_column)
-        self.class_names: Sequence[str] = list(getattr(label, "names", None) or ())
-        if label is not None and not self.class_names and "int" not in str(getattr(label, "dtype", "")):
-            raise ValueError(
-                f"label_column {self.label_column!r} is not numbered, and a stream cannot be searched for all"
-            )
-        self.stream = undecoded(stream, self.image_column)
-        self.transform, self.num_channels, self.batch_size, self.grid = transform, num_channels, batch_size, grid
+    unreadable: tuple[type[Exception], ...] = ()
+
+    def __init__(self, stream: Any, column: str, batch_size: int, seed: int, shuffle: bool, buffer: int) -> None:
+        self.stream, self.column, self.batch_size = stream, column, batch_size
         self.seed, self.shuffle, self.buffer = seed, shuffle, buffer
         self.epoch, self.skip, self.share = 0, 0, (0, 1)
 
@@ -113,27 +88,75 @@ class StreamedImages(IterableDataset[dict[str, Any] | None]):
 
     def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[str] = []
-        picture, row = self._readable(ahead, unreadable)
-        with seeded(derived_seed("augmentation", self.seed, self.epoch, index)):
-            inputs = self.transform(picture)
-        sample = {"inputs": inputs, "index": index, "key": (self.epoch, index), "unreadable": unreadable}
-        if self.label_column is not None:
-            sample["label"] = row[self.label_column]
-        return sample
-
-    def _readable(self, ahead: deque[dict[str, Any]], unreadable: list[str]) -> tuple[Image.Image, dict[str, Any]]:
         for row in ahead:
-            name = str(row[self.image_column].get("path") or "a picture without a name")
+            name = str(row[self.column].get("path") or "a row without a name")
             try:
-                picture = as_channels(open_cell(row[self.image_column]), self.num_channels)
-            except UNREADABLE as error:
+                read = self.read(row)
+            except self.unreadable as error:
                 unreadable.append(f"{name}: {one_line(error)}")
                 continue
-            refuse_too_small(picture, self.grid, name)
-            return picture, row
-        raise ValueError(
-            f"{len(ahead)} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
-        )
+            sample = self.finished(read, row, name, index)
+            return {**sample, "index": index, "key": (self.epoch, index), "unreadable": unreadable}
+        raise ValueError(f"{len(ahead)} rows in a row cannot be read, the first is {unreadable[0]}: check the data set")
+
+    def read(self, row: dict[str, Any]) -> Any:
+        """Decodes a row, or raises one of `unreadable`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how a row is read: define read")
+
+    def finished(self, read: Any, row: dict[str, Any], name: str, index: int) -> dict[str, Any]:
+        """What of a sample comes from what was read."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what a sample is: define finished")
+
+
+class StreamedImages(Stream):
+    """Pictures of a stream, see `Stream`.
+
+    Args:
+        stream, batch_size, seed, shuffle, buffer: see `Stream`.
+        transform: picture -> (C, H, W).
+        num_channels: C.
+        grid: (rows, columns) of patches, to refuse pictures that are smaller than that.
+        image_column: see `find_image_column`.
+        label_column: see `find_label_column`.
+    """
+
+    unreadable = UNREADABLE
+
+    def __init__(
+        self,
+        stream: Any,
+        transform: ImageTransform,
+        num_channels: int,
+        batch_size: int,
+        grid: tuple[int, int] = (1, 1),
+        seed: int = 0,
+        shuffle: bool = True,
+        buffer: int = 10_000,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        if stream.features is None:
+            stream = stream._resolve_features()
+        column = find_image_column(stream.features, image_column)
+        self.label_column = find_label_column(stream.features, label_column)
+        label = stream.features.get(self.label_column)
+        self.class_names: Sequence[str] = list(getattr(label, "names", None) or ())
+        if label is not None and not self.class_names and "int" not in str(getattr(label, "dtype", "")):
+            raise ValueError(
+                f"label_column {self.label_column!r} is not numbered, and a stream cannot be searched for all"
+            )
+        super().__init__(undecoded(stream, column), column, batch_size, seed, shuffle, buffer)
+        self.transform, self.num_channels, self.grid = transform, num_channels, grid
+
+    def read(self, row: dict[str, Any]) -> Image.Image:
+        return as_channels(open_cell(row[self.column]), self.num_channels)
+
+    def finished(self, read: Image.Image, row: dict[str, Any], name: str, index: int) -> dict[str, Any]:
+        refuse_too_small(read, self.grid, name)
+        with seeded(derived_seed("augmentation", self.seed, self.epoch, index)):
+            inputs = self.transform(read)
+        label = {} if self.label_column is None else {"label": row[self.label_column]}
+        return {"inputs": inputs, **label}
 
 
 class StreamingLoader(ResumableLoader):
@@ -157,7 +180,7 @@ class StreamingLoader(ResumableLoader):
 
     def __init__(
         self,
-        dataset: StreamedImages,
+        dataset: Stream,
         samples_per_epoch: int,
         collate_fn: Callable[[list[Any]], Any],
         num_workers: int = 0,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
-from datamodules import ImageDataModule
+from datamodules import ImageDataModule, SpeechDataModule
+from datamodules.speech_collators import SpeechCollator
 
 datasets = pytest.importorskip("datasets")
 ROWS, FILES = 24, 4
@@ -127,3 +131,78 @@ def test_broken_pictures_of_a_stream_are_named_and_evaluation_is_in_order(folder
     assert data.class_names == ["a", "b", "c"]
     with pytest.raises(ValueError, match="a stream cannot be read at will"):
         data.probe_dataloaders()
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Row i is i + 1 tenths of a second of loudness i; row 3 is broken, row 5 has no transcript, row 6 an unknown letter."""
+    folder = tmp_path_factory.mktemp("spoken")
+    features = datasets.Features(
+        {
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "text": datasets.Value("string"),
+        }
+    )
+    rows = []
+    for number in range(16):
+        file = io.BytesIO()
+        soundfile.write(file, np.full(1600 * (number + 1), 0.01 * number), 16000, format="WAV", subtype="FLOAT")
+        sound = b"broken" if number == 3 else file.getvalue()
+        text = None if number == 5 else "ab\tx" if number == 6 else "ab  a"
+        rows.append({"audio": {"bytes": sound, "path": f"{number}.wav"}, "text": text})
+    table = datasets.Dataset.from_list(rows, features=features)
+    for number in range(2):
+        table.shard(2, number, contiguous=True).to_parquet(folder / f"train-{number}.parquet")
+    return folder
+
+
+def speech(folder: Path, **arguments: Any) -> SpeechDataModule:
+    usual: dict[str, Any] = {
+        "dataset": str(folder), "streaming": True, "train_split": "train", "batch_samples": 64_000, "max_seconds": 1.0,
+        "min_seconds": 0.2, "normalize": False, "num_workers": 0, "shuffle_buffer": 4,
+    }  # fmt: skip
+    data = SpeechDataModule(**{**usual, **arguments})
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_recordings_are_streamed_in_batches_within_the_budget_and_exactly_again(spoken: Path) -> None:
+    epoch = list(islice(speech(spoken).train_dataloader(), 4))
+    assert all(batch["inputs"].numel() <= 64_000 for batch in epoch)
+    assert all(batch["mask"].shape[:2] == (4, 1) for batch in epoch)
+    heard = {round(100 * float(row.max())) for batch in epoch for row in batch["inputs"]}
+    assert len(heard) > 8
+    assert not heard & {0, 3}, "the short and the broken one are left out"
+    loader = speech(spoken).train_dataloader()
+    seen = list(islice(loader, 2))
+    again = speech(spoken).train_dataloader()
+    again.load_state_dict(loader.state_dict())
+    for one, other in zip([*seen, *again], epoch, strict=True):
+        assert torch.equal(one["inputs"], other["inputs"])
+        assert torch.equal(one["mask"], other["mask"])
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_transcripts_of_a_stream(spoken: Path) -> None:
+    data = speech(spoken, task="ctc", upper=True)
+    with pytest.raises(ValueError, match="cannot be searched for its letters"):
+        data.letters()
+    assert data._stream is not None
+    texts = [sample["text"] for sample in islice(data._stream, 30) if sample is not None]
+    assert set(texts) == {"AB A", "AB X"}
+    with pytest.raises(ValueError, match="the vocabulary lacks X, which are in the transcript 'AB X'"):
+        SpeechCollator(vocabulary=["<blank>", "|", "A", "B"])([{"inputs": torch.zeros(400), "text": "AB X"}])
+
+
+def test_what_a_stream_of_recordings_needs_is_said(spoken: Path) -> None:
+    for arguments, message in (
+        ({"train_split": ["train"]}, "streaming reads one training split"),
+        ({"max_seconds": None}, "max_seconds None: a stream needs it"),
+        ({"max_seconds": 5.0}, "no more than batch_samples 64000"),
+        ({"shuffle_buffer": 0}, "shuffle_buffer 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            speech(spoken, **arguments)
+    with pytest.raises(FileNotFoundError, match="has no split 'dev': it has train"):
+        speech(spoken, train_split="dev")

@@ -1,0 +1,71 @@
+"""Recordings from a Hugging Face stream, for training on what does not fit on the disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from datamodules.image_sources import open_table
+from datamodules.speech_sources import cell_of, find_audio_columns, tidy
+from datamodules.streaming import Stream
+from datamodules.waveform import RATE, UNREADABLE, Waveform, normalise, read_waveform
+
+
+class StreamedClips(Stream):
+    """Clips of one split of a stream, see `Stream`. Those that are too short or too long count as not readable.
+
+    Args:
+        dataset, config, split, text_column: see `open_table_split`.
+        batch_size, seed, shuffle, buffer: see `Stream`.
+        least, most: samples at 16 kHz; None for no upper limit.
+        normalised: mean 0 and variance 1 over the whole clip.
+        transcribed: a row without a transcript counts as not readable.
+        upper: transcripts in capitals.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_table_split`.
+    """
+
+    unreadable = UNREADABLE
+
+    def __init__(
+        self,
+        dataset: str,
+        config: str | None,
+        split: str,
+        text_column: str | None,
+        batch_size: int,
+        seed: int,
+        buffer: int,
+        least: int,
+        most: int | None,
+        normalised: bool,
+        transcribed: bool,
+        upper: bool,
+    ) -> None:
+        tables = open_table(dataset, config, streaming=True)
+        if split not in tables:
+            raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
+        stream = tables[split]
+        if stream.features is None:
+            stream = stream._resolve_features()
+        stream, column, self.text_column = find_audio_columns(stream, dataset, text_column)
+        super().__init__(stream, column, batch_size, seed, True, buffer)
+        self.least, self.most, self.normalised = least, most, normalised
+        self.transcribed, self.upper = transcribed, upper
+
+    def read(self, row: dict[str, Any]) -> Waveform:
+        waveform = read_waveform(cell_of(row[self.column]))
+        if not self.least <= len(waveform) <= (self.most or len(waveform)):
+            raise ValueError(f"{len(waveform) / RATE:.2f} s long, which min_seconds and max_seconds leave out")
+        if self.transcribed and not self._text(row):
+            raise ValueError("no transcript")
+        return waveform
+
+    def finished(self, read: Waveform, row: dict[str, Any], name: str, index: int) -> dict[str, Any]:
+        inputs = torch.from_numpy(normalise(read) if self.normalised else read)
+        return {"inputs": inputs, **({"text": self._text(row)} if self.transcribed else {})}
+
+    def _text(self, row: dict[str, Any]) -> str:
+        return tidy(row[self.text_column] if self.text_column else None, self.upper)
