@@ -126,7 +126,9 @@ def contextualize(
     extra = x.shape[1] - tokens.shape[1]
     if padding_mask is not None and extra:
         padding_mask = torch.cat([padding_mask.new_zeros(padding_mask.shape[0], extra), padding_mask], dim=1)
-    return transformer(x, padding_mask, keep)
+    # So that a bias on distance counts from the first token on, and leaves the extra ones out.
+    positions = torch.arange(tokens.shape[1], device=tokens.device)[None] if extra else None
+    return transformer(x, padding_mask, keep, positions)
 
 
 @contextmanager

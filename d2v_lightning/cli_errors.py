@@ -238,7 +238,10 @@ class _Schema:
         self, annotation: Any, value: Any, key: str, source: Source, path: tuple[str | int, ...], section: bool = False
     ) -> None:
         bases = _classes_in(annotation)
-        if bases and isinstance(value, list):
+        if get_origin(annotation) is dict and isinstance(value, dict):
+            for name, item in value.items():
+                self._check(get_args(annotation)[1], item, f"{key}.{name}", source, (*path, name))
+        elif bases and isinstance(value, list):
             for place, item in enumerate(value):
                 self._check(annotation, item, f"{key}[{place}]", source, (*path, place))
         elif bases and isinstance(value, (dict, str)) and not (isinstance(value, str) and _takes(annotation, value)):

@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
@@ -415,15 +416,25 @@ def _is_no_noise(record: logging.LogRecord) -> bool:
 
 
 def _origin(error: BaseException) -> BaseException:
-    """What a constructor raised, where jsonargparse has wrapped it in an error of its own, once for each level."""
-    while error.__cause__ is not None and _raised_at(error)[0].partition(".")[0] == "jsonargparse":
-        error = error.__cause__
-    return error
+    """What a constructor raised, where jsonargparse has wrapped it in an error of its own, once for each level.
+
+    Where one of several classes may stand, jsonargparse tries each, and its error's cause is what the first one said.
+    """
+    if _raised_at(error)[0].partition(".")[0] != "jsonargparse":
+        return error
+    tried = _last_frame(error)[0].f_locals.get("exceptions") or [error.__cause__]
+    origins = [_origin(cause) for cause in tried if cause is not None and cause.__traceback__ is not None]
+    return next((origin for origin in origins if _is_for_people(origin)), origins[0] if origins else error)
+
+
+def _last_frame(error: BaseException) -> tuple[FrameType, int]:
+    """Where an error comes from: frame and line."""
+    return list(traceback.walk_tb(error.__traceback__))[-1]
 
 
 def _raised_at(error: BaseException) -> tuple[str, str]:
     """Module and source line that an error comes from."""
-    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+    frame, number = _last_frame(error)
     return frame.f_globals["__name__"], linecache.getline(frame.f_code.co_filename, number).strip()
 
 

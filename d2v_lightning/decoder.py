@@ -24,6 +24,7 @@ class LinearDecoder(Configurable, nn.Module):
 
     def __init__(self, dim: int = 768, init: HeadInit = "vision") -> None:
         super().__init__()
+        self.dim = dim
         self.proj = nn.Linear(dim, dim)
         initialise_head(self.proj, init)
 
@@ -45,6 +46,7 @@ class MlpDecoder(Configurable, nn.Module):
         super().__init__()
         if depth < 2:
             raise ValueError(f"depth is {depth}: an MlpDecoder has 2 linear maps or more, a LinearDecoder has one")
+        self.dim = dim
         widths = [dim, *[2 * dim] * (depth - 1), dim]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         for layer in self.layers:
@@ -94,7 +96,7 @@ class ConvDecoder(Configurable, nn.Module):
                 f"{projection_depth}: all start at 1, and the groups must divide width and dim {dim}"
             )
         self.grid = None if grid is None else (grid[0], grid[1])
-        self.width, self.residual = width, residual
+        self.dim, self.width, self.residual = dim, width, residual
         self.input_dropout = nn.Dropout(input_dropout)
         conv = nn.Conv1d if grid is None else nn.Conv2d
         self.convs = nn.ModuleList(

@@ -18,6 +18,9 @@ class RegressionLoss(Configurable):
             Images 1.0: 2, text 1.0: 4, speech and all of 2.0: 0.
         over_width: "mean" over the D channels (1.0 images) or "sum".
         scale: factor on the loss; "rsqrt_width" for 1 / sqrt(D) (speech, 2.0 images).
+
+    Raises:
+        ValueError: `beta` is negative, or an unknown choice.
     """
 
     def __init__(
@@ -30,6 +33,8 @@ class RegressionLoss(Configurable):
             raise ValueError(f"beta is {beta}: it must be 0 (squared error) or positive (smooth L1)")
         if over_width not in ("mean", "sum"):
             raise ValueError(f"over_width is {over_width!r}: choose 'mean' or 'sum'")
+        if isinstance(scale, str) and scale != "rsqrt_width":
+            raise ValueError(f"scale is {scale!r}: give a number, or 'rsqrt_width'")
         self.beta, self.over_width, self.scale = beta, over_width, scale
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:

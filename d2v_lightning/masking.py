@@ -248,7 +248,8 @@ def visible_positions(mask: Tensor) -> Tensor:
             f"rows of the mask hide {int(counts.min())} to {int(counts.max())} tokens: a student that drops hidden tokens "
             "needs the same number in every row, which our collators make"
         )
-    return (~mask).nonzero()[:, 2].reshape(*mask.shape[:2], -1)
+    visible = (~mask).nonzero()[:, 2]
+    return visible.reshape(*mask.shape[:2], len(visible) // counts.numel())
 
 
 def take_tokens(x: Tensor, positions: Tensor, num_masks: int = 1) -> Tensor:

@@ -32,7 +32,9 @@ class Data2Vec(Objective, Pretraining):  # type: ignore[misc]  # as in `Pretrain
         optimization: optimiser, parameter groups, schedule.
         teacher_scope: how much of the backbone the teacher holds, see `Teacher`. Images: "backbone".
         class_loss: weight of the same loss between the student's class token and the mean of the targets, summed over the
-            rows of the batch and its masks (2.0 images: .01).
+            rows of the batch and its masks (2.0 images: .01). As in the released code this is a sum over one micro-batch
+            beside a mean: it weighs more the larger the batch of a device is, and accumulation does not change that. For
+            the published weight with another batch size set it to .01 x the published one of a device / yours.
         compile: compile the step from inputs to loss (`torch.compile`); parameters keep their names.
         on_nonfinite: a loss that is not finite "stop"s the run before it touches the weights on a CPU and one step later
             on a GPU, where waiting for every loss would stall the device; "skip" leaves the micro-batch out, on all ranks

@@ -11,7 +11,7 @@ from d2v_lightning.encoders import Encoder
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.masking import hidden_positions, take_tokens
 from d2v_lightning.student import MaskTokenStudent, Predictions, VisibleStudent
-from d2v_lightning.targets import Targets
+from d2v_lightning.targets import Targets, mean_inside
 from d2v_lightning.teacher import Scope, Teacher
 from d2v_lightning.types import Batch, require
 
@@ -28,10 +28,11 @@ class Objective(Configurable, nn.Module):
         targets: what the teacher's layers become.
         loss: between predictions and targets.
         teacher_scope: how much of the backbone the teacher holds, see `Teacher`.
-        class_loss: see `Data2Vec`.
+        class_loss: see `Data2Vec`; it is summed over the rows of a batch, so its weight changes with the batch size.
 
     Raises:
-        ValueError: `class_loss` without a class token, or more layers to average than the trunk has.
+        ValueError: `class_loss` without a class token, or more layers to average than the trunk has. The message names the
+            encoder, which in a run of several modalities says whose settings they are.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Objective(Configurable, nn.Module):
         self.teacher = Teacher(student.backbone, teacher_scope)
         self.make_targets, self.loss = targets, loss
         if class_loss and student.backbone.num_extra_tokens != 1:
-            raise ValueError(f"class_loss is {class_loss}, but the encoder makes no class token: set it to 0")
+            raise ValueError(f"class_loss is {class_loss}, but {self._encoder_name} makes no class token: set it to 0")
         self.class_loss = class_loss
-        self.averaged_layers = targets.layers(
-            student.backbone.transformer.depth, student.backbone.transformer.prenet_depth
-        )
+        trunk = student.backbone.transformer
+        try:
+            self.averaged_layers = targets.layers(trunk.depth, trunk.prenet_depth)
+        except ValueError as error:
+            raise ValueError(f"targets for {self._encoder_name}: {error}") from error
 
     @property
     def backbone(self) -> Backbone:
@@ -63,6 +66,10 @@ class Objective(Configurable, nn.Module):
         """The student's encoder, whose sizes a datamodule reads."""
         return self.student.backbone.encoder
 
+    @property
+    def _encoder_name(self) -> str:
+        return type(self.encoder).__name__
+
     def regress(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss, the mean over hidden tokens, and the flat positions (P,) in (B, M, N) that it was taken at."""
         require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
@@ -73,7 +80,7 @@ class Objective(Configurable, nn.Module):
         num_masks = batch["mask"].shape[1]
         loss = self.loss(predictions.hidden, take_tokens(targets, hidden, num_masks))
         if self.class_loss:
-            means = targets.mean(dim=1).repeat_interleave(num_masks, dim=0)
+            means = self._sample_means(targets, padding_mask).repeat_interleave(num_masks, dim=0)
             loss = loss + self.class_loss * len(means) * self.loss(predictions.extra[:, 0], means)
         return loss, hidden
 
@@ -96,12 +103,21 @@ class Objective(Configurable, nn.Module):
         return self.student(tokens, padding_mask, batch["mask"], hidden, corrupted, visible)
 
     def _hidden(self, batch: Batch, padding_mask: Tensor | None) -> Tensor:
-        return hidden_positions(batch["mask"], padding_mask if self.encoder.padding == "exact" else None)
+        return hidden_positions(batch["mask"], self._excluded(padding_mask))
+
+    def _excluded(self, padding_mask: Tensor | None) -> Tensor | None:
+        """Padding (B, N), True = padding, that nothing may depend on; None where the encoder does as the released code."""
+        return padding_mask if self.encoder.padding == "exact" else None
+
+    def _sample_means(self, targets: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """Targets (B, N, D) averaged over the tokens of each sample that are not padding (B, N), True = padding -> (B, D)."""
+        padding_mask = self._excluded(padding_mask)
+        return targets.mean(dim=1) if padding_mask is None else mean_inside(targets, ~padding_mask, over=1)[:, 0]
 
     @torch.no_grad()
     def _targets(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> Tensor:
         results = self._layer_results(batch, tokens, padding_mask)
-        return self.make_targets(results, padding_mask if self.encoder.padding == "exact" else None)
+        return self.make_targets(results, self._excluded(padding_mask))
 
     def _layer_results(self, batch: Batch, tokens: Tensor, padding_mask: Tensor | None) -> list[Tensor]:
         results = self.teacher(self.backbone, batch["inputs"], tokens, padding_mask, keep=self.averaged_layers)

@@ -40,10 +40,14 @@ class RelativePositionBias(Configurable, nn.Module):
     def forward(self, length: int, positions: Tensor | None = None) -> list[Tensor]:
         """Biases, one (1, H, 1 + N, 1 + N) tensor per table.
 
+        Args:
+            length: tokens, the class token included.
+            positions: not read: all tokens of the grid must be there, in order.
+
         Raises:
-            ValueError: some tokens were left out (`positions` is given), or there are more or fewer than in the grid.
+            ValueError: some tokens were left out, or there are more than in the grid.
         """
-        if positions is not None or length != self.index.shape[0]:
+        if length != self.index.shape[0]:
             raise ValueError(
                 f"RelativePositionBias is for all {self.index.shape[0]} tokens of a {self.grid[0]}x{self.grid[1]} grid: "
                 "a student that drops hidden tokens needs Alibi or position embeddings"
@@ -83,8 +87,8 @@ class Alibi(Configurable, nn.Module):
 
         Args:
             length: tokens, extra ones in front included.
-            positions: (R, V) int64, where each token that is not extra stood in the whole sequence. Without it they stand
-                side by side, all of them, none extra, and the bias is shared by the batch.
+            positions: (R, V) int64, where each token that is not extra stood in the whole sequence; one row where the bias
+                is shared by the batch. None where all tokens are there and none is extra.
 
         Returns:
             One (R or 1, H, length, length) tensor per set of scales.

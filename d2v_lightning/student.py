@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
-from d2v_lightning.encoders import TextEncoder
+from d2v_lightning.encoders import Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.masking import gather_tokens, restore_tokens, take_tokens, visible_positions
 
 
@@ -29,6 +29,9 @@ class MaskTokenStudent(Configurable, nn.Module):
         decoder: maps the trunk's output at hidden positions to predictions.
         mask_init: start of the learned vector: "vision": truncated normal of std .02 (1.0 images); "uniform": in [0, 1)
             (1.0 speech). Text has none of its own: it reads the embedding of `<mask>`.
+
+    Raises:
+        ValueError: backbone and decoder differ in width, or an unknown choice.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class MaskTokenStudent(Configurable, nn.Module):
         super().__init__()
         if mask_init not in ("vision", "uniform"):
             raise ValueError(f"mask_init is {mask_init!r}: choose 'vision' or 'uniform'")
+        _refuse_other_width(decoder.dim, backbone)
         self.backbone, self.decoder = backbone, decoder
         self.mask_token: nn.Parameter | None = None
         if not isinstance(backbone.encoder, TextEncoder):
@@ -100,12 +104,17 @@ class VisibleStudent(Configurable, nn.Module):
         backbone: what is pre-trained.
         decoder: maps trunk outputs and noise to predictions.
         mask_noise_std: standard deviation of the noise that stands at hidden places when the decoder begins.
+
+    Raises:
+        ValueError: backbone and decoder differ in width or grid, or a negative deviation.
     """
 
     def __init__(self, backbone: Backbone, decoder: ConvDecoder, mask_noise_std: float = 0.01) -> None:
         super().__init__()
         if mask_noise_std < 0:
             raise ValueError(f"mask_noise_std is {mask_noise_std}: it must not be negative")
+        _refuse_other_width(decoder.dim, backbone)
+        _refuse_other_grid(decoder.grid, backbone.encoder)
         self.backbone, self.decoder, self.mask_noise_std = backbone, decoder, mask_noise_std
 
     def forward(
@@ -128,7 +137,8 @@ class VisibleStudent(Configurable, nn.Module):
             visible: (B, M, V) int64, the visible positions of `mask`; counted here where the batch lacks them.
 
         Raises:
-            ValueError: the mask is not of this batch's shape, its rows hide different numbers, or `corrupted` is given.
+            ValueError: the mask is not of this batch's shape, its rows hide different numbers, every token or none, or
+                `corrupted` is given.
         """
         batch, length, _ = tokens.shape
         num_masks = mask.shape[1]
@@ -142,6 +152,12 @@ class VisibleStudent(Configurable, nn.Module):
                 "data2vec 2.0 drops hidden tokens: set the datamodule's leave_unmasked_prob and random_token_prob to 0"
             )
         visible = visible_positions(mask) if visible is None else visible
+        if visible.shape[-1] in (0, length):
+            hides = f"all {length} tokens" if visible.shape[-1] == 0 else f"none of {length} tokens"
+            raise ValueError(
+                f"every row of the mask hides {hides}: a student needs some to see and some to predict, so change how much "
+                "the datamodule hides"
+            )
         x, padding = self._drop_hidden(tokens, padding_mask, mask, visible)
         extra = self.backbone.num_extra_tokens
         trunk_padding = padding if padding is None or not extra else nn.functional.pad(padding, (extra, 0))
@@ -173,3 +189,20 @@ class VisibleStudent(Configurable, nn.Module):
         seen = gather_tokens(placed[:, extra:], visible).flatten(0, 1)
         first = placed[:, :extra].repeat_interleave(num_masks, dim=0)
         return torch.cat([first, seen], dim=1), padding
+
+
+def _refuse_other_width(width: int, backbone: Backbone) -> None:
+    if width != backbone.dim:
+        raise ValueError(f"decoder.dim is {width}, backbone.dim is {backbone.dim}: make them equal")
+
+
+def _refuse_other_grid(grid: tuple[int, int] | None, encoder: Encoder) -> None:
+    """A decoder's grid must be the encoder's; only an encoder of one's own may do without where it makes one."""
+    made: tuple[int, int] | None = getattr(encoder, "grid", None)
+    if (grid is None and not isinstance(encoder, ImageEncoder)) or (made is not None and grid == tuple(made)):
+        return
+    tokens = "a sequence without a grid" if made is None else f"a grid of {tuple(made)}"
+    remedy = "null" if made is None else list(made)
+    raise ValueError(
+        f"decoder.grid is {grid}, but {type(encoder).__name__} makes {tokens}: set decoder.grid to {remedy}"
+    )

@@ -100,7 +100,7 @@ def normalize(x: Tensor, norms: Sequence[Norm], padding_mask: Tensor | None = No
                     "the norm 'position' of a batch of one leaves nothing: use a batch of 2 or more samples"
                 )
             inside = x.new_ones(x.shape[:2], dtype=torch.bool) if padding_mask is None else ~padding_mask
-            x = x - _mean_inside(x, inside, over=0)
+            x = x - mean_inside(x, inside, over=0)
         elif padding_mask is not None:
             x = _norm_inside(x, ~padding_mask, over=1 if norm == "instance" else (0, 1))
         elif norm == "instance":
@@ -112,11 +112,11 @@ def normalize(x: Tensor, norms: Sequence[Norm], padding_mask: Tensor | None = No
 
 def _norm_inside(x: Tensor, inside: Tensor, over: int | tuple[int, int]) -> Tensor:
     """Mean 0, variance 1 of x (B, N, D) over the tokens `inside` (B, N), True = counts."""
-    x = x - _mean_inside(x, inside, over)
-    return x * torch.rsqrt(_mean_inside(x.square(), inside, over) + 1e-5)
+    x = x - mean_inside(x, inside, over)
+    return x * torch.rsqrt(mean_inside(x.square(), inside, over) + 1e-5)
 
 
-def _mean_inside(x: Tensor, inside: Tensor, over: int | tuple[int, int]) -> Tensor:
+def mean_inside(x: Tensor, inside: Tensor, over: int | tuple[int, int]) -> Tensor:
     """Mean of x (B, N, D) over the tokens `inside` (B, N), True = counts; the dimensions `over` are kept as 1."""
     weights = inside[..., None].to(x.dtype)
     return (x * weights).sum(dim=over, keepdim=True) / weights.sum(dim=over, keepdim=True).clamp(min=1)

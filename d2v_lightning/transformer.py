@@ -165,6 +165,9 @@ class Transformer(Configurable, nn.Module):
         position_bias: bias on the attention scores; None for none.
         prenet_depth: of the `depth` blocks, how many at the bottom are never averaged into targets (2.0, Base images: 2).
         gradient_checkpointing: recompute activations in the backward pass: less memory for about a third more time.
+
+    Raises:
+        ValueError: sizes or probabilities out of range, an unknown choice, or a `position_bias` for another trunk.
     """
 
     def __init__(
@@ -209,6 +212,10 @@ class Transformer(Configurable, nn.Module):
         if position_bias is not None and len(position_bias.tables) not in (1, depth):
             raise ValueError(
                 f"position_bias has {len(position_bias.tables)} tables: 1 (shared by all blocks) or {depth} (one a block)"
+            )
+        if position_bias is not None and (heads := position_bias.tables[0].shape[-1]) != num_heads:
+            raise ValueError(
+                f"position_bias.num_heads is {heads}, but the trunk's num_heads is {num_heads}: make them equal"
             )
         if not 0 <= prenet_depth < depth:
             raise ValueError(f"prenet_depth is {prenet_depth}: it must lie below depth {depth}")
@@ -264,8 +271,8 @@ class Transformer(Configurable, nn.Module):
             x: tokens (B, N, D).
             padding_mask: (B, N) bool, True = padding, which no token attends to.
             keep: blocks whose results are wanted, 0-based.
-            positions: (B, V) int64, where in the whole sequence each token stands that is not extra; None where all are
-                there. Only a bias that depends on distance reads it.
+            positions: (B or 1, V) int64, where in the whole sequence each token stands that is not extra; None where all are
+                there and none is extra. Only a bias that depends on distance reads it.
 
         Returns:
             Output after the final norm (B, N, D), and the `LayerResult` of each block in `keep`, in the order of the stack.

@@ -51,7 +51,8 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     pre-training "mask" (B, M, N) bool, True = hidden. Everything random about a sample follows from (seed, epoch,
     index), and a run that is stopped anywhere goes on with the batches it would have had (`ResumableLoader`).
 
-    Defaults are those of data2vec 1.0's released commands for ImageNet. Their mean and standard deviation differ:
+    Defaults are those of data2vec 1.0's released commands for ImageNet; what 2.0 does otherwise (crops, no jitter, masks)
+    stands in its recipes. Their mean and standard deviation differ:
     pre-training was run with --imagenet_default_mean_and_std, fine-tuning without it, that is with .5 and .5.
 
     Pictures that cannot be read are replaced, counted and named in one warning, in evaluation and prediction too, where

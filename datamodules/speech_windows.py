@@ -17,21 +17,23 @@ from datamodules.keyed_images import one_line
 from datamodules.samplers import world
 from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, samples_at_16k, stream_waveform
 
-SETTLE = 1  # seconds before and after a window that the resampler reads to settle
+TICKS = 5  # a second; windows begin on one
+SETTLE = TICKS  # before and after a window that the resampler reads to settle
 
 
 class SpeechWindows(IterableDataset[dict[str, Any]]):
-    """Batches of windows of one recording, in order; memory does not grow with its length.
+    """Batches of windows of one recording, in order, each read when it is needed.
 
-    A window is `core_seconds` long, with `context_seconds` of what lies before and after it on either side; of its frames
-    those of the core are kept. Windows begin on whole seconds, where frames of the window and of the recording coincide.
-    Normalisation is that of the whole recording, from a first pass over it. A recording no longer than one window is one.
+    A window has a core, of which the frames are kept, and `context_seconds` of what lies before and after it. A core ends at
+    the quietest place between a quarter and all of `core_seconds`, so that it follows from what is heard there and not from
+    where the recording began. Windows begin on fifths of a second, where frames of the window and of the recording coincide.
+    Normalisation is that of the whole recording, from a first pass over it. A recording no longer than one core is one.
 
     Args:
         paths: of the recordings; one that cannot be read is left out and named.
         normalised: mean 0 and variance 1 over the whole recording.
         conv_layers: of the encoder.
-        core_seconds, context_seconds: see above, whole seconds.
+        core_seconds, context_seconds: see above.
         windows: in a batch.
     """
 
@@ -49,13 +51,13 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                 f"core_seconds {core_seconds}, context_seconds {context_seconds}, windows {windows}: permitted is 1 or more"
             )
         stride = int(np.prod([layer[2] for layer in conv_layers]))
-        if RATE % stride:
+        if RATE // TICKS % stride:
             raise ValueError(
-                f"the encoder's frames are {stride} samples apart, which does not divide a second of {RATE}"
+                f"the encoder's frames are {stride} samples apart, which does not divide a fifth of a second, {RATE // TICKS}"
             )
         self.paths, self.normalised, self.conv_layers = list(paths), normalised, conv_layers
-        self.core, self.context, self.windows = core_seconds, context_seconds, windows
-        self.frames_per_second = RATE // stride
+        self.core, self.context, self.windows = core_seconds * TICKS, context_seconds * TICKS, windows
+        self.frames_per_tick = RATE // TICKS // stride
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """{"inputs" (W, S), "padding_mask" (W, S), "keep" (W, 2) first and end frame, "index" (W,), "last"}."""
@@ -70,7 +72,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
 
     def _recording(self, index: int) -> Iterator[dict[str, Any]]:
         path = self.paths[index]
-        mean, scale, samples = _statistics(path)
+        mean, scale, samples, loudness = _statistics(path)
         info = soundfile.info(path)
         if samples < TRUNCATED * samples_at_16k(info.frames, info.samplerate):
             rank_zero_warn(f"{path} is truncated: transcribed are the {samples / RATE:.1f} s that are there")
@@ -78,23 +80,21 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
             raise ValueError(f"{samples} samples are too few for one frame")
         if not self.normalised:
             mean, scale = 0.0, 1.0
-        starts = list(range(0, max(1, -(-samples // RATE)), self.core))
-        if len(starts) > 1 and feature_lengths(samples - starts[-1] * RATE, self.conv_layers) < 1:
+        starts = _starts(loudness, self.core)
+        if len(starts) > 1 and feature_lengths(samples - starts[-1] * RATE // TICKS, self.conv_layers) < 1:
             starts.pop()  # what is left makes no frame of its own: the context of the window before has it
         with soundfile.SoundFile(path) as file:
             for first in range(0, len(starts), self.windows):
                 chosen = starts[first : first + self.windows]
                 clips, keep = [], []
-                for start in chosen:
+                for number, start in enumerate(chosen, start=first):
                     begin = max(0, start - self.context)
-                    final = start == starts[-1]
-                    end = samples / RATE if final else start + self.core + self.context
+                    after = starts[number + 1] if start != starts[-1] else None
+                    end = samples * TICKS / RATE if after is None else after + self.context
                     clip = (_cut(file, begin, end, samples) - mean) * scale
                     frames = feature_lengths(len(clip), self.conv_layers)
-                    skipped = (start - begin) * self.frames_per_second
-                    keep.append(
-                        [skipped, frames if final else min(frames, skipped + self.core * self.frames_per_second)]
-                    )
+                    kept = frames if after is None else min(frames, (after - begin) * self.frames_per_tick)
+                    keep.append([(start - begin) * self.frames_per_tick, kept])
                     clips.append(torch.from_numpy(clip.astype(np.float32)))
                 lengths = torch.tensor([len(clip) for clip in clips])
                 batch = {
@@ -108,30 +108,54 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                 yield batch
 
 
-def _statistics(path: str) -> tuple[float, float, int]:
-    """Mean, 1 / standard deviation and number of samples of a recording at 16 kHz."""
+def _statistics(path: str) -> tuple[float, float, int, np.ndarray]:
+    """Mean, 1 / standard deviation and number of samples of a recording at 16 kHz, and the variance in each half tick."""
     total = squares = 0.0
-    count = 0
+    count, half = 0, RATE // TICKS // 2
+    rest, variances = np.zeros(0), []
     for piece in stream_waveform(path):
         wide = piece.astype(np.float64)
         if not np.isfinite(wide).all():
             raise ValueError("some of its samples are not finite numbers")
         total, squares, count = total + wide.sum(), squares + np.square(wide).sum(), count + len(wide)
+        rest = np.concatenate([rest, wide])
+        whole = len(rest) // half * half
+        variances.append(rest[:whole].reshape(-1, half).var(axis=1))
+        rest = rest[whole:]
     if not count:
         raise ValueError("it holds no samples")
+    if len(rest):
+        variances.append(rest.var(keepdims=True))
     mean = total / count
-    return mean, float(1 / np.sqrt(max(0.0, squares / count - mean**2) + 1e-5)), count
+    scale = float(1 / np.sqrt(max(0.0, squares / count - mean**2) + 1e-5))
+    return mean, scale, count, np.concatenate(variances)
+
+
+def _starts(loudness: np.ndarray, core: int) -> list[int]:
+    """The ticks at which cores of at most `core` ticks begin, the first at 0.
+
+    Args:
+        loudness: the variance in each half tick.
+        core: ticks.
+    """
+    ticks, starts = -(-len(loudness) // 2), [0]
+    around = np.append(loudness, 0.0)[: 2 * ticks].reshape(-1, 2)  # (ticks, 2): the first and second half of each
+    quiet = around[1:, 0] + around[:-1, 1]  # around the beginning of tick 1, 2, ...
+    while ticks - starts[-1] > core:
+        least, most = starts[-1] + max(1, core // 4), starts[-1] + core
+        starts.append(least + int(quiet[least - 1 : most].argmin()))
+    return starts
 
 
 def _cut(file: soundfile.SoundFile, begin: int, end: float, samples: int) -> Waveform:
-    """Samples from second `begin` to second `end` at 16 kHz, of a recording that has so many."""
+    """Samples from tick `begin` to tick `end` at 16 kHz, of a recording that has so many."""
     rate = file.samplerate
     before = min(begin, SETTLE)
-    file.seek((begin - before) * rate)
-    block = file.read(int((end + SETTLE - begin + before) * rate) + 1, dtype="float32", always_2d=True)
+    file.seek(round((begin - before) * rate / TICKS))
+    block = file.read(int((end + SETTLE - begin + before) * rate / TICKS) + 1, dtype="float32", always_2d=True)
     mono = block.mean(axis=1)
     if rate != RATE:
         mono = soxr.resample(mono, rate, RATE)
-    first = before * RATE
-    length = min(round(end * RATE), samples) - begin * RATE
+    first = before * RATE // TICKS
+    length = min(round(end * RATE / TICKS), samples) - begin * RATE // TICKS
     return mono[first : first + length]

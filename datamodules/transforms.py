@@ -52,6 +52,8 @@ def pretrain_transform(
 ) -> ImageTransform:
     """data2vec 1.0's augmentation: random resized crop, flip, colour jitter (brightness, contrast, saturation).
 
+    2.0's, which is MAE's, is the same with a `scale` of (.2, 1) and no jitter.
+
     The released code jitters the whole picture before it crops. Here the crop comes first: the jitter is per pixel,
     save that contrast is then relative to the mean of the crop, and it costs a fraction.
 

@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--version", type=int, choices=(1, 2), default=1, help="of data2vec")
     parser.add_argument("--out", type=Path, default=None, help="default: outputs/quickstart, or outputs/quickstart_v2")
     args = parser.parse_args()
+    if min(args.seeds, args.steps) < 1:
+        parser.error(f"--seeds is {args.seeds}, --steps {args.steps}: both must be 1 or more")
     recipe = versioned("digits", args.version)
     args.out = args.out or Path("outputs", versioned("quickstart", args.version))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -88,10 +90,10 @@ def pretrain(recipe: str, seed: int, steps: int, out: Path) -> tuple[Data2Vec, I
         gradient_clip_val=3.0,
         limit_val_batches=0,
         logger=CSVLogger(str(out), name="log", version=f"seed{seed}"),
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, steps),
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[monitor := CollapseMonitor(), Progress()],
+        callbacks=[monitor := CollapseMonitor(every_n_steps=min(100, steps)), Progress()],
     )
     trainer.fit(model, data)
     if monitor.verdict is not None:

@@ -232,6 +232,47 @@ def test_what_a_constructor_or_the_data_refuses_is_one_line(config: str, capsys:
     assert len(printed.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["digits", "digits_v2"])
+def test_what_a_part_of_any_student_refuses_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each class that a student may be is tried: of interest is what the one that was asked for says."""
+    config = str(ROOT / "configs" / "quickstart" / f"{name}.yaml")
+    printed = fails(capsys, 1, "fit", "--config", config, "--model.student.backbone.encoder.patch_size", "3")
+    assert printed.startswith("error: image_size 8x8 is not a whole number of patches of 3x3")
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (
+            "mask_noise_std: 0.01",
+            "mask_noise_sdt: 0.01",
+            ["unknown key 'mask_noise_sdt'", "did you mean: mask_noise_std"],
+        ),
+        ("mask_noise_std: 0.01", "mask_noise_std: abc", ["mask_noise_std cannot be 'abc'", "it must be a number"]),
+        ("masking: inverse_blocks", "maskin: blocks", ["unknown key 'maskin'", "data.datamodules.image.maskin"]),
+        ("{image: 1, text: 1}", "{image: 1, text: x}", ["data.turns", "{'image': 1, 'text': 'x'}"]),
+    ],
+)
+def test_a_mistake_in_one_of_several_modalities_is_named(
+    old: str, new: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "configs" / "pretrain" / "image_text.yaml").read_text().replace(old, new, 1)
+    (tmp_path / "bad.yaml").write_text(text)
+    printed = fails(capsys, 2, "fit", "--config", "bad.yaml")
+    line = text[: text.index(new)].count("\n") + 1
+    for words in (*expected, f"bad.yaml:{line}, "):
+        assert words in printed
+    assert len(printed.splitlines()) <= 4
+
+
+def test_a_mistake_in_a_modality_on_the_command_line_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "configs" / "pretrain" / "image_text.yaml")
+    printed = fails(capsys, 2, "fit", "--config", config, "--data.datamodules.image.rot", "x")
+    assert "unknown key 'rot'" in printed
+    assert "did you mean: root" in printed
+
+
 def test_debug_shows_the_traceback(
     config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,7 +570,7 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
             world_size=2,
             is_global_zero=rank == 0,
             default_root_dir=str(tmp_path),
-            strategy=SimpleNamespace(barrier=lambda name: None),
+            strategy=SimpleNamespace(barrier=lambda name: None, reduce_boolean_decision=lambda mine, all: mine),
             datamodule=SimpleNamespace(predict_paths=[f"{letter}.png" for letter in "abcde"]),
             predict_dataloaders=[[0, 0]],
             num_predict_batches=[2],
@@ -552,6 +593,8 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
         ["4", "e.png", "dog"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["all.csv"]
+    with pytest.raises(ValueError, match="nothing was predicted and no file written"):
+        writers[0].on_predict_end(trainer(0), module)  # type: ignore[arg-type]
 
 
 def test_the_command_itself(pretrained: Path, tmp_path: Path) -> None:

@@ -265,6 +265,12 @@ def test_every_modality_has_its_monitor_and_its_losses(caplog: pytest.LogCapture
     assert monitors["image"].state_key != monitors["signal"].state_key
 
 
+def test_too_many_layers_are_refused_by_the_name_of_whose_targets_they_are() -> None:
+    student = objectives()["signal"].student
+    with pytest.raises(ValueError, match="targets for SignalEncoder: average_top_k_layers is 9, but the trunk has 2"):
+        Objective(student, Targets(9), RegressionLoss())
+
+
 def test_callbacks_ask_for_their_modality() -> None:
     with pytest.raises(
         ValueError, match="CollapseMonitor looks at one modality: set its modality to one of image, signal"

@@ -24,6 +24,8 @@ from d2v_lightning import (
     Transformer,
     VisibleStudent,
 )
+from d2v_lightning.encoders import Position
+from d2v_lightning.masking import visible_positions
 from d2v_lightning.teacher import Scope
 
 CONVS = [(8, 10, 5), (8, 3, 2)]
@@ -111,6 +113,61 @@ def test_the_class_loss_is_summed_over_rows() -> None:
         model.class_loss = 0.0
         parts.append(whole - loss_of(model, single))
     torch.testing.assert_close(extra, torch.stack(parts).sum(), atol=1e-5, rtol=1e-4)
+
+
+class ClassTokenPosition(Position):
+    """A class token in front, and learned places."""
+
+    num_extra_tokens = 1
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.class_token = torch.nn.Parameter(torch.randn(1, 1, dim))
+        self.places = torch.nn.Parameter(torch.randn(1, 40, dim))
+
+    def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        x = tokens + self.places[:, : tokens.shape[1]]
+        return torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+
+
+class NumbersEncoder(Encoder):
+    """Numbers (B, N) -> tokens (B, N, D), with a class token and padding."""
+
+    def __init__(self, dim: int = 16) -> None:
+        super().__init__()
+        self.dim = dim
+        self.embed = torch.nn.Linear(1, dim)
+        self.position = ClassTokenPosition(dim)
+
+    def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return self.embed(inputs[..., None]), padding_mask
+
+
+def test_the_class_loss_of_a_padded_sample_is_what_it_is_alone() -> None:
+    torch.manual_seed(0)
+    trunk = Transformer(dim=16, depth=3, num_heads=2, norm="post", final_norm=False, layer_scale=None, init="normal")
+    model = Data2Vec(
+        student=VisibleStudent(Backbone(NumbersEncoder(), trunk), ConvDecoder(16, None, 1, 3, 16, 4), 0.0),
+        targets=Targets(2, "ffn", ["layer"], []),
+        loss=RegressionLoss(0.0, "sum", "rsqrt_width"),
+        ema_teacher=EMATeacher(),
+        optimization=Optimization(),
+    )
+
+    def class_loss(batch: dict[str, Tensor]) -> Tensor:
+        model.class_loss = 0.5
+        whole = loss_of(model, batch)
+        model.class_loss = 0.0
+        return whole - loss_of(model, batch)
+
+    inputs, mask = torch.randn(2, 10), torch.zeros(2, 1, 10, dtype=torch.bool)
+    mask[:, :, 1:4] = True
+    padding_mask = torch.arange(10) >= torch.tensor([[10], [6]])
+    alone = [{"inputs": inputs[:1], "mask": mask[:1]}, {"inputs": inputs[1:, :6], "mask": mask[1:, :, :6]}]
+    padded = class_loss({"inputs": inputs, "mask": mask, "padding_mask": padding_mask})
+    torch.testing.assert_close(padded, sum(map(class_loss, alone)), atol=1e-5, rtol=1e-5)
+    model.encoder.padding = "released_2"
+    assert (class_loss({"inputs": inputs, "mask": mask, "padding_mask": padding_mask}) - padded).abs() > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -205,7 +262,7 @@ def test_unequal_rows_and_replaced_tokens_are_refused() -> None:
         model.predictions({**batch, "mask": unequal})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"2\.0 drops hidden tokens"):
         model.predictions({**batch, "corrupted": batch["inputs"][:, None]})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="makes no class token"):
+    with pytest.raises(ValueError, match=r"class_loss is 0\.01, but TextEncoder makes no class token"):
         Data2Vec(model.student, model.make_targets, model.loss, model.ema_teacher, Optimization(), "transformer", 0.01)
 
 
@@ -227,3 +284,52 @@ def test_alibi_is_made_for_visible_tokens_in_the_student_and_once_for_all_sample
     loss_of(model, batch)
     visible = 19 - 19 // 2
     assert shapes == {"student": [(6, 2, visible, visible)], "teacher": [(1, 2, 19, 19)]}
+
+
+def with_alibi() -> Data2Vec:
+    """The tiny image model, whose encoder makes a class token, with a bias on the distance of two patches."""
+    torch.manual_seed(0)
+    trunk = Transformer(
+        dim=16,
+        depth=2,
+        num_heads=2,
+        norm="post",
+        final_norm=False,
+        layer_scale=None,
+        init="normal",
+        position_bias=Alibi(2),
+    )
+    encoder = ImageEncoder(16, 4, dim=16, positions="sine_cosine", init="xavier")
+    return Data2Vec(
+        student=VisibleStudent(Backbone(encoder, trunk), ConvDecoder(16, (4, 4), 1, 3, 16, 4), 0.0),
+        targets=Targets(1, "ffn", [], []),
+        loss=RegressionLoss(0.0),
+        ema_teacher=EMATeacher(),
+        optimization=Optimization(),
+    )
+
+
+def test_alibi_is_the_same_in_student_and_teacher_where_there_is_a_class_token() -> None:
+    model, batch = with_alibi(), batch_of("image", samples=1, masks=1)
+    biases: dict[str, Tensor] = {}
+    for name, trunk in (("student", model.backbone.transformer), ("teacher", model.teacher.transformer)):
+        assert trunk.position_bias is not None
+        trunk.position_bias.register_forward_hook(lambda _, __, made, name=name: biases.update({name: made[0][0]}))
+    loss_of(model, batch)
+    kept = torch.cat([torch.zeros(1, dtype=torch.long), 1 + (~batch["mask"][0, 0]).nonzero()[:, 0]])
+    torch.testing.assert_close(biases["student"], biases["teacher"][:, kept][:, :, kept])
+    assert not biases["teacher"][:, 0].any(), "the class token stands nowhere"
+
+
+def test_a_student_from_whom_nothing_is_hidden_computes_what_the_backbone_does() -> None:
+    backbone, images = with_alibi().backbone.eval(), batch_of("image")["inputs"]
+    tokens, _ = backbone.encoder.features(images)
+    everything = torch.zeros(2, 3, 16, dtype=torch.bool)
+    student = VisibleStudent(backbone, ConvDecoder(16, (4, 4), 1, 3, 16, 4))
+    visible = visible_positions(everything)
+    x, _ = student._drop_hidden(tokens, None, everything, visible)
+    seen, _ = backbone.transformer(x, positions=visible.flatten(0, 1))
+    expected = backbone(images)
+    torch.testing.assert_close(seen, expected.repeat_interleave(3, dim=0))
+    features = backbone.features(images, layers=[-1])
+    torch.testing.assert_close(torch.cat([features.extra[0], features.layers[0]], dim=1), expected)

@@ -27,6 +27,7 @@ from d2v_lightning import (
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.encoders.audio import feature_lengths
 from d2v_lightning.recipes import from_recipe, overridden, recipe_path
+from datamodules import ImageDataModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(
@@ -151,6 +152,16 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
 def from_file(name: str) -> Any:
     """The constructor tree of a recipe's backbone."""
     return yaml.safe_load(recipe_path(name).read_text())["model"]["init_args"]["student"]["init_args"]["backbone"]
+
+
+@pytest.mark.parametrize("name", ["image_v2_base", "image_v2_large", "image_v2_huge"])
+def test_images_of_2_are_augmented_as_released_and_the_class_loss_names_its_batch(name: str) -> None:
+    """MAE's augmentation: bicubic crops of a fifth or more, flips, nothing else (fairseq ac61741, `MaeImageDataset`)."""
+    data = ImageDataModule.from_recipe(name, {"root": "/data/imagenet"})
+    assert (data.scale, data.flip, data.colour_jitter, data.interpolation) == ((0.2, 1.0), 0.5, 0.0, "bicubic")
+    header = recipe_path(name).read_text().partition("seed_everything")[0]
+    assert f"class_loss .01 belongs to {data.batch_size} pictures a device" in header
+    assert f".01 x {data.batch_size} / batch_size" in header
 
 
 @pytest.mark.parametrize("name", ["image_base", "image_large"])

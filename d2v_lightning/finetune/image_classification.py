@@ -91,6 +91,10 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         if checkpoint is not None:
             backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing, modality=modality)
         assert backbone is not None
+        if not isinstance(backbone.encoder, ImageEncoder):
+            raise ValueError(
+                f"ImageClassifier needs an image backbone, this one has a {type(backbone.encoder).__name__}"
+            )
         self.backbone = backbone
         self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.num_classes, self.class_names, self.pooling = num_classes, class_names, pooling

@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.demos.boring_classes import BoringModel
 from tiny import GRID, Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader, default_collate
 
@@ -88,7 +89,7 @@ def test_without_a_logger_the_pictures_lie_below_the_root(tmp_path: Path) -> Non
 
 
 def test_batches_without_images_are_refused_in_one_line() -> None:
-    class Sound(pl.demos.boring_classes.BoringModel):
+    class Sound(BoringModel):
         def train_dataloader(self) -> DataLoader[torch.Tensor]:
             return DataLoader([{"inputs": torch.zeros(8), "mask": torch.zeros(1, 4, dtype=torch.bool)}] * 4)  # type: ignore[arg-type]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from d2v_lightning import AudioEncoder
 from d2v_lightning.encoders.audio import feature_lengths
-from datamodules.speech_windows import SpeechWindows
+from datamodules.speech_windows import SpeechWindows, _starts, _statistics
 from datamodules.waveform import normalise, read_waveform
 
 CONVS = [(8, 10, 5), (8, 4, 4), (8, 4, 4), (8, 4, 4)]
@@ -78,6 +79,23 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="unreadable recording left out"):
         batches = list(SpeechWindows([str(tmp_path / "bad.wav"), str(empty), good], conv_layers=CONVS))
     assert [int(batch["index"][0]) for batch in batches] == [2]
+
+
+def test_windows_end_in_pauses_wherever_the_recording_begins(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    wave = 0.3 * random.standard_normal(60 * 16000)
+    pauses = np.cumsum(random.integers(6, 12, 16)) / 5 * 2  # in seconds, on fifths
+    for pause in pauses:
+        wave[int((pause - 0.1) * 16000) : int((pause + 0.1) * 16000)] *= 0.01 * (1 + random.random())
+    ends = []
+    for number, cut in enumerate((0.0, 1.4, 5.0)):
+        soundfile.write(path := tmp_path / f"{number}.wav", wave[int(cut * 16000) :], 16000, subtype="FLOAT")
+        starts = _starts(_statistics(str(path))[-1], 8 * 5)
+        assert all(2 <= (after - start) / 5 <= 8 for start, after in itertools.pairwise(starts))
+        ends.append([round(start / 5 + cut, 1) for start in starts])
+    assert set(ends[0][1:]) <= {round(pause, 1) for pause in pauses}
+    for later in ends[1:]:
+        assert later[-5:] == ends[0][-5:], "once two of them agree, all that follow do"
 
 
 def test_windows_need_context() -> None:
