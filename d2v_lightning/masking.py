@@ -246,7 +246,7 @@ def visible_positions(mask: Tensor) -> Tensor:
     if (counts != counts.flatten()[0]).any():
         raise ValueError(
             f"rows of the mask hide {int(counts.min())} to {int(counts.max())} tokens: a student that drops hidden tokens "
-            "needs the same number in every row, which our collators make"
+            "needs the same number in every row (speech of different lengths: set data.mask_ratio)"
         )
     visible = (~mask).nonzero()[:, 2]
     return visible.reshape(*mask.shape[:2], len(visible) // counts.numel())

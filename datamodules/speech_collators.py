@@ -150,7 +150,8 @@ class SpanMaskCollator(SpeechCollator):
             count, overhang = num_span_masked(frames, self.mask_prob, self.mask_length), 0
         else:
             whole = int(self.mask_ratio * length)
-            count, overhang = max(1, min(whole, round(self.mask_ratio * frames))), self.mask_length // 2
+            own = min(whole, frames - 1, round(self.mask_ratio * frames))  # something of the clip itself stays visible
+            count, overhang = max(1, own), self.mask_length // 2
             count = max(count, whole - (length - frames))
             rows[:, frames : frames + whole - count] = True
         for row in rows:

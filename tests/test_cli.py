@@ -570,6 +570,7 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
             world_size=2,
             is_global_zero=rank == 0,
             default_root_dir=str(tmp_path),
+            received_sigterm=False,
             strategy=SimpleNamespace(barrier=lambda name: None, reduce_boolean_decision=lambda mine, all: mine),
             datamodule=SimpleNamespace(predict_paths=[f"{letter}.png" for letter in "abcde"]),
             predict_dataloaders=[[0, 0]],
@@ -593,6 +594,9 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
         ["4", "e.png", "dog"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["all.csv"]
+    stopped = SimpleNamespace(received_sigterm=True)
+    with pytest.raises(SystemExit, match="stopped by SIGTERM: no predictions were written"):
+        writers[0].write_on_batch_end(stopped, module, {}, None, {}, 0, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing was predicted and no file written"):
         writers[0].on_predict_end(trainer(0), module)  # type: ignore[arg-type]
 

@@ -68,6 +68,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
+        if trainer.received_sigterm:
+            raise SystemExit("stopped by SIGTERM: no predictions were written")
         if dataloader_idx > 0:
             raise ValueError("predictions of several dataloaders cannot go to one file: predict them one by one")
         is_dict = isinstance(prediction, dict)

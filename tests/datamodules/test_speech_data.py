@@ -264,6 +264,14 @@ def test_padding_is_never_scored_and_rows_stay_equal_for_several_masks(ratio: fl
     assert not torch.equal(collate([{**samples[2], "key": (1, 9000)}])["mask"], again["mask"])
 
 
+def test_of_a_clip_of_few_frames_something_stays_visible() -> None:
+    collate = SpanMaskCollator(mask_length=5, mask_ratio=0.9, num_masks=2, conv_layers=CONVS, crop_to_shortest=False)
+    short = next(size for size in range(400, 4000) if feature_lengths(size, CONVS) == 2)
+    batch = collate([{"inputs": torch.randn(size), "key": (0, size), "index": size} for size in (40000, short)])
+    assert batch["mask"][1, :, :2].sum(dim=-1).tolist() == [1, 1]
+    assert len(set(batch["mask"].sum(dim=-1).flatten().tolist())) == 1
+
+
 def test_time_and_channel_masks_and_labels() -> None:
     collate = TranscriptCollator(["<blank>", "|", "A", "B"], 48, 0.5, 10, 0.25, 64, CONVS)
     samples = [
