@@ -5,8 +5,8 @@
 Meta's own code was measured on these data under two settings: A collapses while its loss and both variances look healthy,
 B learns. At full size (256 wide, 6 blocks, 4 s crops, batch 32) that takes a GPU; `--width`, `--depth`, `--channels`,
 `--seconds` and `--batch` make it smaller. Probes: the language of one-second crops of held-out clips (linear, chance .2),
-and the character error rate of a linear CTC head trained 300 steps on frozen features of the English clips; the log-mel
-row of the latter is printed at step 0. One JSON line at each probe; it goes on from the last checkpoint when started again.
+and the character error rate of a linear CTC head trained 300 steps on frozen features of the English clips; those of log-mel
+frames, alone and with four neighbours on either side, are printed at step 0. One JSON line at each probe; it goes on from the last checkpoint when started again.
 
 `audio.npz` holds `mu` (8 kHz, 8-bit mu-law), `lens`, `lang`, `langs`, `split` (0 pre-training, 1 held out), `texts`.
 """
@@ -76,6 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "B_high": B_HIGH,
     "B_centred_high": {**B_HIGH, "norm_each": ["position", "instance"]},
     "B_block": BLOCK,
+    "B_block_steady": {**BLOCK, "decay": (0.999, 0.999)},
     "B_block_high": {**BLOCK, "lr": 1e-3},
     "v2_block": {**BLOCK, "masks": 8},
     "v2_block_high": {**BLOCK, "masks": 8, "lr": 1e-3},
@@ -230,7 +231,7 @@ class Probe(pl.Callback):
             errors = self.ctc(lambda clip: [x[0] for x in self.tokens(model, normed(clip)[None], blocks)])
             row["cer"], row["cer_blocks"] = errors[0], dict(zip(self.args.blocks, errors[1:], strict=True))
         if step == 0:
-            row["cer_log_mel"] = self.ctc(lambda clip: [log_mel(clip)])[0]
+            row["cer_log_mel"], row["cer_log_mel_9"] = self.ctc(lambda clip: [log_mel(clip), beside(log_mel(clip), 4)])
         model.train()
         model.teacher.eval()
         row["seconds"] = round(time.time() - self.started)
@@ -290,6 +291,12 @@ def ctc_error(train: list[Tensor], train_texts: list[str], test: list[Tensor], t
         classes = torch.unique_consecutive(row[: len(frames)]).tolist()
         decoded.append("".join(LETTERS[k] for k in classes if k))
     return float(char_error_rate(decoded, test_texts))
+
+
+def beside(frames: Tensor, context: int) -> Tensor:
+    """(N, D) -> (N, (2 context + 1) D): each frame with those before and after it, the outermost repeated at the ends."""
+    padded = F.pad(frames.T[None], (context, context), mode="replicate")[0].T
+    return torch.cat([padded[shift : shift + len(frames)] for shift in range(2 * context + 1)], dim=1)
 
 
 def log_mel(waveform: Tensor, bands: int = 80) -> Tensor:
