@@ -6,7 +6,8 @@ Meta's own code was measured on these data under two settings: A collapses while
 B learns. At full size (256 wide, 6 blocks, 4 s crops, batch 32) that takes a GPU; `--width`, `--depth`, `--channels`,
 `--seconds` and `--batch` make it smaller. Probes: the language of one-second crops of held-out clips (linear, chance .2),
 and the character error rate of a linear CTC head trained 300 steps on frozen features of the English clips; those of log-mel
-frames, alone and with four neighbours on either side, are printed at step 0. One JSON line at each probe; it goes on from the last checkpoint when started again.
+frames, alone and with four neighbours on either side, are printed at step 0. One JSON line at each probe; it goes on from the
+last checkpoint when started again.
 
 `audio.npz` holds `mu` (8 kHz, 8-bit mu-law), `lens`, `lang`, `langs`, `split` (0 pre-training, 1 held out), `texts`.
 """
