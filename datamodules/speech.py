@@ -84,7 +84,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     data2vec 1.0 Base on LibriSpeech (RECIPES "1.0, audio B").
 
     Args:
-        root: folder that holds the splits, or a single recording.
+        root: folder that holds the splits, or a single recording; what predict transcribes.
         train_split, val_split, test_split: folders or manifests (`.tsv` with `.ltr` or `.wrd`, `.jsonl`) below `root`, or
             splits of `dataset`; several for a list, which are taken together; "" for all of `root`; null for none.
         task: "pretrain" makes span masks, "ctc" reads transcripts and makes time and channel masks.
@@ -144,8 +144,6 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         shuffle_buffer: int = 1_000,
     ) -> None:
         super().__init__()
-        if root is not None and dataset is not None:
-            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
         for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
             if given not in choices:
                 raise ValueError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
@@ -203,6 +201,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 raise ValueError("nothing to transcribe: set data.root to a recording or a folder of them")
             self._find_recordings(self.root)
             return
+        if self.root is not None and self.dataset is not None:
+            raise ValueError(f"root {self.root!r} and dataset {self.dataset!r}: set one of them to null")
         if self.root is None and self.dataset is None:
             raise ValueError(
                 "no data: set data.root to a folder of recordings, or data.dataset to a Hugging Face data set"

@@ -363,7 +363,7 @@ def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
         ({"mask_length": 0}, ValueError, "spans of at least 1"),
         ({"time_mask_prob": 5.0}, ValueError, "mask_prob 5.0"),
         ({"channel_mask_length": -3}, ValueError, "mask_length -3"),
-        ({"dataset": "x"}, ValueError, "give one of them"),
+        ({"dataset": "x"}, ValueError, "root '.*' and dataset 'x': set one of them to null"),
     ):
         with pytest.raises(kind, match=message) as error:
             module(libri, **options)  # type: ignore[arg-type]
