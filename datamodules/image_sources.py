@@ -215,8 +215,10 @@ def undecoded(table: Any, image_column: str) -> Any:
     return table.cast_column(image_column, ImageFeature(decode=False))
 
 
-def open_cell(cell: Mapping[str, Any]) -> Image.Image:
-    """Decodes a {bytes, path} cell."""
+def open_cell(cell: Mapping[str, Any] | None) -> Image.Image:
+    """Decodes a {bytes, path} cell; a ValueError if it is empty."""
+    if cell is None:
+        raise ValueError("there is no picture in this row")
     content = cell["bytes"]
     return decoded(Path(cell["path"]).read_bytes() if content is None else content)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -20,10 +19,10 @@ from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
 from datamodules.keyed_images import one_line
 from datamodules.loader import ResumableLoader, begin_epoch_anew
-from datamodules.samplers import Key
+from datamodules.samplers import Key, world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
-from datamodules.speech_sources import Clip, JoinedSource, SpeechSource, open_split, open_table_split, tidy
+from datamodules.speech_sources import Clip, JoinedSource, SpeechSource, find_split, open_split, open_table_split, tidy
 from datamodules.speech_streaming import StreamedClips
 from datamodules.speech_windows import SpeechWindows
 from datamodules.streaming import StreamingLoader, count_rows
@@ -39,7 +38,9 @@ class KeyedClips(Dataset[dict[str, Any]]):
     Args:
         source: the clips.
         normalised: mean 0 and variance 1 over the whole clip.
-        replace: training. Otherwise a clip that cannot be read gives a sample without "inputs", so that none counts twice.
+        replace: where the number of samples matters more than that none counts twice: in training, in pre-training's
+            validation, and on several devices, which need as many batches each. Otherwise a clip that cannot be read
+            gives a sample without "inputs".
     """
 
     def __init__(self, source: SpeechSource, normalised: bool = True, replace: bool = True) -> None:
@@ -103,8 +104,9 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             parquet (a file, or a folder of them).
         dataset_config: configuration of a data set on the hub ("clean").
         text_column: of the transcripts in `dataset`; by default the one named text, sentence, transcription, ...
-        streaming: read the training split of `dataset` while training instead of before, see `StreamingLoader`. Lengths are
-            not known before, so a batch has as many clips as fit if all are `max_seconds` long, whatever they are.
+        streaming: read the training split of `dataset` while training instead of before, see `StreamingLoader`, and keep
+            the others in memory. Lengths are not known before, so a batch has as many clips as fit if all are
+            `max_seconds` long, whatever they are.
         samples_per_epoch: clips of a stream; by default all there are, counted first where its description does not say.
         shuffle_buffer: rows of a stream that are shuffled among each other.
 
@@ -226,7 +228,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _find_recordings(self, root: str) -> None:
         """What predict transcribes: the test splits, or all of `root` where it has none of them."""
-        there = [name for name in self.splits["test"] if (Path(root) / name).exists()] or [""]
+        there = [name for name in self.splits["test"] if find_split(root, name) is not None] or [""]
         self.predict_paths = [clip.file for name in there for clip in open_split(root, name).clips]
         within = f", those of {', '.join(there)} (data.test_split)" if there != [""] else ""
         rank_zero_info(f"{len(self.predict_paths)} recordings in {root}{within}")
@@ -271,7 +273,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _open_one(self, name: str) -> SpeechSource:
         if self.dataset is not None:
-            return open_table_split(self.dataset, self.dataset_config, name, self.text_column)
+            return open_table_split(self.dataset, self.dataset_config, name, self.text_column, self.streaming)
         assert self.root is not None
         return open_split(self.root, name)
 
@@ -354,9 +356,16 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         collator = self._collator(training=True)
         if self._stream is None:
             return self._loader("train", collator, training=True)
+        samples = self.samples_per_epoch or count_rows(self._stream.stream)
+        least = self._stream.batch_size * (self.trainer.world_size if self.trainer is not None else 1)
+        if samples < least:
+            raise ValueError(
+                f"an epoch of {samples} clips is less than one batch on every device, {least} clips of max_seconds: lower "
+                "batch_samples or raise samples_per_epoch"
+            )
         return StreamingLoader(
             self._stream,
-            self.samples_per_epoch or count_rows(self._stream.stream),
+            samples,
             collator,
             self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -376,6 +385,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         module = attached_model(self)
         normalised = getattr(module, "normalize", self.normalize)
         windows = SpeechWindows(self.predict_paths, normalised, self._conv_layers())
+        windows.share = world()
         return DataLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
@@ -393,7 +403,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 for logger in self.trainer.loggers:
                     logger.log_metrics({"data/padding_ratio": sampler.padding_ratio}, self.trainer.global_step)
         return ResumableLoader(
-            KeyedClips(source, self.normalize, replace=training),
+            KeyedClips(source, self.normalize, replace=training or self.task == "pretrain" or world_size > 1),
             sampler,
             collator,
             self.num_workers,

@@ -91,21 +91,26 @@ def open_split(root: str, split: str) -> SpeechSource:
         )
     if _is_table(folder):
         raise ValueError(f"data.root {root} is a Hugging Face data set: set data.dataset to it, and data.root to null")
-    place = folder / split if split else folder
-    manifests = (place, *(place.with_name(place.name + ending) for ending in (".tsv", ".jsonl", ".json")))
-    manifest = next((path for path in manifests if path.is_file()), None)
-    if manifest is not None and manifest.suffix.lower() in SUFFIXES:
-        source = SpeechSource(_with_lengths([Clip(str(manifest), -1, None, str(manifest))], str(manifest)))
-    elif manifest is not None:
-        source = _from_manifest(manifest)
-    elif place.is_dir():
-        source = _from_folder(place)
-    else:
+    place = find_split(root, split)
+    if place is None:
         there = sorted(path.name for path in folder.iterdir())[:12] if folder.is_dir() else []
         raise FileNotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
+    if place.is_dir():
+        source = _from_folder(place)
+    elif place.suffix.lower() in SUFFIXES:
+        source = SpeechSource(_with_lengths([Clip(str(place), -1, None, str(place))], str(place)))
+    else:
+        source = _from_manifest(place)
     if not len(source):
         raise ValueError(f"{place} holds no readable sound ({', '.join(SUFFIXES)}): point data.root to recordings")
     return source
+
+
+def find_split(root: str, split: str) -> Path | None:
+    """The recording, manifest or folder that a split is; None where there is none."""
+    place = Path(root).expanduser() / split if split else Path(root).expanduser()
+    manifests = (place, *(place.with_name(place.name + ending) for ending in (".tsv", ".jsonl", ".json")))
+    return next((path for path in manifests if path.is_file()), place if place.is_dir() else None)
 
 
 def _is_table(folder: Path) -> bool:
@@ -192,8 +197,14 @@ class TableRows:
         return cell_of(self.table[row][self.column])
 
 
-def cell_of(audio: Mapping[str, Any]) -> Any:
-    """The bytes of a {bytes, path} cell, or else its path."""
+def cell_of(audio: Mapping[str, Any] | None) -> Any:
+    """The bytes of a {bytes, path} cell, or else its path.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if audio is None or (audio["bytes"] is None and not audio["path"]):
+        raise ValueError("there is no sound in this row")
     return audio["bytes"] if audio["bytes"] is not None else audio["path"]
 
 
@@ -205,6 +216,8 @@ def find_audio_columns(table: Any, name: str, text_column: str | None) -> tuple[
     """
     from datasets import Audio
 
+    if table.features is None:  # of a stream that does not say
+        table = table._resolve_features()
     kinds = table.features
     column = next((key for key, kind in kinds.items() if isinstance(kind, Audio) or key == "audio"), None)
     if column is None:
@@ -212,7 +225,8 @@ def find_audio_columns(table: Any, name: str, text_column: str | None) -> tuple[
     if text_column is not None and text_column not in kinds:
         raise ValueError(f"{name} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
     text = text_column or next((key for key in TEXT_COLUMNS if key in kinds), None)
-    return table.cast_column(column, Audio(decode=False)), column, text
+    wanted = table.select_columns([column] if text is None else [column, text])
+    return wanted.cast_column(column, Audio(decode=False)), column, text
 
 
 def tidy(text: str | None, upper: bool) -> str:
@@ -221,7 +235,9 @@ def tidy(text: str | None, upper: bool) -> str:
     return words.upper() if upper else words
 
 
-def open_table_split(dataset: str, config: str | None, split: str, text_column: str | None = None) -> SpeechSource:
+def open_table_split(
+    dataset: str, config: str | None, split: str, text_column: str | None = None, streaming: bool = False
+) -> SpeechSource:
     """The clips of one split of a Hugging Face data set, decoded by soundfile.
 
     Args:
@@ -229,17 +245,22 @@ def open_table_split(dataset: str, config: str | None, split: str, text_column: 
         config: its configuration ("clean"), for names on the hub.
         split: "" for the first.
         text_column: of the transcripts; None for the one that is named as transcripts are.
+        streaming: fetch no other split; this one is read into memory.
 
     Raises:
         FileNotFoundError: there is no such data set or split.
         ValueError: there is no such column, or none of its recordings can be read.
     """
-    tables = open_table(dataset, config, streaming=False)
+    tables = open_table(dataset, config, streaming=streaming)
     if split and split not in tables:
         raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
     split = split or next(iter(tables))
     table, column, text = find_audio_columns(tables[split], dataset, text_column)
-    texts = table[text] if text else [None] * len(table)
+    if streaming:
+        table = list(table)
+        texts = [row[text] if text else None for row in table]
+    else:
+        texts = table[text] if text else [None] * len(table)
     rows, where = TableRows(table, column), f"{dataset}[{split}]"
     clips = [Clip(f"{where}[{row}]", -1, words, row) for row, words in enumerate(texts)]
     return SpeechSource(_with_lengths(clips, where, rows), rows)

@@ -47,10 +47,7 @@ class StreamedClips(Stream):
         tables = open_table(dataset, config, streaming=True)
         if split not in tables:
             raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
-        stream = tables[split]
-        if stream.features is None:
-            stream = stream._resolve_features()
-        stream, column, self.text_column = find_audio_columns(stream, dataset, text_column)
+        stream, column, self.text_column = find_audio_columns(tables[split], dataset, text_column)
         super().__init__(stream, column, batch_size, seed, True, buffer)
         self.least, self.most, self.normalised = least, most, normalised
         self.transcribed, self.upper = transcribed, upper

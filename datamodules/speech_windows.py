@@ -14,7 +14,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from datamodules.keyed_images import one_line
-from datamodules.samplers import world
 from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, samples_at_16k, stream_waveform
 
 TICKS = 5  # a second; windows begin on one
@@ -56,12 +55,13 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                 f"the encoder's frames are {stride} samples apart, which does not divide a fifth of a second, {RATE // TICKS}"
             )
         self.paths, self.normalised, self.conv_layers = list(paths), normalised, conv_layers
+        self.share = (0, 1)  # (rank, world size); a worker process cannot ask for it
         self.core, self.context, self.windows = core_seconds * TICKS, context_seconds * TICKS, windows
         self.frames_per_tick = RATE // TICKS // stride
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """{"inputs" (W, S), "padding_mask" (W, S), "keep" (W, 2) first and end frame, "index" (W,), "last"}."""
-        rank, world_size = world()
+        rank, world_size = self.share
         worker = get_worker_info()
         number, of = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index in range(rank * of + number, len(self.paths), world_size * of):

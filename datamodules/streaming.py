@@ -89,7 +89,7 @@ class Stream(IterableDataset[dict[str, Any] | None]):
     def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[str] = []
         for row in ahead:
-            name = str(row[self.column].get("path") or "a row without a name")
+            name = str((row[self.column] or {}).get("path") or "a row without a name")
             try:
                 read = self.read(row)
             except self.unreadable as error:

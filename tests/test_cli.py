@@ -571,7 +571,7 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
             is_global_zero=rank == 0,
             default_root_dir=str(tmp_path),
             received_sigterm=False,
-            strategy=SimpleNamespace(barrier=lambda name: None, reduce_boolean_decision=lambda mine, all: mine),
+            strategy=SimpleNamespace(barrier=lambda name: None),
             datamodule=SimpleNamespace(predict_paths=[f"{letter}.png" for letter in "abcde"]),
             predict_dataloaders=[[0, 0]],
             num_predict_batches=[2],
@@ -599,6 +599,31 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
         writers[0].write_on_batch_end(stopped, module, {}, None, {}, 0, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing was predicted and no file written"):
         writers[0].on_predict_end(trainer(0), module)  # type: ignore[arg-type]
+
+
+def test_the_first_rank_writes_the_file_even_if_it_could_read_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "said.jsonl"
+    (tmp_path / "said.csv").write_text("another file\n")
+    writers = [PredictionWriter(str(output)) for _ in range(2)]
+
+    def trainer(rank: int) -> Any:
+        return SimpleNamespace(
+            received_sigterm=False, global_rank=rank, world_size=2, is_global_zero=rank == 0, default_root_dir=str(tmp_path),
+            strategy=SimpleNamespace(barrier=lambda name: None),
+            datamodule=SimpleNamespace(predict_paths=["a.wav", "b.wav"]),
+        )  # fmt: skip
+
+    prediction = {"index": torch.tensor([1]), "lines": [{"transcript": "B"}]}
+    writers[1].write_on_batch_end(trainer(1), SimpleNamespace(), prediction, None, {}, 0, 0)  # type: ignore[arg-type]
+    shares = [(writer._target, writer._rows) for writer in writers]
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", lambda found, mine: found.__setitem__(slice(2), shares))
+    for rank in (1, 0):
+        writers[rank].on_predict_end(trainer(rank), SimpleNamespace())  # type: ignore[arg-type]
+    assert output.read_text() == '{"file": "b.wav", "transcript": "B"}\n'
 
 
 def test_the_command_itself(pretrained: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
@@ -143,7 +144,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._part = open(_part(target, trainer.global_rank), "wb")  # noqa: SIM115  # open until the last batch
 
     def _refuse_existing(self, target: Path) -> None:
-        for path in (target, target.with_suffix(".csv")):
+        for path in (target, target.with_suffix(".csv")) if target.suffix == ".npy" else (target,):
             if path.exists() and not self.overwrite:
                 raise FileExistsError(
                     f"{path} exists: choose another file with --predictions.output, or --predictions.overwrite true"
@@ -154,8 +155,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if self._part is not None:
             self._part.close()
             self._part = None
-        if not trainer.strategy.reduce_boolean_decision(self._target is not None, all=False):
-            raise ValueError("nothing was predicted and no file written: see the warnings for what could not be read")
+        self._agree()
         trainer.strategy.barrier("predictions are written")
         if trainer.is_global_zero and self._target is not None:
             if self._target.suffix == ".jsonl":
@@ -164,6 +164,21 @@ class PredictionWriter(Configurable, BasePredictionWriter):
                 self._join(trainer, pl_module, self._target)
         trainer.strategy.barrier("predictions are joined")
         self._target, self._seen = None, 0
+
+    def _agree(self) -> None:
+        """The file and the kind of rows that any rank writes, for all of them: a share of the inputs may be unreadable.
+
+        Raises:
+            ValueError: no rank has anything.
+        """
+        shares: list[Any] = [(self._target, self._rows)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            shares = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(shares, (self._target, self._rows))
+        found = [share for share in shares if share[0] is not None]
+        if not found:
+            raise ValueError("nothing was predicted and no file written: see the warnings for what could not be read")
+        self._target, self._rows = found[0]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half written."""

@@ -331,6 +331,21 @@ def test_in_evaluation_what_is_broken_is_left_out_and_no_clip_counts_twice(libri
     assert masked == {"unreadable": ["a: gone"]}
 
 
+def test_validation_of_pre_training_keeps_the_size_of_its_batches(libri: Path) -> None:
+    data = module(libri, val_split="dev")
+    Path(data._sources["val"].clips[1].file).write_bytes(b"gone")
+    with pytest.warns(UserWarning, match="1 unreadable file"):
+        assert [len(batch["inputs"]) for batch in data.val_dataloader()] == [2, 1]
+
+
+def test_predict_takes_the_test_split_as_test_does(libri: Path) -> None:
+    (libri / "some.jsonl").write_text(json.dumps({"audio": "dev/2/9/2-9-0001.flac"}) + "\n")
+    for split, count in (("some", 1), ("dev", 3), ("none", 15)):
+        data = SpeechDataModule(root=str(libri), test_split=split)
+        data.setup("predict")
+        assert len(data.predict_paths) == count
+
+
 def test_a_truncated_recording_is_replaced_and_named_and_one_longer_than_its_header_is_cut(libri: Path) -> None:
     source = open_split(str(libri), "train")
     promised = source.clips[4].samples
