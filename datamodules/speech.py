@@ -22,7 +22,16 @@ from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import Key, world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
-from datamodules.speech_sources import Clip, JoinedSource, SpeechSource, find_split, open_split, open_table_split, tidy
+from datamodules.speech_sources import (
+    Clip,
+    JoinedSource,
+    SpeechSource,
+    find_split,
+    open_audio_table,
+    open_split,
+    open_table_split,
+    tidy,
+)
 from datamodules.speech_streaming import StreamedClips
 from datamodules.speech_windows import SpeechWindows
 from datamodules.streaming import StreamingLoader, count_rows
@@ -220,7 +229,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             if split in self._sources or (not self.splits[split] and split != "train" and stage in ("fit", None)):
                 continue
             if split == "train" and self.streaming:
-                self._stream = self._streamed()
+                self._stream = self._stream or self._streamed()
             else:
                 self._sources[split] = self._open(split)
         if stage == "fit" and self.effective_batch is not None:
@@ -257,10 +266,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         assert self.max_seconds is not None
         longest, ctc = int(self.max_seconds * RATE), self.task == "ctc"
         return StreamedClips(
-            self.dataset,
-            self.dataset_config,
-            self.splits["train"][0],
-            self.text_column,
+            *open_audio_table(self.dataset, self.dataset_config, self.splits["train"][0], self.text_column, True),
             self.batch_samples // longest,
             self.seed,
             self.shuffle_buffer,

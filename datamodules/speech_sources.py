@@ -208,22 +208,36 @@ def cell_of(audio: Mapping[str, Any] | None) -> Any:
     return audio["bytes"] if audio["bytes"] is not None else audio["path"]
 
 
-def find_audio_columns(table: Any, name: str, text_column: str | None) -> tuple[Any, str, str | None]:
-    """The table or stream with recordings as {bytes, path}, their column, and the transcripts' or None.
+def open_audio_table(
+    dataset: str, config: str | None, split: str, text_column: str | None, streaming: bool
+) -> tuple[Any, str, str | None]:
+    """One split of a Hugging Face data set with recordings as {bytes, path}, their column, and the transcripts' or None.
+
+    Args:
+        dataset: a folder made by `save_to_disk`, parquet (a file, or a folder of them), or a name on the hub.
+        config: its configuration ("clean"), for names on the hub.
+        split: "" for the first.
+        text_column: of the transcripts; None for the one that is named as transcripts are.
+        streaming: a `datasets.IterableDataset`; fetches nothing yet.
 
     Raises:
+        FileNotFoundError: there is no such data set or split.
         ValueError: there is no column of audio, or not the one of transcripts that was asked for.
     """
+    tables = open_table(dataset, config, streaming=streaming)
+    if split and split not in tables:
+        raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
     from datasets import Audio
 
+    table = tables[split or next(iter(tables))]
     if table.features is None:  # of a stream that does not say
         table = table._resolve_features()
     kinds = table.features
     column = next((key for key, kind in kinds.items() if isinstance(kind, Audio) or key == "audio"), None)
     if column is None:
-        raise ValueError(f"{name} has no column of audio among {', '.join(kinds)}")
+        raise ValueError(f"{dataset} has no column of audio among {', '.join(kinds)}")
     if text_column is not None and text_column not in kinds:
-        raise ValueError(f"{name} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
+        raise ValueError(f"{dataset} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
     text = text_column or next((key for key in TEXT_COLUMNS if key in kinds), None)
     wanted = table.select_columns([column] if text is None else [column, text])
     return wanted.cast_column(column, Audio(decode=False)), column, text
@@ -241,27 +255,20 @@ def open_table_split(
     """The clips of one split of a Hugging Face data set, decoded by soundfile.
 
     Args:
-        dataset: a folder made by `save_to_disk`, parquet (a file, or a folder of them), or a name on the hub.
-        config: its configuration ("clean"), for names on the hub.
-        split: "" for the first.
-        text_column: of the transcripts; None for the one that is named as transcripts are.
+        dataset, config, split, text_column: see `open_audio_table`.
         streaming: fetch no other split; this one is read into memory.
 
     Raises:
-        FileNotFoundError: there is no such data set or split.
-        ValueError: there is no such column, or none of its recordings can be read.
+        FileNotFoundError: see `open_audio_table`.
+        ValueError: see there, or none of its recordings can be read.
     """
-    tables = open_table(dataset, config, streaming=streaming)
-    if split and split not in tables:
-        raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
-    split = split or next(iter(tables))
-    table, column, text = find_audio_columns(tables[split], dataset, text_column)
+    table, column, text = open_audio_table(dataset, config, split, text_column, streaming)
     if streaming:
         table = list(table)
         texts = [row[text] if text else None for row in table]
     else:
         texts = table[text] if text else [None] * len(table)
-    rows, where = TableRows(table, column), f"{dataset}[{split}]"
+    rows, where = TableRows(table, column), f"{dataset}[{split}]" if split else dataset
     clips = [Clip(f"{where}[{row}]", -1, words, row) for row, words in enumerate(texts)]
     return SpeechSource(_with_lengths(clips, where, rows), rows)
 

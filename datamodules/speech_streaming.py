@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from datamodules.image_sources import open_table
-from datamodules.speech_sources import cell_of, find_audio_columns, tidy
+from datamodules.speech_sources import cell_of, tidy
 from datamodules.streaming import Stream
 from datamodules.waveform import RATE, UNREADABLE, Waveform, normalise, read_waveform
 
@@ -16,24 +15,20 @@ class StreamedClips(Stream):
     """Clips of one split of a stream, see `Stream`. Those that are too short or too long count as not readable.
 
     Args:
-        dataset, config, split, text_column: see `open_table_split`.
+        stream, column, text_column: see `open_audio_table`.
         batch_size, seed, shuffle, buffer: see `Stream`.
         least, most: samples at 16 kHz; None for no upper limit.
         normalised: mean 0 and variance 1 over the whole clip.
         transcribed: a row without a transcript counts as not readable.
         upper: transcripts in capitals.
-
-    Raises:
-        FileNotFoundError, ValueError: see `open_table_split`.
     """
 
     unreadable = UNREADABLE
 
     def __init__(
         self,
-        dataset: str,
-        config: str | None,
-        split: str,
+        stream: Any,
+        column: str,
         text_column: str | None,
         batch_size: int,
         seed: int,
@@ -44,11 +39,8 @@ class StreamedClips(Stream):
         transcribed: bool,
         upper: bool,
     ) -> None:
-        tables = open_table(dataset, config, streaming=True)
-        if split not in tables:
-            raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
-        stream, column, self.text_column = find_audio_columns(tables[split], dataset, text_column)
         super().__init__(stream, column, batch_size, seed, True, buffer)
+        self.text_column = text_column
         self.least, self.most, self.normalised = least, most, normalised
         self.transcribed, self.upper = transcribed, upper
 
