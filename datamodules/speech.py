@@ -10,16 +10,16 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
-from datamodules.keyed_images import one_line
+from datamodules.keyed_clips import KeyedClips
 from datamodules.loader import ResumableLoader, begin_epoch_anew
-from datamodules.samplers import Key, world
+from datamodules.samplers import world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
 from datamodules.speech_sources import (
@@ -35,56 +35,7 @@ from datamodules.speech_sources import (
 from datamodules.speech_streaming import StreamedClips
 from datamodules.speech_windows import SpeechWindows
 from datamodules.streaming import StreamingLoader, count_rows
-from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, normalise
-
-REPLACEMENTS = 100
-
-
-class KeyedClips(Dataset[dict[str, Any]]):
-    """Clips by (epoch, index), or by index for epoch 0. One that cannot be read is listed in the sample's "unreadable" as
-    "name: reason", and replaced by the next shorter one that can, so that the batch stays in its budget.
-
-    Args:
-        source: the clips.
-        normalised: mean 0 and variance 1 over the whole clip.
-        replace: where the number of samples matters more than that none counts twice: in training, in pre-training's
-            validation, and on several devices, which need as many batches each. Otherwise a clip that cannot be read
-            gives a sample without "inputs".
-    """
-
-    def __init__(self, source: SpeechSource, normalised: bool = True, replace: bool = True) -> None:
-        self.source, self.normalised, self.replace = source, normalised, replace
-        self._by_length = sorted(range(len(source)), key=lambda index: source.clips[index].samples)
-        self._rank = {index: rank for rank, index in enumerate(self._by_length)}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: Key | int) -> dict[str, Any]:
-        """{"inputs" (S,), "index", "key", "text" where there are transcripts, "unreadable"}."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        unreadable: list[str] = []
-        rank = self._rank[index]
-        for _ in range(min(REPLACEMENTS, len(self))):
-            place = self._by_length[rank]
-            clip = self.source.clips[place]
-            try:
-                waveform = self.source.read(place)
-                if len(waveform) < TRUNCATED * clip.samples:
-                    raise ValueError(f"truncated, {len(waveform)} of {clip.samples} samples are there")
-            except UNREADABLE as error:
-                unreadable.append(f"{clip.name}: {one_line(error)}")
-                if not self.replace:
-                    return {"unreadable": unreadable}
-                rank -= 1  # the shortest is followed by the longest, at the risk of a batch beyond its budget
-                continue
-            waveform = waveform[: clip.samples]
-            inputs = torch.from_numpy(normalise(waveform) if self.normalised else waveform)
-            sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
-            return sample if clip.text is None else {**sample, "text": clip.text}
-        raise ValueError(
-            f"{len(unreadable)} clips in a row cannot be read, the first is {unreadable[0]}: check the data"
-        )
+from datamodules.waveform import RATE
 
 
 class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):

@@ -15,7 +15,7 @@ import torch
 from d2v_lightning.encoders.audio import feature_lengths
 from datamodules import SpanMaskCollator, SpeechDataModule, TranscriptCollator
 from datamodules import samplers as samplers_module
-from datamodules.speech import KeyedClips
+from datamodules.keyed_clips import KeyedClips
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.speech_sources import open_split, open_table_split
 from datamodules.waveform import normalise, read_waveform, samples_at_16k, stream_waveform
