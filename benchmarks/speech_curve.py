@@ -80,6 +80,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "B_block_steady": {**BLOCK, "decay": (0.999, 0.999)},
     "B_block_high": {**BLOCK, "lr": 1e-3},
     "v2_block": {**BLOCK, "masks": 8},
+    "v2_block_steady": {**BLOCK, "decay": (0.999, 0.999), "masks": 8},
     "v2_block_high": {**BLOCK, "masks": 8, "lr": 1e-3},
     "v2": {**B_HIGH, "masks": 8},
     "v2_centred": {**B_HIGH, "masks": 8, "norm_each": ["position", "instance"]},
