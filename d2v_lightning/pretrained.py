@@ -259,8 +259,8 @@ def load_normalize(path: str | Path, modality: str | None = None) -> bool | None
     data = found.content.data or {}
     if modality is not None:
         data = data.get("init_args", {}).get("datamodules", {}).get(modality, {})
-    says: bool | None = (found.tree["init_args"] | data.get("init_args", {})).get("normalize")
-    return says
+    own: bool | None = (found.tree["init_args"] | data.get("init_args", {})).get("normalize")
+    return found.content.normalize if own is None else own
 
 
 def backbone_part(

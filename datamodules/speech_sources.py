@@ -143,7 +143,7 @@ def _from_folder(folder: Path) -> SpeechSource:
 
 
 def _from_manifest(path: Path) -> SpeechSource:
-    """Fairseq's `.tsv` (with `.ltr` or `.wrd` beside it), or JSON lines with "audio" and perhaps "text" and "duration"."""
+    """Fairseq's `.tsv` (with `.ltr` or `.wrd` beside it), or JSON lines: "audio" (or NeMo's "audio_filepath") and "text"."""
     lines = [line for line in _lines(path) if line.strip()]
     if not lines:
         raise ValueError(f"{path} is empty: a manifest lists recordings")
@@ -154,13 +154,17 @@ def _from_manifest(path: Path) -> SpeechSource:
         for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-                file, text = entry["audio"], entry.get("text")
+                file, text = entry["audio" if "audio" in entry else "audio_filepath"], entry.get("text")
                 if not isinstance(file, str) or not isinstance(text, str | None):
                     raise TypeError("a name and a transcript are strings")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}'
                 ) from error
+            if entry.get("offset"):
+                raise ValueError(
+                    f"{path}:{number} is a piece of {file} (offset {entry['offset']}): whole recordings are read, cut it out"
+                )
             place = str(path.parent / file)
             clips.append(Clip(place, -1, text, place))
     return SpeechSource(_with_lengths(clips, str(path)))

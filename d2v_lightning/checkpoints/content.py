@@ -24,6 +24,7 @@ class Content(NamedTuple):
         data: the datamodule of the run that wrote it, where that is known.
         metrics: measured by that run on held-out data.
         tokenizer: that a text model was trained with, where the file has it.
+        normalize: whether a speech model heard clips of mean 0 and variance 1, where a foreign file says so.
     """
 
     tree: Tree
@@ -34,3 +35,4 @@ class Content(NamedTuple):
     data: Tree | None = None
     metrics: Mapping[str, float] = MappingProxyType({})
     tokenizer: StoredTokenizer | None = None
+    normalize: bool | None = None

@@ -99,7 +99,8 @@ def huggingface_content(directory: Path, name: str) -> Content:
             rows.append(Row(token, tuple(state["mask_token"].shape), "matched", "mask_token"))
         for weight in list(found.head):
             drop(found.head, weight, "no part of a backbone", rows)
-        return Content(found.backbone.config, state, kind, licence, rows)
+        normalize = huggingface_audio.normalize(directory) if found.layout is huggingface_audio else None
+        return Content(found.backbone.config, state, kind, licence, rows, normalize=normalize)
     class_name, arguments, table = task
     tree = {"class_path": f"d2v_lightning.finetune.{class_name}"}
     with torch.device("meta"):

@@ -109,6 +109,12 @@ def _letters(directory: Path, size: int) -> tuple[list[str], str]:
     return letters, separator
 
 
+def normalize(directory: Path) -> bool | None:
+    """Whether recordings are given mean 0 and variance 1; None where nothing beside the weights says so."""
+    says = _feature_extractor(directory).get("do_normalize")
+    return None if says is None else bool(says)
+
+
 def _feature_extractor(directory: Path) -> dict[str, Any]:
     """Options of the feature extractor, in either of the files that name it."""
     for name in ("preprocessor_config.json", "processor_config.json"):

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import soundfile
 import torch
+from golden_case import GoldenCase
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from d2v_lightning import (
     Targets,
     Transformer,
 )
+from d2v_lightning.checkpoints import save_huggingface
 from d2v_lightning.encoders.audio import feature_lengths
 from d2v_lightning.finetune.ctc_checks import check_first_batch
 from d2v_lightning.pretrained import load_normalize
@@ -312,6 +314,19 @@ def test_the_normalisation_of_pre_training_is_kept(tmp_path: Path) -> None:
     }
     torch.save({**stored, "run": {"data": data.config}}, tmp_path / "pretrained.ckpt")
     assert load_normalize(tmp_path / "pretrained.ckpt") is False
+
+
+def test_foreign_files_say_how_they_normalise(tmp_path: Path) -> None:
+    file = torch.load(GoldenCase("audio_unpadded").write_official_file(tmp_path), weights_only=True)
+    for says in (None, False, True):
+        file["cfg"]["task"] = {} if says is None else {"normalize": says}
+        torch.save(file, tmp_path / "official.pt")
+        assert load_normalize(tmp_path / "official.pt") is says
+    save_huggingface(backbone(), tmp_path / "theirs")
+    assert load_normalize(tmp_path / "theirs") is None
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    with pytest.raises(ValueError, match="was trained with False"):
+        SpeechCTC(checkpoint=str(tmp_path / "theirs"), vocabulary=VOCABULARY)
 
 
 @pytest.mark.parametrize("padded", [False, True])
