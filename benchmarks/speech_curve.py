@@ -41,6 +41,7 @@ from d2v_lightning import (
     Data2Vec,
     EMATeacher,
     LinearDecoder,
+    LogMelEncoder,
     MaskTokenStudent,
     Optimization,
     RegressionLoss,
@@ -50,13 +51,15 @@ from d2v_lightning import (
 )
 from d2v_lightning.callbacks.collapse_monitor import POSITION_ONLY
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.encoders.log_mel import mel_filters
 from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask, visible_positions
 from d2v_lightning.probing import linear_accuracy
 
 LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
 RATE = 16000
 # What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norms of each layer;
-# blocks averaged; with `masks` above 1 it is 2.0, with exact counts in short spans, ALiBi and a convolutional decoder.
+# blocks averaged; `log_mel` in place of the convolutions; with `masks` above 1 it is 2.0, with exact counts in short spans,
+# ALiBi and a convolutional decoder.
 A: dict[str, Any] = {"lr": 5e-4, "decay": (0.99, 0.999), "anneal": 0.3}
 B: dict[str, Any] = {"lr": 2e-4, "decay": (0.999, 0.9999), "anneal": 0.5}
 B_HIGH: dict[str, Any] = {**B, "lr": 5e-4}
@@ -146,6 +149,7 @@ def network(args: argparse.Namespace) -> Data2Vec:
     setting = SETTINGS[args.setting]
     two = setting.get("masks", 1) > 1
     convs = [(args.channels, kernel, stride) for _, kernel, stride in CONV_LAYERS]
+    encoder = LogMelEncoder(args.width) if setting.get("log_mel") else AudioEncoder(args.width, convs)
     transformer = Transformer(
         dim=args.width,
         depth=args.depth,
@@ -163,7 +167,7 @@ def network(args: argparse.Namespace) -> Data2Vec:
         init="normal",
         position_bias=Alibi(4) if two else None,
     )
-    backbone = Backbone(AudioEncoder(args.width, convs), transformer)
+    backbone = Backbone(encoder, transformer)
     student = (
         VisibleStudent(backbone, ConvDecoder(args.width, None, 3, 7, args.width, 16, input_dropout=0.1))
         if two
@@ -304,13 +308,7 @@ def beside(frames: Tensor, context: int) -> Tensor:
 def log_mel(waveform: Tensor, bands: int = 80) -> Tensor:
     """(S,) -> (frames, 80) at 50 Hz, windows of 25 ms."""
     spectrum = torch.stft(normed(waveform), 512, 320, 400, torch.hann_window(400), return_complex=True).abs().square()
-    top = 2595 * math.log10(1 + RATE / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1)
-    frequency = torch.linspace(0, RATE / 2, spectrum.shape[0])
-    rising = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - frequency) / (edges[2:] - edges[1:-1])[:, None]
-    filters = torch.minimum(rising, falling).clamp_min(0.0)
-    return (filters @ spectrum + 1e-6).log().T
+    return (mel_filters(bands).T @ spectrum + 1e-6).log().T
 
 
 def draw(runs: list[Path], picture: Path) -> None:

@@ -18,7 +18,7 @@ from d2v_lightning.callbacks import (
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
 from d2v_lightning.decoding import BeamSearch
-from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, LogMelEncoder, TextEncoder
 from d2v_lightning.finetune import GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.module import Data2Vec
@@ -50,6 +50,7 @@ __all__ = [
     "ImageClassifier",
     "ImageEncoder",
     "LinearDecoder",
+    "LogMelEncoder",
     "MaskTokenStudent",
     "MlpDecoder",
     "MultimodalData2Vec",

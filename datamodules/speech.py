@@ -343,6 +343,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         normalised = getattr(module, "normalize", self.normalize)
         windows = SpeechWindows(self.predict_paths, normalised, self._conv_layers())
         windows.share = world()
+        if hasattr(module, "transcribed_before"):
+            windows.done = module.transcribed_before(self.predict_paths)
         return DataLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:

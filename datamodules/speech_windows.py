@@ -56,6 +56,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
             )
         self.paths, self.normalised, self.conv_layers = list(paths), normalised, conv_layers
         self.share = (0, 1)  # (rank, world size); a worker process cannot ask for it
+        self.done: set[int] = set()  # places of recordings to leave out
         self.core, self.context, self.windows = core_seconds * TICKS, context_seconds * TICKS, windows
         self.frames_per_tick = RATE // TICKS // stride
 
@@ -65,6 +66,8 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         number, of = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for index in range(rank * of + number, len(self.paths), world_size * of):
+            if index in self.done:
+                continue
             try:
                 yield from self._recording(index)
             except UNREADABLE as error:

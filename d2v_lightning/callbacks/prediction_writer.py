@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import glob
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
     the output, so several machines need a common file system. A sample that could not be read has no row.
 
+    Lines of a run that was stopped or killed are kept in the parts, and the same network over the same recordings goes on
+    from them, on any number of devices; other predictions begin anew.
+
     Args:
         output: `.csv` for probabilities, `.jsonl` for lines, `.npy` for features; by default predictions.csv,
             predictions.jsonl or features.npy in the Trainer's `default_root_dir`.
@@ -53,11 +58,37 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._part: BinaryIO | None = None
         self._rows = np.dtype([])
         self._seen = 0
+        self._key = b""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "predict" and self.output is not None:
             self._refuse_existing(Path(self.output))
+
+    def go_on(self, trainer: Trainer, paths: Sequence[str]) -> set[int]:
+        """Take over the lines of a stopped run; a datamodule calls it when it makes the loader.
+
+        Args:
+            trainer: which predicts, its module with its weights.
+            paths: of all recordings.
+
+        Returns:
+            The places of those that are done, which the loader leaves out.
+        """
+        self._key = _key(trainer.lightning_module, paths)
+        target = self._file(trainer, "predictions.jsonl")
+        kept = {part: _lines(part, self._key) for part in _parts(target)}
+        trainer.strategy.barrier("lines of a stopped run are read")
+        if trainer.is_global_zero:
+            for part in kept:
+                if kept[part] is None:
+                    part.unlink()
+        trainer.strategy.barrier("lines of another run are removed")
+        done = {place for lines in kept.values() for place, _ in lines or ()}
+        if done:
+            self._target = target
+            rank_zero_info(f"going on with a stopped run: {len(done)} of {len(paths)} recordings are done")
+        return done
 
     def write_on_batch_end(
         self,
@@ -70,7 +101,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if trainer.received_sigterm:
-            raise SystemExit("stopped by SIGTERM: no predictions were written")
+            kept = "the same command goes on from here" if self._key else "no predictions were written"
+            raise SystemExit(f"stopped by SIGTERM: {kept}")
         if dataloader_idx > 0:
             raise ValueError("predictions of several dataloaders cannot go to one file: predict them one by one")
         is_dict = isinstance(prediction, dict)
@@ -102,6 +134,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         assert self._part is not None
         for place, line in zip(index, lines, strict=True):
             self._part.write(json.dumps([place, line], ensure_ascii=False).encode() + b"\n")
+        self._part.flush()
 
     def _index(self, trainer: Trainer, source: Any, batch_indices: Sequence[int] | None, size: int) -> np.ndarray:
         """Place of each sample in the data set (B,)."""
@@ -131,7 +164,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         assert self._part is not None
         self._part.write(rows.tobytes())
 
-    def _open(self, trainer: Trainer, default_name: str) -> None:
+    def _file(self, trainer: Trainer, default_name: str) -> Path:
         target = Path(self.output or os.path.join(trainer.default_root_dir, default_name))
         wanted = Path(default_name).suffix
         if target.suffix != wanted:
@@ -139,9 +172,16 @@ class PredictionWriter(Configurable, BasePredictionWriter):
                 f"output is {str(target)!r}, but this model's predictions need a name that ends in {wanted}"
             )
         self._refuse_existing(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._target = target
-        self._part = open(_part(target, trainer.global_rank), "wb")  # noqa: SIM115  # open until the last batch
+        return target
+
+    def _open(self, trainer: Trainer, default_name: str) -> None:
+        self._target = self._file(trainer, default_name)
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        part = _part(self._target, trainer.global_rank)
+        going_on = bool(self._key) and part.is_file()
+        self._part = open(part, "ab" if going_on else "wb")  # noqa: SIM115  # open until the last batch
+        if self._key and not going_on:
+            self._part.write(self._key)
 
     def _refuse_existing(self, target: Path) -> None:
         for path in (target, target.with_suffix(".csv")) if target.suffix == ".npy" else (target,):
@@ -163,7 +203,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             else:
                 self._join(trainer, pl_module, self._target)
         trainer.strategy.barrier("predictions are joined")
-        self._target, self._seen = None, 0
+        self._target, self._seen, self._key = None, 0, b""
 
     def _agree(self) -> None:
         """The file and the kind of rows that any rank writes, for all of them: a share of the inputs may be unreadable.
@@ -181,15 +221,16 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._target, self._rows = found[0]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half written."""
+        """Leave nothing half written, but what the same command goes on from."""
         if self._part is not None and self._target is not None:
             self._part.close()
             self._part = None
-            _part(self._target, trainer.global_rank).unlink()
+            if not self._key:
+                _part(self._target, trainer.global_rank).unlink()
 
     def _join_lines(self, trainer: Trainer, target: Path) -> None:
-        parts = [path for rank in range(trainer.world_size) if (path := _part(target, rank)).is_file()]
-        rows = dict(json.loads(line) for path in parts for line in path.read_text(encoding="utf-8").splitlines())
+        parts = _parts(target)
+        rows = dict(row for path in parts for row in _lines(path, self._key) or ())
         paths: Sequence[str] = getattr(getattr(trainer, "datamodule", None), "predict_paths", None) or []
         unfinished = target.with_name(f".{target.name}.unfinished")
         with open(unfinished, "w", encoding="utf-8") as file:
@@ -287,6 +328,34 @@ def _write_csv(target: Path, header: Sequence[str], lines: Iterator[list[Any]]) 
 
 def _part(target: Path, rank: int) -> Path:
     return target.with_name(f".{target.name}.rank{rank}")
+
+
+def _parts(target: Path) -> list[Path]:
+    return sorted(target.parent.glob(f".{glob.escape(target.name)}.rank*"))
+
+
+def _key(module: LightningModule, paths: Sequence[str]) -> bytes:
+    """First line of a part: which network it is, weights and decoder included, and which recordings."""
+    digest = hashlib.sha256(json.dumps([getattr(module, "config", None), list(paths)]).encode())
+    for path in paths:
+        if os.path.isfile(path):  # one that is not there is left out and named where it is read
+            digest.update(f"{os.path.getsize(path)} {os.path.getmtime(path)}".encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(
+            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest().encode() + b"\n"
+
+
+def _lines(part: Path, key: bytes) -> list[tuple[int, dict[str, Any]]] | None:
+    """Places and lines in a part, a torn last line cut off the file; None where it is of another run."""
+    with open(part, "rb+") as file:
+        content = file.read()
+        if not content.startswith(key):
+            return None
+        whole = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(whole))
+    return [(place, line) for place, line in map(json.loads, whole[len(key) :].splitlines())]
 
 
 def _path(paths: Sequence[str], index: Any) -> str:

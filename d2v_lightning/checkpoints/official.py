@@ -17,7 +17,7 @@ from d2v_lightning.checkpoints import official_fairseq, official_finetuned, offi
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import option, plain_options
 from d2v_lightning.configurable import build
-from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.saving import load_exactly
 from d2v_lightning.student import VisibleStudent
 from d2v_lightning.tensor_files import read_tensors
@@ -123,7 +123,13 @@ def read_dictionary(path: str | Path) -> list[str]:
 
 def official_state_dict(model: Data2Vec) -> dict[str, Any]:
     """Student and teacher under the official names: `{"model": ..., "model_ema": ...}` for 1.0 images, otherwise
-    `{"model": {..., "_ema": {...}}}`."""
+    `{"model": {..., "_ema": {...}}}`.
+
+    Raises:
+        ValueError: the encoder is none of Meta's.
+    """
+    if type(model.encoder) not in (ImageEncoder, AudioEncoder, TextEncoder):
+        raise ValueError(f"Meta's code has no such network: the encoder is {type(model.encoder).__name__}")
     if isinstance(model.student, VisibleStudent):
         return official_multi.state_dict(model)
     return (official_image if isinstance(model.encoder, ImageEncoder) else official_fairseq).state_dict(model)

@@ -3,6 +3,7 @@
 from d2v_lightning.encoders.audio import AudioEncoder
 from d2v_lightning.encoders.encoder import Encoder, Position
 from d2v_lightning.encoders.image import ImageEncoder
+from d2v_lightning.encoders.log_mel import LogMelEncoder
 from d2v_lightning.encoders.text import TextEncoder
 
-__all__ = ["AudioEncoder", "Encoder", "ImageEncoder", "Position", "TextEncoder"]
+__all__ = ["AudioEncoder", "Encoder", "ImageEncoder", "LogMelEncoder", "Position", "TextEncoder"]

@@ -143,7 +143,7 @@ class AudioEncoder(Encoder):
             nn.init.kaiming_normal_(conv.weight)
         normed = widths[1:] if conv_norm == "layer" else widths[1:2]
         self.conv_norms = nn.ModuleList(nn.LayerNorm(channels) for channels in normed)
-        self.norm = nn.LayerNorm(widths[-1])
+        self.norm: nn.Module = nn.LayerNorm(widths[-1])
         self.proj = nn.Linear(widths[-1], dim)
         self.position = ConvPosition(dim, position_depth, position_width, position_groups, padding)
 
@@ -160,7 +160,7 @@ class AudioEncoder(Encoder):
             raise ValueError(f"the waveforms have {inputs.shape[1]} samples: the first frame needs {least}")
         lengths = None if padding_mask is None else (~padding_mask).sum(dim=1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
-            x = self._convolve(inputs, lengths)
+            x = self.frames(inputs, lengths)
         if 0 < self.feature_grad_mult != 1:
             x = x.detach() + self.feature_grad_mult * (x - x.detach())
         tokens = self.proj(self.norm(x))
@@ -169,8 +169,8 @@ class AudioEncoder(Encoder):
         frames = feature_lengths(lengths, self.conv_layers)
         return tokens, torch.arange(tokens.shape[1], device=tokens.device) >= frames[:, None]
 
-    def _convolve(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, S) -> (B, N, C)."""
+    def frames(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
+        """Waveforms (B, S), of which `lengths` (B,) samples are sound, -> (B, N, C), what is normed and projected."""
         x = inputs[:, :, None]
         for layer, conv in enumerate(self.convs):
             assert isinstance(conv, nn.Conv1d)

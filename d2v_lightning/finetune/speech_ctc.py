@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
+from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
@@ -318,6 +320,11 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         assert self.vocabulary is not None
         hypothesis = (self.decoder or greedy)(whole, self.vocabulary)
         return {"index": batch["index"][:1], "lines": [_line(hypothesis)]}
+
+    def transcribed_before(self, paths: Sequence[str]) -> set[int]:
+        """Places of those recordings of which a stopped run of this network has left transcripts, see `PredictionWriter`."""
+        writers = [one for one in self.trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
+        return writers[0].go_on(self.trainer, paths) if writers else set()
 
     # ---- Lightning -----------------------------------------------------------------------------------------------------
 

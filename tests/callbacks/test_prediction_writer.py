@@ -1,16 +1,22 @@
-"""PredictionWriter on several ranks: what each of them writes becomes one file, and nothing is lost."""
+"""PredictionWriter: what several ranks write becomes one file, and nothing is lost where a run is stopped."""
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
+import soundfile
 import torch
 
+from d2v_lightning import Backbone, LogMelEncoder, SpeechCTC, Transformer
 from d2v_lightning.callbacks import PredictionWriter
+from datamodules import SpeechDataModule
 
 
 def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: Path) -> None:
@@ -80,3 +86,56 @@ def test_the_first_rank_writes_the_file_even_if_it_could_read_nothing(
     for rank in (1, 0):
         writers[rank].on_predict_end(trainer(rank), SimpleNamespace())  # type: ignore[arg-type]
     assert output.read_text() == '{"file": "b.wav", "transcript": "B"}\n'
+
+
+class Killed(pl.Callback):
+    """Stops a run after its third batch, and counts them."""
+
+    def __init__(self, after: int = 1000) -> None:
+        self.after, self.batches = after, 0
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        self.batches += 1
+        if self.batches == self.after:
+            raise RuntimeError("killed")
+
+
+def transcribe(folder: Path, seed: int, workers: int, after: int = 1000) -> int:
+    torch.manual_seed(seed)
+    trunk = Transformer(16, 1, 2, layer_scale=None)
+    model = SpeechCTC(Backbone(LogMelEncoder(16, 20), trunk), vocabulary=["<blank>", "|", "A"])
+    killed = Killed(after)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[PredictionWriter(str(folder / "said.jsonl"), overwrite=True), killed],
+    )  # fmt: skip
+    trainer.predict(model, SpeechDataModule(root=str(folder / "clips"), num_workers=workers), return_predictions=False)
+    return killed.batches
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stopped_transcription_goes_on_where_it_was(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "clips").mkdir()
+    for number in range(5):
+        soundfile.write(tmp_path / "clips" / f"{number}.wav", 0.1 * generator.standard_normal(6000), 16000)
+    assert transcribe(tmp_path, 0, workers) == 5
+    whole = (tmp_path / "said.jsonl").read_bytes()
+    (tmp_path / "said.jsonl").unlink()
+    with pytest.raises(RuntimeError, match="killed"):
+        transcribe(tmp_path, 0, workers, after=3)
+    assert not (tmp_path / "said.jsonl").exists()
+    part = next(tmp_path.glob(".said.jsonl.rank0"))
+    with open(part, "ab") as file:
+        file.write(b'[3, {"transcr')  # what a kill tore
+    assert transcribe(tmp_path, 0, workers) == 2
+    assert (tmp_path / "said.jsonl").read_bytes() == whole
+    with pytest.raises(RuntimeError, match="killed"):
+        transcribe(tmp_path, 0, workers, after=4)
+    assert transcribe(tmp_path, 1, workers) == 5, "another network begins anew"
+    assert (tmp_path / "said.jsonl").read_bytes() != whole
+    assert len(whole.splitlines()) == 5
+    assert json.loads(whole.splitlines()[3])["file"].endswith("3.wav")
+    assert {path.name for path in tmp_path.iterdir()} == {"clips", "said.jsonl"}

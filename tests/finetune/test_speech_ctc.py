@@ -23,6 +23,7 @@ from d2v_lightning import (
     Data2Vec,
     EMATeacher,
     LinearDecoder,
+    LogMelEncoder,
     MaskTokenStudent,
     Optimization,
     RegressionLoss,
@@ -42,11 +43,12 @@ VOCABULARY = ["<blank>", "|", "A", "B", "C"]
 TONES = {"A": 400.0, "B": 900.0, "C": 1700.0}
 
 
-def backbone(**transformer: Any) -> Backbone:
+def backbone(kind: type[AudioEncoder] = AudioEncoder, **transformer: Any) -> Backbone:
     torch.manual_seed(0)
     options = {"norm": "post", "norm_eps": 1e-5, "final_norm": False, "input_norm": True, "qkv_bias": "qkv"}
     trunk = Transformer(32, 2, 2, **{**options, "layer_scale": None, "init": "normal", **transformer})
-    return Backbone(AudioEncoder(32, CONVS, position_depth=2, position_width=6, position_groups=4), trunk)
+    convs = {"conv_layers": CONVS} if kind is AudioEncoder else {}
+    return Backbone(kind(32, **convs, position_depth=2, position_width=6, position_groups=4), trunk)
 
 
 def spoken(text: str) -> Tensor:
@@ -93,10 +95,11 @@ def quick(**options: Any) -> Optimization:
     return Optimization(**{**usual, **options})
 
 
-def test_a_tiny_set_is_learned_to_no_error() -> None:
+@pytest.mark.parametrize("kind", [AudioEncoder, LogMelEncoder])
+def test_a_tiny_set_is_learned_to_no_error(kind: type[AudioEncoder]) -> None:
     pl.seed_everything(0)
     texts = ["ABC", "CAB", "BA C", "A B", "C A", "B"]
-    model = SpeechCTC(backbone(), vocabulary=VOCABULARY, freeze_trunk_steps=0, optimization=quick(warmup=20))
+    model = SpeechCTC(backbone(kind), vocabulary=VOCABULARY, freeze_trunk_steps=0, optimization=quick(warmup=20))
     run = trainer(max_steps=150)
     run.fit(model, loader([batch_of(texts)] * 150))
     values = run.validate(model, loader([batch_of(texts)]), verbose=False)[0]
