@@ -82,6 +82,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "B_block": BLOCK,
     "B_block_steady": {**BLOCK, "decay": (0.999, 0.999)},
     "B_block_high": {**BLOCK, "lr": 1e-3},
+    "log_mel": {**BLOCK, "decay": (0.999, 0.999), "lr": 7e-4, "log_mel": True},
     "v2_block": {**BLOCK, "masks": 8},
     "v2_block_steady": {**BLOCK, "decay": (0.999, 0.999), "masks": 8},
     "v2_block_high": {**BLOCK, "masks": 8, "lr": 1e-3},
@@ -224,7 +225,7 @@ class Probe(pl.Callback):
         return [results[layer].block.float() for layer in keep]
 
     @torch.no_grad()
-    def probe(self, step: int, model: Data2Vec, loss: float | None, ctc: bool) -> None:
+    def probe(self, step: int, model: Data2Vec, loss: float | None) -> None:
         model.eval()
         features = [
             torch.cat([self.tokens(model, chunk)[0].mean(dim=1) for chunk in waveforms.split(50)]).cpu()
@@ -232,10 +233,9 @@ class Probe(pl.Callback):
         ]
         row: dict[str, Any] = {"step": step, "setting": self.args.setting, "seed": self.args.seed, "loss": loss}
         row["language"] = linear_accuracy(features[0], self.labels[0], features[1], self.labels[1])
-        if ctc:
-            blocks = [-1, *self.args.blocks]
-            errors = self.ctc(lambda clip: [x[0] for x in self.tokens(model, normed(clip)[None], blocks)])
-            row["cer"], row["cer_blocks"] = errors[0], dict(zip(self.args.blocks, errors[1:], strict=True))
+        blocks = [-1, *self.args.blocks]
+        errors = self.ctc(lambda clip: [x[0] for x in self.tokens(model, normed(clip)[None], blocks)])
+        row["cer"], row["cer_blocks"] = errors[0], dict(zip(self.args.blocks, errors[1:], strict=True))
         if step == 0:
             row["cer_log_mel"], row["cer_log_mel_9"] = self.ctc(lambda clip: [log_mel(clip), beside(log_mel(clip), 4)])
         model.train()
@@ -255,12 +255,12 @@ class Probe(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0 and self.args.baselines:
-            self.probe(0, pl_module, None, ctc=True)  # type: ignore[arg-type]
+            self.probe(0, pl_module, None)  # type: ignore[arg-type]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, total = trainer.global_step, self.args.steps
         if step % math.ceil(total / self.args.probes) == 0 or step == total:
-            self.probe(step, pl_module, float(outputs["loss"]), ctc=step == total)
+            self.probe(step, pl_module, float(outputs["loss"]))
 
 
 @torch.enable_grad()
