@@ -145,6 +145,7 @@ def _from_folder(folder: Path) -> SpeechSource:
 def _from_manifest(path: Path) -> SpeechSource:
     """Fairseq's `.tsv` (with `.ltr` or `.wrd` beside it), or JSON lines: "audio" (or NeMo's "audio_filepath") and "text"."""
     lines = [line for line in _lines(path) if line.strip()]
+    pieces: dict[str, tuple[int, Any, Any]] = {}  # NeMo's, by recording
     if not lines:
         raise ValueError(f"{path} is empty: a manifest lists recordings")
     if path.suffix == ".tsv":
@@ -161,13 +162,19 @@ def _from_manifest(path: Path) -> SpeechSource:
                 raise ValueError(
                     f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}'
                 ) from error
-            if entry.get("offset"):
-                raise ValueError(
-                    f"{path}:{number} is a piece of {file} (offset {entry['offset']}): whole recordings are read, cut it out"
-                )
             place = str(path.parent / file)
             clips.append(Clip(place, -1, text, place))
-    return SpeechSource(_with_lengths(clips, str(path)))
+            if "offset" in entry:
+                pieces[place] = (number, entry["offset"], entry.get("duration"))
+    clips = _with_lengths(clips, str(path))
+    for clip in clips if pieces else ():
+        number, offset, seconds = pieces.get(clip.name, (0, 0, None))
+        if offset not in (0, None) or (isinstance(seconds, (int, float)) and clip.samples / RATE - seconds > 0.1):
+            raise ValueError(
+                f"{path}:{number} is a piece of {clip.name} (offset {offset}, duration {seconds}): whole recordings are "
+                "read, cut it out"
+            )
+    return SpeechSource(clips)
 
 
 def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:

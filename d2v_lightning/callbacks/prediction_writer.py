@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,8 +36,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
     the output, so several machines need a common file system. A sample that could not be read has no row.
 
-    Lines of a run that was stopped or killed are kept in the parts, and the same network over the same recordings goes on
-    from them, on any number of devices; other predictions begin anew.
+    Lines of a run that was stopped or killed are kept in the parts, and the same network goes on from them, on any number of
+    devices: a recording that is there still, unchanged, is not transcribed again. Other predictions begin anew.
 
     Args:
         output: `.csv` for probabilities, `.jsonl` for lines, `.npy` for features; by default predictions.csv,
@@ -58,7 +59,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._part: BinaryIO | None = None
         self._rows = np.dtype([])
         self._seen = 0
-        self._key = b""
+        self._key, self._stamps = b"", [""]  # of the network and the recordings, in a run that can be gone on with
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -75,16 +76,20 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         Returns:
             The places of those that are done, which the loader leaves out.
         """
-        self._key = _key(trainer.lightning_module, paths)
-        target = self._file(trainer, "predictions.jsonl")
+        target = Path(self.output or os.path.join(trainer.default_root_dir, "predictions.jsonl"))
+        if target.suffix != ".jsonl":
+            return set()
+        self._refuse_existing(target)
+        self._key, self._stamps = _key(trainer.lightning_module), [_stamp(path) for path in paths]
         kept = {part: _lines(part, self._key) for part in _parts(target)}
         trainer.strategy.barrier("lines of a stopped run are read")
-        if trainer.is_global_zero:
-            for part in kept:
-                if kept[part] is None:
-                    part.unlink()
+        for part in kept:
+            if kept[part] is None and trainer.is_global_zero:
+                rank_zero_warn(f"{part} is of a run with another network, weights or decoder: it is removed")
+                part.unlink()
         trainer.strategy.barrier("lines of another run are removed")
-        done = {place for lines in kept.values() for place, _ in lines or ()}
+        before = {stamp for lines in kept.values() for stamp, _ in lines or ()}
+        done = {place for place, stamp in enumerate(self._stamps) if stamp in before}
         if done:
             self._target = target
             rank_zero_info(f"going on with a stopped run: {len(done)} of {len(paths)} recordings are done")
@@ -102,7 +107,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     ) -> None:
         if trainer.received_sigterm:
             kept = "the same command goes on from here" if self._key else "no predictions were written"
-            raise SystemExit(f"stopped by SIGTERM: {kept}")
+            rank_zero_warn(f"stopped by SIGTERM: {kept}")
+            raise SystemExit(128 + signal.SIGTERM)
         if dataloader_idx > 0:
             raise ValueError("predictions of several dataloaders cannot go to one file: predict them one by one")
         is_dict = isinstance(prediction, dict)
@@ -133,7 +139,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._open(trainer, "predictions.jsonl")
         assert self._part is not None
         for place, line in zip(index, lines, strict=True):
-            self._part.write(json.dumps([place, line], ensure_ascii=False).encode() + b"\n")
+            name = self._stamps[place] if self._key else place
+            self._part.write(json.dumps([name, line], ensure_ascii=False).encode() + b"\n")
         self._part.flush()
 
     def _index(self, trainer: Trainer, source: Any, batch_indices: Sequence[int] | None, size: int) -> np.ndarray:
@@ -164,7 +171,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         assert self._part is not None
         self._part.write(rows.tobytes())
 
-    def _file(self, trainer: Trainer, default_name: str) -> Path:
+    def _open(self, trainer: Trainer, default_name: str) -> None:
         target = Path(self.output or os.path.join(trainer.default_root_dir, default_name))
         wanted = Path(default_name).suffix
         if target.suffix != wanted:
@@ -172,15 +179,13 @@ class PredictionWriter(Configurable, BasePredictionWriter):
                 f"output is {str(target)!r}, but this model's predictions need a name that ends in {wanted}"
             )
         self._refuse_existing(target)
-        return target
-
-    def _open(self, trainer: Trainer, default_name: str) -> None:
-        self._target = self._file(trainer, default_name)
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        part = _part(self._target, trainer.global_rank)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._key = self._key if wanted == ".jsonl" else b""
+        part = _part(target, trainer.global_rank)
         going_on = bool(self._key) and part.is_file()
+        self._target = target
         self._part = open(part, "ab" if going_on else "wb")  # noqa: SIM115  # open until the last batch
-        if self._key and not going_on:
+        if not going_on:
             self._part.write(self._key)
 
     def _refuse_existing(self, target: Path) -> None:
@@ -194,7 +199,11 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         """Join the parts of all ranks, in the order of the data set."""
         if self._part is not None:
             self._part.close()
+            if not os.path.exists(self._part.name):
+                raise FileNotFoundError(f"{self._part.name} is gone: another run writes to the same output, see there")
             self._part = None
+        if self._target is not None and trainer.is_global_zero:
+            self._refuse_existing(self._target)
         self._agree()
         trainer.strategy.barrier("predictions are written")
         if trainer.is_global_zero and self._target is not None:
@@ -226,11 +235,16 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._part.close()
             self._part = None
             if not self._key:
-                _part(self._target, trainer.global_rank).unlink()
+                _part(self._target, trainer.global_rank).unlink(missing_ok=True)
+        self._target, self._seen, self._key = None, 0, b""
 
     def _join_lines(self, trainer: Trainer, target: Path) -> None:
         parts = _parts(target)
-        rows = dict(row for path in parts for row in _lines(path, self._key) or ())
+        lines = [row for path in parts for row in _lines(path, self._key) or ()]
+        if self._key:  # what was read before, of those recordings that are still there
+            places = {stamp: place for place, stamp in enumerate(self._stamps)}
+            lines = [(places[stamp], line) for stamp, line in lines if stamp in places]
+        rows = dict(lines)
         paths: Sequence[str] = getattr(getattr(trainer, "datamodule", None), "predict_paths", None) or []
         unfinished = target.with_name(f".{target.name}.unfinished")
         with open(unfinished, "w", encoding="utf-8") as file:
@@ -267,7 +281,10 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         for path in parts:
             path.unlink()
         rank_zero_info(f"predictions for {len(samples)} samples: {target}")
-        complete = trainer.num_predict_batches == [len(loader) for loader in _loaders(trainer)]
+        complete = all(
+            count == float("inf") or count == len(loader)
+            for count, loader in zip(trainer.num_predict_batches, _loaders(trainer), strict=True)
+        )
         if complete and len(samples) < len(paths):
             missing = sorted(set(range(len(paths))) - set(samples.tolist()))
             rank_zero_warn(
@@ -334,28 +351,48 @@ def _parts(target: Path) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.rank*"))
 
 
-def _key(module: LightningModule, paths: Sequence[str]) -> bytes:
-    """First line of a part: which network it is, weights and decoder included, and which recordings."""
-    digest = hashlib.sha256(json.dumps([getattr(module, "config", None), list(paths)]).encode())
-    for path in paths:
-        if os.path.isfile(path):  # one that is not there is left out and named where it is read
-            digest.update(f"{os.path.getsize(path)} {os.path.getmtime(path)}".encode())
+def _key(module: LightningModule) -> bytes:
+    """First line of a part: which network it is, with its weights, its decoder and the files that it names."""
+    trees = [getattr(module, "config", None), getattr(getattr(module, "decoder", None), "config", None)]
+    digest = hashlib.sha256(json.dumps(trees).encode())
+    for file in filter(os.path.isfile, _strings(trees)):
+        digest.update(_stamp(file).encode())
     for name, tensor in module.state_dict().items():
-        digest.update(
-            name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        digest.update(name.encode() + values.tobytes())
     return digest.hexdigest().encode() + b"\n"
 
 
-def _lines(part: Path, key: bytes) -> list[tuple[int, dict[str, Any]]] | None:
-    """Places and lines in a part, a torn last line cut off the file; None where it is of another run."""
+def _strings(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _strings(value)
+
+
+def _stamp(path: str) -> str:
+    """Which file it is, and which version of it."""
+    status = os.stat(path) if os.path.isfile(path) else None
+    return f"{os.path.abspath(path)} {status and (status.st_size, status.st_mtime_ns)}"
+
+
+def _lines(part: Path, key: bytes) -> list[tuple[Any, dict[str, Any]]] | None:
+    """Rows of a part up to the first that is torn, from which on the file is cut off; None where it is of another run."""
     with open(part, "rb+") as file:
-        content = file.read()
-        if not content.startswith(key):
+        if file.read(len(key)) != key:
             return None
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))
-    return [(place, line) for place, line in map(json.loads, whole[len(key) :].splitlines())]
+        rows, end = [], file.tell()
+        for text in file:
+            try:
+                row = json.loads(text) if text.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if not isinstance(row, list) or [type(value) for value in row][1:] != [dict]:
+                break
+            rows.append((row[0], row[1]))
+            end += len(text)
+        file.truncate(end)
+    return rows
 
 
 def _path(paths: Sequence[str], index: Any) -> str:

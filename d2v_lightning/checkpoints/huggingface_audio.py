@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.decoding import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.encoders.audio import AudioEncoder
@@ -88,7 +89,7 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     extractor = _feature_extractor(directory)  # the library's own defaults where it says nothing
     arguments = {
         "vocabulary": [BLANK, *spelt],
-        "normalize": bool(extractor.get("do_normalize", True)),
+        "normalize": truth(extractor.get("do_normalize", True), f"do_normalize of {directory}"),
         "sample_rate": int(extractor.get("sampling_rate", 16_000)),
     }
     return "speech_ctc.SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
@@ -111,8 +112,7 @@ def _letters(directory: Path, size: int) -> tuple[list[str], str]:
 
 def normalize(directory: Path) -> bool | None:
     """Whether recordings are given mean 0 and variance 1; None where nothing beside the weights says so."""
-    says = _feature_extractor(directory).get("do_normalize")
-    return None if says is None else bool(says)
+    return truth(_feature_extractor(directory).get("do_normalize"), f"do_normalize of {directory}")
 
 
 def _feature_extractor(directory: Path) -> dict[str, Any]:
@@ -120,7 +120,12 @@ def _feature_extractor(directory: Path) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (directory / name).is_file():
             options = _json(directory / name)
-            return dict(options.get("feature_extractor", options))
+            options = options.get("feature_extractor", options)
+            if not isinstance(options, dict):
+                raise ValueError(
+                    f"{directory / name}: feature_extractor is {options!r}, where its options are expected"
+                )
+            return options
     return {}
 
 

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.options import option, plain_options
+from d2v_lightning.checkpoints.options import option, plain_options, truth
 from d2v_lightning.configurable import build
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.saving import load_exactly
@@ -91,8 +91,7 @@ def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None) -> C
     if file["cfg"] is None:
         return official_image.convert(file, path)
     content = (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
-    normalize = option(file["cfg"], "task.normalize", default=None)
-    return content if normalize is None else content._replace(normalize=bool(normalize))
+    return content._replace(normalize=truth(option(file["cfg"], "task.normalize", default=None), "task.normalize"))
 
 
 def _padding(tree: Any) -> str | None:

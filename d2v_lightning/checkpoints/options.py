@@ -85,6 +85,17 @@ def option(options: Mapping[str, Any], *names: str, default: Any) -> Any:
     return default
 
 
+def truth(value: Any, name: str) -> bool | None:
+    """A truth value of an option, None where it is not set.
+
+    Raises:
+        ValueError: it is anything else, which nobody should guess.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    raise ValueError(f"its option {name} is {value!r}, where true or false is expected")
+
+
 def refuse_contradictions(options: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Compare options with what the weights say, `found` by the options' dotted names.
 

@@ -33,7 +33,7 @@ class LogMelEncoder(AudioEncoder):
         position_depth, position_width, position_groups: see `ConvPosition`.
 
     Raises:
-        ValueError: no bands, or positions that are impossible.
+        ValueError: no bands, or more than the spectrum has; positions that are impossible.
     """
 
     def __init__(
@@ -58,7 +58,12 @@ class LogMelEncoder(AudioEncoder):
         angles = torch.arange(_WINDOW)[:, None] * torch.arange(_FFT // 2 + 1) * (2 * torch.pi / _FFT)
         waves = torch.hann_window(_WINDOW)[:, None] * torch.stack([angles.cos(), angles.sin()], dim=1).flatten(1)
         self.register_buffer("waves", waves, persistent=False)
-        self.register_buffer("filters", mel_filters(bands), persistent=False)
+        filters = mel_filters(bands)
+        if narrow := int((filters.sum(dim=0) == 0).sum()):
+            raise ValueError(
+                f"bands is {bands}: {narrow} of them are narrower than a frequency of the spectrum, lower it"
+            )
+        self.register_buffer("filters", filters, persistent=False)
 
     def frames(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         """Waveforms (B, S), of which `lengths` (B,) samples are sound, -> bands (B, N, C), worked out in float32."""

@@ -323,8 +323,10 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
 
     def transcribed_before(self, paths: Sequence[str]) -> set[int]:
         """Places of those recordings of which a stopped run of this network has left transcripts, see `PredictionWriter`."""
+        self._pieces.clear()  # of a recording in which that run was stopped
         writers = [one for one in self.trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
-        return writers[0].go_on(self.trainer, paths) if writers else set()
+        alone = len(writers) == 1 and not self.trainer.predict_loop.return_predictions  # nobody else wants all of them
+        return writers[0].go_on(self.trainer, paths) if alone else set()
 
     # ---- Lightning -----------------------------------------------------------------------------------------------------
 

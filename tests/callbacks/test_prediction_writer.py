@@ -57,7 +57,7 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["all.csv"]
     stopped = SimpleNamespace(received_sigterm=True)
-    with pytest.raises(SystemExit, match="stopped by SIGTERM: no predictions were written"):
+    with pytest.warns(UserWarning, match="stopped by SIGTERM: no predictions were written"), pytest.raises(SystemExit):
         writers[0].write_on_batch_end(stopped, module, {}, None, {}, 0, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing was predicted and no file written"):
         writers[0].on_predict_end(trainer(0), module)  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ class Killed(pl.Callback):
             raise RuntimeError("killed")
 
 
-def transcribe(folder: Path, seed: int, workers: int, after: int = 1000) -> int:
+def transcribe(folder: Path, seed: int, workers: int, after: int = 1000, kept: bool = False) -> int:
     torch.manual_seed(seed)
     trunk = Transformer(16, 1, 2, layer_scale=None)
     model = SpeechCTC(Backbone(LogMelEncoder(16, 20), trunk), vocabulary=["<blank>", "|", "A"])
@@ -109,18 +109,19 @@ def transcribe(folder: Path, seed: int, workers: int, after: int = 1000) -> int:
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[PredictionWriter(str(folder / "said.jsonl"), overwrite=True), killed],
     )  # fmt: skip
-    trainer.predict(model, SpeechDataModule(root=str(folder / "clips"), num_workers=workers), return_predictions=False)
+    trainer.predict(model, SpeechDataModule(root=str(folder / "clips"), num_workers=workers), return_predictions=kept)
     return killed.batches
 
 
+def speak(path: Path, seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, 0.1 * np.random.default_rng(seed).standard_normal(6000), 16000)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_stopped_transcription_goes_on_where_it_was(
-    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    generator = np.random.default_rng(0)
-    (tmp_path / "clips").mkdir()
+def test_a_stopped_transcription_goes_on_where_it_was(workers: int, tmp_path: Path) -> None:
     for number in range(5):
-        soundfile.write(tmp_path / "clips" / f"{number}.wav", 0.1 * generator.standard_normal(6000), 16000)
+        speak(tmp_path / "clips" / f"{number}.wav", number)
     assert transcribe(tmp_path, 0, workers) == 5
     whole = (tmp_path / "said.jsonl").read_bytes()
     (tmp_path / "said.jsonl").unlink()
@@ -129,13 +130,42 @@ def test_a_stopped_transcription_goes_on_where_it_was(
     assert not (tmp_path / "said.jsonl").exists()
     part = next(tmp_path.glob(".said.jsonl.rank0"))
     with open(part, "ab") as file:
-        file.write(b'[3, {"transcr')  # what a kill tore
+        file.write(b"\0\0\0\n[1]\n")  # what a power cut leaves
     assert transcribe(tmp_path, 0, workers) == 2
     assert (tmp_path / "said.jsonl").read_bytes() == whole
     with pytest.raises(RuntimeError, match="killed"):
         transcribe(tmp_path, 0, workers, after=4)
-    assert transcribe(tmp_path, 1, workers) == 5, "another network begins anew"
+    with pytest.warns(UserWarning, match="rank0 is of a run with another network, weights or decoder: it is removed"):
+        assert transcribe(tmp_path, 1, workers) == 5
     assert (tmp_path / "said.jsonl").read_bytes() != whole
     assert len(whole.splitlines()) == 5
     assert json.loads(whole.splitlines()[3])["file"].endswith("3.wav")
     assert {path.name for path in tmp_path.iterdir()} == {"clips", "said.jsonl"}
+
+
+def test_a_stopped_transcription_knows_each_recording(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        speak(tmp_path / "clips" / f"{number}.wav", number)
+    with pytest.raises(RuntimeError, match="killed"):
+        transcribe(tmp_path, 0, 0, after=3)
+    speak(tmp_path / "clips" / "0.wav", 0)
+    speak(tmp_path / "clips" / "2.wav", 7)
+    (tmp_path / "clips" / "3.wav").unlink()
+    assert transcribe(tmp_path, 0, 0) == 3, "0 is new, 2 another, 4 was not reached"
+    files = [json.loads(line)["file"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [Path(file).name for file in files] == ["0.wav", "1.wav", "2.wav", "4.wav"]
+    with pytest.raises(RuntimeError, match="killed"):
+        transcribe(tmp_path, 0, 0, after=2)
+    assert transcribe(tmp_path, 0, 0, kept=True) == 4, "whoever asks for all predictions gets all"
+
+
+def test_two_runs_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speak(tmp_path / "clips" / "1.wav", 1)
+
+    def another_run(*_: Any) -> None:
+        (tmp_path / ".said.jsonl.rank0").unlink()
+
+    monkeypatch.setattr(Killed, "on_predict_epoch_end", another_run, raising=False)
+    with pytest.raises(FileNotFoundError, match="another run writes to the same"):
+        transcribe(tmp_path, 0, 0)
+    assert not (tmp_path / "said.jsonl").exists()

@@ -88,11 +88,12 @@ def test_json_lines(libri: Path) -> None:
         (libri / "some.jsonl").write_text('{"audio": "a.wav"}\n' + bad + "\n")
         with pytest.raises(ValueError, match=r"some.jsonl:2 is not a line like"):
             open_split(str(libri), "some")
-    (libri / "some.jsonl").write_text('{"audio_filepath": "dev/2/9/2-9-0001.flac", "offset": 0, "duration": 2}\n')
+    (libri / "some.jsonl").write_text('{"audio_filepath": "a.wav", "offset": 0, "duration": 1.0}\n')
     assert len(open_split(str(libri), "some")) == 1
-    (libri / "some.jsonl").write_text('{"audio_filepath": "dev/2/9/2-9-0001.flac", "offset": 1.5}\n')
-    with pytest.raises(ValueError, match=r"some.jsonl:1 is a piece of dev.*offset 1.5"):
-        open_split(str(libri), "some")
+    for piece in ('"offset": 0.5', '"offset": 0, "duration": 0.5'):
+        (libri / "some.jsonl").write_text(f'{{"audio_filepath": "a.wav", {piece}}}\n')
+        with pytest.raises(ValueError, match=r"some.jsonl:1 is a piece of .*a.wav \(offset 0"):
+            open_split(str(libri), "some")
     (libri / "some.jsonl").write_text("\n")
     with pytest.raises(ValueError, match=r"some.jsonl is empty"):
         open_split(str(libri), "some")

@@ -44,6 +44,8 @@ def test_frames_are_where_the_published_convolutions_have_them() -> None:
         encoder().features(torch.zeros(1, 399))
     with pytest.raises(ValueError, match="bands is 0"):
         LogMelEncoder(bands=0)
+    with pytest.raises(ValueError, match="bands is 300: 43 of them are narrower"):
+        LogMelEncoder(bands=300)
 
 
 def test_a_clip_alone_and_padded_gives_the_same_features() -> None:

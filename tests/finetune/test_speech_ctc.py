@@ -325,11 +325,18 @@ def test_foreign_files_say_how_they_normalise(tmp_path: Path) -> None:
         file["cfg"]["task"] = {} if says is None else {"normalize": says}
         torch.save(file, tmp_path / "official.pt")
         assert load_normalize(tmp_path / "official.pt") is says
+    file["cfg"]["task"] = {"normalize": "false"}
+    torch.save(file, tmp_path / "official.pt")
+    with pytest.raises(ValueError, match=r"official.pt: its option task.normalize is 'false', where true or false"):
+        load_normalize(tmp_path / "official.pt")
     save_huggingface(backbone(), tmp_path / "theirs")
     assert load_normalize(tmp_path / "theirs") is None
     (tmp_path / "theirs" / "preprocessor_config.json").write_text('{"do_normalize": false}')
     with pytest.raises(ValueError, match="was trained with False"):
         SpeechCTC(checkpoint=str(tmp_path / "theirs"), vocabulary=VOCABULARY)
+    (tmp_path / "theirs" / "preprocessor_config.json").write_text('{"feature_extractor": null}')
+    with pytest.raises(ValueError, match=r"preprocessor_config.json: feature_extractor is None"):
+        load_normalize(tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("padded", [False, True])
