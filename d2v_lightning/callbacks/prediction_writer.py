@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
-import hashlib
 import json
 import os
 import signal
@@ -19,6 +17,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from d2v_lightning.callbacks.prediction_parts import network_key, part_of, parts_of, read_lines, stamp
 from d2v_lightning.configurable import Configurable
 
 _ROWS_AT_ONCE = 4096
@@ -80,16 +79,16 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if target.suffix != ".jsonl":
             return set()
         self._refuse_existing(target)
-        self._key, self._stamps = _key(trainer.lightning_module), [_stamp(path) for path in paths]
-        kept = {part: _lines(part, self._key) for part in _parts(target)}
+        self._key, self._stamps = network_key(trainer.lightning_module), [stamp(path) for path in paths]
+        kept = {part: read_lines(part, self._key) for part in parts_of(target)}
         trainer.strategy.barrier("lines of a stopped run are read")
         for part in kept:
             if kept[part] is None and trainer.is_global_zero:
                 rank_zero_warn(f"{part} is of a run with another network, weights or decoder: it is removed")
                 part.unlink()
         trainer.strategy.barrier("lines of another run are removed")
-        before = {stamp for lines in kept.values() for stamp, _ in lines or ()}
-        done = {place for place, stamp in enumerate(self._stamps) if stamp in before}
+        before = {name for lines in kept.values() for name, _ in lines or ()}
+        done = {place for place, name in enumerate(self._stamps) if name in before}
         if done:
             self._target = target
             rank_zero_info(f"going on with a stopped run: {len(done)} of {len(paths)} recordings are done")
@@ -181,7 +180,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._refuse_existing(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._key = self._key if wanted == ".jsonl" else b""
-        part = _part(target, trainer.global_rank)
+        part = part_of(target, trainer.global_rank)
         going_on = bool(self._key) and part.is_file()
         self._target = target
         self._part = open(part, "ab" if going_on else "wb")  # noqa: SIM115  # open until the last batch
@@ -235,15 +234,15 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._part.close()
             self._part = None
             if not self._key:
-                _part(self._target, trainer.global_rank).unlink(missing_ok=True)
+                part_of(self._target, trainer.global_rank).unlink(missing_ok=True)
         self._target, self._seen, self._key = None, 0, b""
 
     def _join_lines(self, trainer: Trainer, target: Path) -> None:
-        parts = _parts(target)
-        lines = [row for path in parts for row in _lines(path, self._key) or ()]
+        parts = parts_of(target)
+        lines = [row for path in parts for row in read_lines(path, self._key) or ()]
         if self._key:  # what was read before, of those recordings that are still there
-            places = {stamp: place for place, stamp in enumerate(self._stamps)}
-            lines = [(places[stamp], line) for stamp, line in lines if stamp in places]
+            places = {name: place for place, name in enumerate(self._stamps)}
+            lines = [(places[name], line) for name, line in lines if name in places]
         rows = dict(lines)
         paths: Sequence[str] = getattr(getattr(trainer, "datamodule", None), "predict_paths", None) or []
         unfinished = target.with_name(f".{target.name}.unfinished")
@@ -257,7 +256,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         rank_zero_info(f"predictions for {len(rows)}{of} recordings: {target}")
 
     def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:
-        parts = [path for rank in range(trainer.world_size) if (path := _part(target, rank)).is_file()]
+        parts = [path for rank in range(trainer.world_size) if (path := part_of(target, rank)).is_file()]
         arrays = [np.memmap(path, self._rows, "r") for path in parts if path.stat().st_size]
         index = np.concatenate([array["index"] for array in arrays])
         # Each sample once: samplers repeat some to give every device the same number, readers replace broken pictures.
@@ -341,58 +340,6 @@ def _write_csv(target: Path, header: Sequence[str], lines: Iterator[list[Any]]) 
         writer.writerow(header)
         writer.writerows(lines)
     os.replace(unfinished, target)
-
-
-def _part(target: Path, rank: int) -> Path:
-    return target.with_name(f".{target.name}.rank{rank}")
-
-
-def _parts(target: Path) -> list[Path]:
-    return sorted(target.parent.glob(f".{glob.escape(target.name)}.rank*"))
-
-
-def _key(module: LightningModule) -> bytes:
-    """First line of a part: which network it is, with its weights, its decoder and the files that it names."""
-    trees = [getattr(module, "config", None), getattr(getattr(module, "decoder", None), "config", None)]
-    digest = hashlib.sha256(json.dumps(trees).encode())
-    for file in filter(os.path.isfile, _strings(trees)):
-        digest.update(_stamp(file).encode())
-    for name, tensor in module.state_dict().items():
-        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        digest.update(name.encode() + values.tobytes())
-    return digest.hexdigest().encode() + b"\n"
-
-
-def _strings(tree: Any) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _strings(value)
-
-
-def _stamp(path: str) -> str:
-    """Which file it is, and which version of it."""
-    status = os.stat(path) if os.path.isfile(path) else None
-    return f"{os.path.abspath(path)} {status and (status.st_size, status.st_mtime_ns)}"
-
-
-def _lines(part: Path, key: bytes) -> list[tuple[Any, dict[str, Any]]] | None:
-    """Rows of a part up to the first that is torn, from which on the file is cut off; None where it is of another run."""
-    with open(part, "rb+") as file:
-        if file.read(len(key)) != key:
-            return None
-        rows, end = [], file.tell()
-        for text in file:
-            try:
-                row = json.loads(text) if text.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if not isinstance(row, list) or [type(value) for value in row][1:] != [dict]:
-                break
-            rows.append((row[0], row[1]))
-            end += len(text)
-        file.truncate(end)
-    return rows
 
 
 def _path(paths: Sequence[str], index: Any) -> str:
