@@ -21,6 +21,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from d2v_lightning import GLUEClassifier, Progress
+from d2v_lightning.atomic import atomic_write
 from datamodules import GLUEDataModule
 from datamodules.glue import SPLITS, TASKS
 
@@ -143,9 +144,8 @@ def submit(task: str, said: dict[str, list[Any]], folder: Path) -> None:
 
 def write(path: Path, content: Any) -> None:
     """A JSON file that is there as a whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from d2v_lightning.atomic import atomic_write
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,12 +23,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):  # object stores write whole objects
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # One name for all attempts: what a killed process has left over is written over, not collected.
-        unfinished = target.with_name(f".{target.name}.unfinished")
-        with open(unfinished, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
+        with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
+            torch.save(checkpoint, file)  # to a file of Python's: a full disk is then an OSError that says so

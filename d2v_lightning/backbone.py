@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders import Encoder, Position
+from d2v_lightning.errors import UserError
 from d2v_lightning.position import RelativePositionBias
 from d2v_lightning.tokenizer import StoredTokenizer
 from d2v_lightning.transformer import LayerResult, Transformer
@@ -37,11 +38,11 @@ class Backbone(Configurable, nn.Module):
     def __init__(self, encoder: Encoder, transformer: Transformer) -> None:
         super().__init__()
         if encoder.dim != transformer.dim:
-            raise ValueError(f"encoder.dim is {encoder.dim}, transformer.dim is {transformer.dim}: make them equal")
+            raise UserError(f"encoder.dim is {encoder.dim}, transformer.dim is {transformer.dim}: make them equal")
         bias = transformer.position_bias
         if isinstance(bias, RelativePositionBias) and bias.grid != getattr(encoder, "grid", None):
             made = getattr(encoder, "grid", "no grid of")
-            raise ValueError(f"position_bias.grid is {bias.grid}, but the encoder makes {made} patches")
+            raise UserError(f"position_bias.grid is {bias.grid}, but the encoder makes {made} patches")
         self.encoder, self.transformer = encoder, transformer
         self.licence: str | None = None  # of published weights that it started from, SPDX
         self.tokenizer: StoredTokenizer | None = None  # that a text model was trained with
@@ -99,7 +100,7 @@ class Backbone(Configurable, nn.Module):
         depth = self.transformer.depth
         wanted = range(depth) if layers is None else layers
         if any(not -depth <= layer < depth for layer in wanted):
-            raise ValueError(f"layers {list(wanted)} asked for, the trunk has blocks 0 to {depth - 1}")
+            raise UserError(f"layers {list(wanted)} asked for, the trunk has blocks 0 to {depth - 1}")
         wanted = [layer % depth for layer in wanted]
         with evaluating(self):
             tokens, padding_mask = self.encoder.features(inputs, padding_mask)

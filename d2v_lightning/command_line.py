@@ -26,6 +26,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from d2v_lightning.atomic import atomic_write
 from d2v_lightning.atomic_io import AtomicCheckpointIO
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preemption
@@ -88,7 +89,8 @@ class SaveConfig(SaveConfigCallback):
         while path.exists():
             resumes += 1
             path = folder / f"config_resumed_{resumes}.yaml"
-        path.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
         settings = {"model": getattr(pl_module, "config", self.settings["model"]), "data": self.settings["data"]}
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from d2v_lightning.errors import UserError
+
 OWN_PACKAGES = ("d2v_lightning", "datamodules")
 
 Tree = dict[str, Any]
@@ -52,7 +54,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    raise TypeError(
+    raise UserError(
         f"{type(value).__name__} cannot be stored in a checkpoint as a constructor argument: "
         "pass plain data, or a module that inherits from d2v_lightning.Configurable"
     )
@@ -64,7 +66,7 @@ def _by_name(cls: type, bound: inspect.BoundArguments) -> dict[str, Any]:
     for name, value in bound.arguments.items():
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL and value:
-            raise TypeError(f"{cls.__name__} takes *{name}: give its arguments by name, so that a checkpoint can too")
+            raise UserError(f"{cls.__name__} takes *{name}: give its arguments by name, so that a checkpoint can too")
         if kind is inspect.Parameter.VAR_KEYWORD:
             arguments |= value
         elif kind is not inspect.Parameter.VAR_POSITIONAL:
@@ -94,7 +96,7 @@ def build(tree: Any, root: type | None = None) -> Any:
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = set() if takes_any else set(arguments) - set(parameters)
     if unknown:
-        raise ValueError(f"{tree['class_path']} takes no argument named {', '.join(sorted(unknown))}")
+        raise UserError(f"{tree['class_path']} takes no argument named {', '.join(sorted(unknown))}")
     return cls(**{name: build(value) for name, value in arguments.items()})
 
 
@@ -119,7 +121,7 @@ def own_class(class_path: str) -> type:
     cls = vars(module).get(name) if isinstance(module, ModuleType) else None
     if isinstance(cls, type) and issubclass(cls, Configurable):
         return cls
-    raise ValueError(
+    raise UserError(
         f"'{class_path}' is not a class of d2v_lightning, nor a Configurable one of a module that is imported. Nothing was "
         "run: if it is yours, import its module first, or name the class on the command line or in a --config"
     )
@@ -134,7 +136,7 @@ def refuse_foreign(tree: Any) -> None:
     for node in _nodes(tree):
         if "class_path" in node:
             if not set(node) <= {"class_path", "init_args"}:
-                raise ValueError(f"the settings stored for {node['class_path']!r} are not of this project's form")
+                raise UserError(f"the settings stored for {node['class_path']!r} are not of this project's form")
             own_class(node["class_path"])
 
 

@@ -29,6 +29,7 @@ from d2v_lightning.checkpoints.onnx import export_onnx
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.checkpoints.vocabulary import reorder_embedding
 from d2v_lightning.configurable import build, own_class
+from d2v_lightning.errors import UserError
 from d2v_lightning.pretrained import Pretrained, backbone_part, read_pretrained
 from d2v_lightning.saving import load_exactly
 from d2v_lightning.tokenizer import restored
@@ -101,9 +102,9 @@ def inspect(args: argparse.Namespace) -> None:
 def import_(args: argparse.Namespace) -> None:
     """Write a directory of ours."""
     if args.image_size and not args.part:
-        raise ValueError("--image-size goes with --part: only a backbone has a size of its own")
+        raise UserError("--image-size goes with --part: only a backbone has a size of its own")
     if args.bpe and not (args.tokenizer and args.dictionary):
-        raise ValueError("--bpe goes with --dictionary and --tokenizer: it leads from the one to the other")
+        raise UserError("--bpe goes with --dictionary and --tokenizer: it leads from the one to the other")
     refuse_existing(args.out)
     found = _read(args)
     _say(found)
@@ -121,7 +122,7 @@ def import_(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Write a directory for `transformers`, or an ONNX file."""
     if args.push and not args.out:
-        raise ValueError("--push uploads a directory: give --out too")
+        raise UserError("--push uploads a directory: give --out too")
     refuse_existing(args.out or args.onnx)
     found = _read(args)
     _say(found)

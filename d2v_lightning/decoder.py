@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 HeadInit = Literal["vision", "default", "normal"]
 
@@ -45,7 +46,7 @@ class MlpDecoder(Configurable, nn.Module):
     def __init__(self, dim: int = 768, depth: int = 2, init: HeadInit = "normal") -> None:
         super().__init__()
         if depth < 2:
-            raise ValueError(f"depth is {depth}: an MlpDecoder has 2 linear maps or more, a LinearDecoder has one")
+            raise UserError(f"depth is {depth}: an MlpDecoder has 2 linear maps or more, a LinearDecoder has one")
         self.dim = dim
         widths = [dim, *[2 * dim] * (depth - 1), dim]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
@@ -91,7 +92,7 @@ class ConvDecoder(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         if min(depth, kernel, width, groups, projection_depth) < 1 or dim % groups or width % groups:
-            raise ValueError(
+            raise UserError(
                 f"decoder of depth {depth}, kernel {kernel}, width {width}, groups {groups}, projection_depth "
                 f"{projection_depth}: all start at 1, and the groups must divide width and dim {dim}"
             )
@@ -141,7 +142,7 @@ def initialise_head(linear: nn.Linear, init: HeadInit) -> None:
         ValueError: there is no such `init`.
     """
     if init not in ("vision", "default", "normal"):
-        raise ValueError(f"init is {init!r}: choose 'vision', 'default' or 'normal'")
+        raise UserError(f"init is {init!r}: choose 'vision', 'default' or 'normal'")
     if init == "default":
         return
     if init == "vision":

@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import NotFoundError, UserError
 
 BLANK, SEPARATOR, UNKNOWN = "<blank>", "|", "<unk>"
 LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
@@ -115,18 +116,16 @@ class BeamSearch(Configurable):
         word_score: float = 0.0,
     ) -> None:
         if beam < 1 or beam_threshold <= 0:
-            raise ValueError(
-                f"beam is {beam}, beam_threshold {beam_threshold}: beam starts at 1, the threshold above 0"
-            )
+            raise UserError(f"beam is {beam}, beam_threshold {beam_threshold}: beam starts at 1, the threshold above 0")
         for name, path in (("lm", lm), ("lexicon", lexicon)):
             if path is not None and not Path(path).is_file():
-                raise FileNotFoundError(f"{name}: no file at {path}")
+                raise NotFoundError(f"{name}: no file at {path}")
         if lm is not None and lexicon is None and not _is_arpa(lm):
-            raise ValueError(f"{lm} is a KenLM binary, whose words cannot be listed: give a lexicon beside it")
+            raise UserError(f"{lm} is a KenLM binary, whose words cannot be listed: give a lexicon beside it")
         try:
             import flashlight.lib.text.decoder as _  # noqa: F401
         except ImportError as error:
-            raise ImportError(
+            raise UserError(
                 "beam search needs flashlight-text, which brings KenLM: pip install -r requirements-lm.txt"
             ) from error
         self.lm, self.lexicon, self.beam, self.beam_threshold = lm, lexicon, beam, beam_threshold
@@ -204,7 +203,7 @@ class BeamSearch(Configurable):
             if (kept := [way for way in ways if all(letter in tokens for letter in way)])
         }
         if not known:
-            raise ValueError(
+            raise UserError(
                 f"no word of {self.lexicon or self.lm} is spelt with the letters {' '.join(vocabulary[1:])}: wrong case?"
             )
         if foreign := [word for word in spellings if word not in known]:
@@ -221,7 +220,7 @@ class BeamSearch(Configurable):
                 lm = KenLM(str(self.lm), words)
             except RuntimeError as error:
                 reason = str(error).splitlines()[-1]
-                raise ValueError(
+                raise UserError(
                     f"{self.lm} is no language model that KenLM reads (ARPA or its binary, of bigrams or more): {reason}"
                 ) from error
         trie, start = flashlight.Trie(len(vocabulary), tokens[SEPARATOR]), lm.start(False)
@@ -267,7 +266,7 @@ def read_lexicon(path: str | Path) -> dict[str, list[list[str]]]:
             if way not in spellings.setdefault(word, []):
                 spellings[word].append(way)
     if not spellings:
-        raise ValueError(f"{path} holds no words")
+        raise UserError(f"{path} holds no words")
     return spellings
 
 

@@ -27,10 +27,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from d2v_lightning.atomic import atomic_write
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.directory import read_safetensors, write_safetensors
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.encoders.audio import shortest_input
+from d2v_lightning.errors import ExistsError, NotFoundError, UserError
 from d2v_lightning.pretrained import load_backbone
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, as_channels, evaluation_transform
 from datamodules.vocabulary import agreed_tokenizer
@@ -90,13 +92,13 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError, ValueError: no such files, checkpoint or layers; or a file that cannot be read, by its name.
     """
     if args.out.suffix not in KINDS:
-        raise ValueError(f"--out is {args.out}: it must end in {', '.join(KINDS)}")
+        raise UserError(f"--out is {args.out}: it must end in {', '.join(KINDS)}")
     if args.frames and args.out.suffix == ".npy":
-        raise ValueError(
+        raise UserError(
             "--frames gives arrays of different lengths, which .npy cannot hold: use .safetensors or .parquet"
         )
     if args.out.exists():
-        raise FileExistsError(f"{args.out} exists: remove it, or write to another file")
+        raise ExistsError(f"{args.out} exists: remove it, or write to another file")
     backbone = load_backbone(args.checkpoint, args.part, modality=args.modality).to(args.device)
     samples = _samples(_paths(args.files), backbone, args)
     parts = args.out.with_name(f"{args.out.name}.parts")
@@ -106,8 +108,8 @@ def run(args: argparse.Namespace) -> None:
         if not target.exists():
             some = samples[number : number + PART]
             found = {f"{number + i:09d}": _look(backbone, sample, args) for i, sample in enumerate(some)}
-            write_safetensors(found, parts / "unfinished")
-            os.replace(parts / "unfinished", target)
+            with atomic_write(target) as unfinished:
+                write_safetensors(found, unfinished)
     _gather(parts, samples, args)
     shutil.rmtree(parts)
     print(f"{len(samples)} samples written to {args.out}")
@@ -119,7 +121,7 @@ def _look(backbone: Backbone, sample: Sample, args: argparse.Namespace) -> Tenso
         inputs = sample.read()
         layers = backbone.features(inputs.to(args.device), layers=args.layers).layers
     except UNREADABLE as error:
-        raise ValueError(f"{sample.name}: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{sample.name}: {str(error).partition(chr(10))[0]}") from error
     found = torch.stack([layer[0].float().cpu() for layer in layers])
     return found if args.frames else found.mean(dim=1)
 
@@ -132,7 +134,7 @@ def _paths(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
         if not found:
-            raise FileNotFoundError(f"no file matches {pattern!r}")
+            raise NotFoundError(f"no file matches {pattern!r}")
         paths += found
     return list(dict.fromkeys(paths))
 
@@ -149,10 +151,10 @@ def _samples(paths: list[str], backbone: Backbone, args: argparse.Namespace) -> 
     if isinstance(encoder, AudioEncoder):
         return [Sample(path, lambda path=path: _waveform(path, encoder, args.raw)) for path in paths]  # type: ignore[misc]
     if not isinstance(encoder, TextEncoder):
-        raise ValueError(f"{args.checkpoint} has a {type(encoder).__name__}: call its backbone's `features` in Python")
+        raise UserError(f"{args.checkpoint} has a {type(encoder).__name__}: call its backbone's `features` in Python")
     tokenizer = agreed_tokenizer(args.tokenizer, backbone)
     if len(tokenizer) > encoder.vocab_size:
-        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model knows {encoder.vocab_size}")
+        raise UserError(f"the tokenizer has {len(tokenizer)} tokens, the model knows {encoder.vocab_size}")
     lines = [(f"{path}:{number}", line) for path in paths for number, line in _lines(path)]
     return [Sample(name, lambda text=text: _ids(text, tokenizer, encoder)) for name, text in lines]  # type: ignore[misc]
 
@@ -162,7 +164,7 @@ def _per_channel(given: list[float] | None, default: Sequence[float], channels: 
     if given is None:
         return default if channels == 3 else [sum(default) / len(default)] * channels
     if len(given) not in (1, channels):
-        raise ValueError(f"--mean and --std have {len(given)} numbers, the model {channels} channels")
+        raise UserError(f"--mean and --std have {len(given)} numbers, the model {channels} channels")
     return given * channels if len(given) == 1 else given
 
 
@@ -170,7 +172,7 @@ def _lines(path: str) -> list[tuple[int, str]]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text, at byte {error.start}") from error
+        raise UserError(f"{path} is not UTF-8 text, at byte {error.start}") from error
     return [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
 
 
@@ -184,7 +186,7 @@ def _picture(path: str, encoder: ImageEncoder, transform: Any) -> Tensor:
 def _waveform(path: str, encoder: AudioEncoder, raw: bool) -> Tensor:
     waveform = read_waveform(path)
     if len(waveform) < (least := shortest_input(1, encoder.conv_layers)):
-        raise ValueError(f"it is too short: {len(waveform)} samples at 16 kHz, {least} are needed")
+        raise UserError(f"it is too short: {len(waveform)} samples at 16 kHz, {least} are needed")
     return torch.from_numpy(waveform if raw else normalise(waveform))[None]
 
 
@@ -202,12 +204,11 @@ def _same_run(parts: Path, args: argparse.Namespace, samples: list[Sample]) -> N
     settings = {name: value for name, value in vars(args).items() if name not in ("files", "device", "out")}
     said = json.dumps({**settings, "samples": names, "checkpoint_time": size}, sort_keys=True)
     if not parts.exists():
-        unfinished = parts.with_name(f".{parts.name}")
-        unfinished.mkdir(parents=True, exist_ok=True)
-        (unfinished / "settings.json").write_text(said)
-        os.replace(unfinished, parts)
+        with atomic_write(parts) as unfinished:
+            unfinished.mkdir()
+            (unfinished / "settings.json").write_text(said)
     elif (parts / "settings.json").read_text() != said:
-        raise ValueError(f"{parts} is left of another command, with other files or settings: remove it")
+        raise UserError(f"{parts} is left of another command, with other files or settings: remove it")
 
 
 def _read_parts(parts: Path) -> Iterator[Features]:
@@ -218,7 +219,11 @@ def _read_parts(parts: Path) -> Iterator[Features]:
 
 def _gather(parts: Path, samples: list[Sample], args: argparse.Namespace) -> None:
     """One file of all parts, there as a whole or not at all."""
-    unfinished = args.out.with_name(f".{args.out.name}.unfinished")
+    with atomic_write(args.out) as unfinished:
+        _write_all(parts, samples, args, unfinished)
+
+
+def _write_all(parts: Path, samples: list[Sample], args: argparse.Namespace, unfinished: Path) -> None:
     if args.out.suffix == ".safetensors":
         arrays = {
             sample.name: torch.from_numpy(array) for sample, array in zip(samples, _read_parts(parts), strict=True)
@@ -237,7 +242,6 @@ def _gather(parts: Path, samples: list[Sample], args: argparse.Namespace) -> Non
             csv.writer(file).writerows([["row", "name"], *enumerate(sample.name for sample in samples)])
     else:
         _write_parquet(parts, samples, args, unfinished)
-    os.replace(unfinished, args.out)
 
 
 def _write_parquet(parts: Path, samples: list[Sample], args: argparse.Namespace, path: Path) -> None:

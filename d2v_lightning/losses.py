@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 
 class RegressionLoss(Configurable):
@@ -30,11 +31,11 @@ class RegressionLoss(Configurable):
         scale: float | Literal["rsqrt_width"] = 1.0,
     ) -> None:
         if beta < 0:
-            raise ValueError(f"beta is {beta}: it must be 0 (squared error) or positive (smooth L1)")
+            raise UserError(f"beta is {beta}: it must be 0 (squared error) or positive (smooth L1)")
         if over_width not in ("mean", "sum"):
-            raise ValueError(f"over_width is {over_width!r}: choose 'mean' or 'sum'")
+            raise UserError(f"over_width is {over_width!r}: choose 'mean' or 'sum'")
         if isinstance(scale, str) and scale != "rsqrt_width":
-            raise ValueError(f"scale is {scale!r}: give a number, or 'rsqrt_width'")
+            raise UserError(f"scale is {scale!r}: give a number, or 'rsqrt_width'")
         self.beta, self.over_width, self.scale = beta, over_width, scale
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:

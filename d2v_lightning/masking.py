@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
+
 ATTEMPTS_PER_BLOCK = 10
 
 
@@ -48,16 +50,16 @@ def block_mask(
     """
     rows, columns = grid
     if rows < 1 or columns < 1 or rows * columns < 2:
-        raise ValueError(f"grid {rows}x{columns}: permitted are grids of at least two patches")
+        raise UserError(f"grid {rows}x{columns}: permitted are grids of at least two patches")
     num_patches = rows * columns
     if not 1 <= num_masked < num_patches:
-        raise ValueError(f"num_masked {num_masked}: permitted is 1..{num_patches - 1} in a {rows}x{columns} grid")
+        raise UserError(f"num_masked {num_masked}: permitted is 1..{num_patches - 1} in a {rows}x{columns} grid")
     if not 1 <= min_block <= num_masked:
-        raise ValueError(f"min_block {min_block}: permitted is 1..num_masked = {num_masked}")
+        raise UserError(f"min_block {min_block}: permitted is 1..num_masked = {num_masked}")
     if max_block is not None and max_block < min_block:
-        raise ValueError(f"max_block {max_block}: permitted is min_block = {min_block} or more")
+        raise UserError(f"max_block {max_block}: permitted is min_block = {min_block} or more")
     if not 0 < min_aspect <= 1:
-        raise ValueError(f"min_aspect {min_aspect}: permitted is 0 < min_aspect <= 1")
+        raise UserError(f"min_aspect {min_aspect}: permitted is 0 < min_aspect <= 1")
 
     # The mask is one integer with a bit per patch: a block is set, and its new patches are counted, in two operations.
     draw = _uniforms(generator)
@@ -93,7 +95,7 @@ def num_span_masked(length: int, mask_prob: float, mask_length: int) -> int:
         ValueError: an argument is out of its range.
     """
     if length < 2 or not 0 < mask_prob < 1 or mask_length < 1:
-        raise ValueError(
+        raise UserError(
             f"length {length}, mask_prob {mask_prob}, mask_length {mask_length}: permitted are a length of at least 2, a "
             "probability between 0 and 1, and spans of at least 1"
         )
@@ -130,9 +132,9 @@ def span_mask(
         ValueError: an argument is out of its range.
     """
     if not 1 <= num_masked < length:
-        raise ValueError(f"num_masked {num_masked}: permitted is 1..{length - 1} of {length} tokens")
+        raise UserError(f"num_masked {num_masked}: permitted is 1..{length - 1} of {length} tokens")
     if mask_length < 1:
-        raise ValueError(f"mask_length {mask_length}: permitted is 1 or more")
+        raise UserError(f"mask_length {mask_length}: permitted is 1 or more")
     span = min(mask_length, num_masked)
     hidden, missing = 0, num_masked
     everything, overhang = (1 << length) - 1, min(overhang, span - 1)
@@ -158,7 +160,7 @@ def random_mask(length: int, num_masked: int, generator: torch.Generator | None 
         ValueError: `num_masked` is not 1..N-1.
     """
     if not 1 <= num_masked < length:
-        raise ValueError(f"num_masked {num_masked}: permitted is 1..{length - 1} of {length} tokens")
+        raise UserError(f"num_masked {num_masked}: permitted is 1..{length - 1} of {length} tokens")
     mask = torch.zeros(length, dtype=torch.bool)
     mask[torch.randperm(length, generator=generator)[:num_masked]] = True
     return mask
@@ -186,9 +188,9 @@ def inverse_block_mask(
     """
     rows, columns = grid
     if not 1 <= num_masked < rows * columns:
-        raise ValueError(f"num_masked {num_masked}: permitted is 1..{rows * columns - 1} in a {rows}x{columns} grid")
+        raise UserError(f"num_masked {num_masked}: permitted is 1..{rows * columns - 1} in a {rows}x{columns} grid")
     if block < 1:
-        raise ValueError(f"block {block}: permitted is 1 or more")
+        raise UserError(f"block {block}: permitted is 1 or more")
     visible, missing = 0, rows * columns - num_masked
     before, after = block // 2, block - block // 2
     for centre in torch.randperm(rows * columns, generator=generator).tolist():
@@ -219,10 +221,10 @@ def hidden_positions(mask: Tensor, padding_mask: Tensor | None = None) -> Tensor
         ValueError: shapes or types do not fit.
     """
     if mask.dim() != 3 or mask.dtype != torch.bool:
-        raise ValueError(f"mask {tuple(mask.shape)} {mask.dtype}: permitted is (B, M, N) bool")
+        raise UserError(f"mask {tuple(mask.shape)} {mask.dtype}: permitted is (B, M, N) bool")
     if padding_mask is not None:
         if padding_mask.shape != (mask.shape[0], mask.shape[2]) or padding_mask.dtype != torch.bool:
-            raise ValueError(
+            raise UserError(
                 f"padding_mask {tuple(padding_mask.shape)} {padding_mask.dtype}: permitted is (B, N) = "
                 f"({mask.shape[0]}, {mask.shape[2]}) bool"
             )
@@ -244,7 +246,7 @@ def visible_positions(mask: Tensor) -> Tensor:
     """
     counts = mask.sum(dim=-1)
     if (counts != counts.flatten()[0]).any():
-        raise ValueError(
+        raise UserError(
             f"rows of the mask hide {int(counts.min())} to {int(counts.max())} tokens: a student that drops hidden tokens "
             "needs the same number in every row (speech of different lengths: set data.mask_ratio)"
         )

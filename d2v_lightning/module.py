@@ -7,6 +7,7 @@ from typing import Literal
 from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
@@ -59,7 +60,7 @@ class Data2Vec(Objective, Pretraining):  # type: ignore[misc]  # as in `Pretrain
         teacher_from: Literal["teacher", "student"] = "teacher",
     ) -> None:
         if teacher_from not in ("teacher", "student"):
-            raise ValueError(f"teacher_from is {teacher_from!r}: choose 'teacher' or 'student'")
+            raise UserError(f"teacher_from is {teacher_from!r}: choose 'teacher' or 'student'")
         super().__init__(student, targets, loss, teacher_scope, class_loss)
         self._train_with(ema_teacher, optimization, compile, on_nonfinite)
         if checkpoint is not None:

@@ -10,6 +10,7 @@ from torch import nn
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.encoders import TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretraining import Pretraining
@@ -48,7 +49,7 @@ class MultimodalData2Vec(Pretraining):
         super().__init__()
         bad = [name for name in modalities if not name.isidentifier()]
         if bad or not modalities:
-            raise ValueError(f"modalities is {list(modalities)}: give one or more, named like 'image' or 'speech'")
+            raise UserError(f"modalities is {list(modalities)}: give one or more, named like 'image' or 'speech'")
         share_trunk(modalities)
         self.modalities = nn.ModuleDict(modalities)
         self._train_with(ema_teacher, optimization, compile, on_nonfinite)
@@ -64,7 +65,7 @@ class MultimodalData2Vec(Pretraining):
         """
         require(batch, "modality", remedy="a run of several modalities needs the batches of MultimodalDataModule")
         if batch["modality"] not in self.modalities:
-            raise ValueError(f"a batch of {batch['modality']!r}, the model has {', '.join(self.modalities)}")
+            raise UserError(f"a batch of {batch['modality']!r}, the model has {', '.join(self.modalities)}")
         return cast(Objective, self.modalities[batch["modality"]])
 
     def label(self, batch: Batch) -> str:
@@ -93,7 +94,7 @@ def share_trunk(modalities: dict[str, Objective]) -> None:
         differing = [key for key in ours if ours[key] != theirs[key]]
         if differing:
             key = differing[0]
-            raise ValueError(
+            raise UserError(
                 f"one trunk for all modalities, but transformer.{key} is {ours[key]!r} for {first} and {theirs[key]!r} for "
                 f"{name}: make them equal"
             )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders import Encoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.masking import hidden_positions, take_tokens
 from d2v_lightning.student import MaskTokenStudent, Predictions, VisibleStudent
@@ -48,13 +49,13 @@ class Objective(Configurable, nn.Module):
         self.teacher = Teacher(student.backbone, teacher_scope)
         self.make_targets, self.loss = targets, loss
         if class_loss and student.backbone.num_extra_tokens != 1:
-            raise ValueError(f"class_loss is {class_loss}, but {self._encoder_name} makes no class token: set it to 0")
+            raise UserError(f"class_loss is {class_loss}, but {self._encoder_name} makes no class token: set it to 0")
         self.class_loss = class_loss
         trunk = student.backbone.transformer
         try:
             self.averaged_layers = targets.layers(trunk.depth, trunk.prenet_depth)
         except ValueError as error:
-            raise ValueError(f"targets for {self._encoder_name}: {error}") from error
+            raise UserError(f"targets for {self._encoder_name}: {error}") from error
 
     @property
     def backbone(self) -> Backbone:

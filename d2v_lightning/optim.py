@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from d2v_lightning import schedules
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 
 class Optimization(Configurable):
@@ -57,13 +58,13 @@ class Optimization(Configurable):
             ("final_lr", final_lr),
         ):
             if value < 0:
-                raise ValueError(f"{name} is {value}: it must not be negative")
+                raise UserError(f"{name} is {value}: it must not be negative")
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError(f"betas is {tuple(betas)}: two numbers from 0 to below 1 are needed")
+            raise UserError(f"betas is {tuple(betas)}: two numbers from 0 to below 1 are needed")
         if layer_decay is not None and not 0 < layer_decay <= 1:
-            raise ValueError(f"layer_decay is {layer_decay}: it must lie in (0, 1]")
+            raise UserError(f"layer_decay is {layer_decay}: it must lie in (0, 1]")
         if schedule not in ("cosine", "tri_stage", "polynomial", "constant"):
-            raise ValueError(f"schedule is {schedule!r}: choose 'cosine', 'tri_stage', 'polynomial' or 'constant'")
+            raise UserError(f"schedule is {schedule!r}: choose 'cosine', 'tri_stage', 'polynomial' or 'constant'")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
         self.decay_all, self.layer_decay, self.encoder_decays = decay_all, layer_decay, encoder_decays
         self.schedule, self.warmup, self.final_lr, self.hold = schedule, warmup, final_lr, hold
@@ -96,7 +97,7 @@ class Optimization(Configurable):
         """Step -> learning rate as a part of the peak."""
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
         if warmup > total_steps:
-            raise ValueError(
+            raise UserError(
                 f"warmup is {warmup} steps, the whole run has {total_steps}: give it as a part of the run "
                 "(optimization.warmup: 0.05) or train longer"
             )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 
 class RelativePositionBias(Configurable, nn.Module):
@@ -48,7 +49,7 @@ class RelativePositionBias(Configurable, nn.Module):
             ValueError: some tokens were left out, or there are more than in the grid.
         """
         if length != self.index.shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"RelativePositionBias is for all {self.index.shape[0]} tokens of a {self.grid[0]}x{self.grid[1]} grid: "
                 "a student that drops hidden tokens needs Alibi or position embeddings"
             )
@@ -119,7 +120,7 @@ def sine_cosine_positions(grid: tuple[int, int], dim: int) -> Tensor:
         ValueError: `dim` is not a multiple of 4.
     """
     if dim % 4:
-        raise ValueError(f"dim is {dim}: sine-cosine positions on a grid need a multiple of 4")
+        raise UserError(f"dim is {dim}: sine-cosine positions on a grid need a multiple of 4")
     frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     halves = []

@@ -20,6 +20,7 @@ from d2v_lightning.checkpoints.official import convert_official, is_official
 from d2v_lightning.checkpoints.tables import Row, State, named_tensors
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.encoders import TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
 from d2v_lightning.tensor_files import read_tensors
@@ -50,7 +51,7 @@ class Pretrained(NamedTuple):
         """
         part = {name[len(prefix) :]: tensor for name, tensor in self.state.items() if name.startswith(prefix)}
         if not part:
-            raise ValueError(f"{self.path} holds a {self.tree['class_path']}, which has no {prefix.rstrip('.')}")
+            raise UserError(f"{self.path} holds a {self.tree['class_path']}, which has no {prefix.rstrip('.')}")
         return part
 
     def of_modality(self, modality: str | None) -> Pretrained:
@@ -68,7 +69,7 @@ class Pretrained(NamedTuple):
                 if held
                 else "it is of one modality: leave modality out"
             )
-            raise ValueError(f"modality is {modality!r} for {self.path}: {there}")
+            raise UserError(f"modality is {modality!r} for {self.path}: {there}")
         encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
         tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
         state = self.part(f"modalities.{modality}.")
@@ -102,7 +103,7 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
         return Pretrained(convert_official(file, str(path), dictionary), str(path))
     if not isinstance(file, dict) or "d2v_lightning" not in file:
         holds = f"entries {sorted(map(str, file))[:5]}" if isinstance(file, dict) else f"a {type(file).__name__}"
-        raise ValueError(
+        raise UserError(
             f"{path} is of another project: it holds {holds}, while ours have 'd2v_lightning', and Meta's 'model' with "
             "'cfg' or 'args'"
         )
@@ -128,21 +129,21 @@ def _refuse_unfit(content: Content, path: str) -> None:
     """
     cls, state = own_class(content.tree["class_path"]), dict(content.state)
     if not issubclass(cls, nn.Module):
-        raise ValueError(f"{path} holds a {cls.__name__}, which is no network")
+        raise UserError(f"{path} holds a {cls.__name__}, which is no network")
     deepest = max((depth for depth in _depths(content.tree) if isinstance(depth, int)), default=0)
     if deepest > len(state):
-        raise ValueError(f"{path} describes a network of depth {deepest}, but has {len(state)} weights")
+        raise UserError(f"{path} describes a network of depth {deepest}, but has {len(state)} weights")
     try:
         with torch.device("meta"):
             module = build(content.tree)
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # of any constructor
-        raise ValueError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
     if cls is Backbone:
         state.pop("mask_token", None)
     refuse_others(module, state, path)
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: weight {name!r} holds NaN or infinity")
+            raise UserError(f"{path}: weight {name!r} holds NaN or infinity")
 
 
 def _depths(tree: Any) -> Iterator[Any]:
@@ -176,7 +177,7 @@ class FromPretrained(LoadsOwnCheckpoints):
             remedy = (
                 f"; {cls.__name__}(checkpoint=...) starts from its backbone" if issubclass(held, FromPretrained) else ""
             )
-            raise ValueError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
+            raise UserError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
         module = build(found.tree)
         load_exactly(module, found.state, str(path))
         module.backbone.licence, module.backbone.tokenizer = found.content.licence, found.content.tokenizer
@@ -218,7 +219,7 @@ def load_backbone(
         FileNotFoundError, ValueError: see `read_pretrained`; or the file has no such part or modality.
     """
     if part not in ("student", "teacher"):
-        raise ValueError(f"part is {part!r}: choose 'student' or 'teacher'")
+        raise UserError(f"part is {part!r}: choose 'student' or 'teacher'")
     found = read_pretrained(path).of_modality(modality)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     tree, state = backbone_part(found, part, size)
@@ -276,7 +277,7 @@ def backbone_part(
     if image_size is not None:
         encoder, trunk = (tree["init_args"][name]["init_args"] for name in ("encoder", "transformer"))
         if "patch_size" not in encoder:
-            raise ValueError(f"image_size is {image_size}, but {found.path} is no model of images")
+            raise UserError(f"image_size is {image_size}, but {found.path} is no model of images")
         state = _resized(state, encoder, trunk, image_size)
     return tree, state
 
@@ -286,7 +287,7 @@ def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) ->
     if issubclass(own_class(pretrained.tree["class_path"]), Backbone):
         return pretrained.tree, {name: pretrained.state[name] for name in pretrained.state if name != "mask_token"}
     if "student" not in arguments and "backbone" not in arguments:
-        raise ValueError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")
+        raise UserError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")
     if "student" not in arguments:
         rank_zero_info(f"backbone from {pretrained.path}, a fine-tuned {pretrained.tree['class_path']}")
         return arguments["backbone"], pretrained.part("backbone.")
@@ -309,7 +310,7 @@ def _resized(state: State, encoder: Tree, trunk: Tree, image_size: tuple[int, in
     old_grid = (old[0] // patch[0], old[1] // patch[1])
     new_grid = (image_size[0] // patch[0], image_size[1] // patch[1])
     if min(new_grid) < 1:
-        raise ValueError(f"image_size is {image_size}, which holds no patch of {patch[0]}x{patch[1]} pixels")
+        raise UserError(f"image_size is {image_size}, which holds no patch of {patch[0]}x{patch[1]} pixels")
     encoder["image_size"] = list(image_size)
     if trunk["position_bias"] is not None:
         trunk["position_bias"]["init_args"]["grid"] = list(new_grid)

@@ -13,6 +13,7 @@ from torch import Tensor
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
 from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.errors import UserError
 from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained
@@ -31,7 +32,7 @@ class Pretraining(WeighsMicroBatches, FromPretrained, LightningModule):  # type:
     ) -> None:
         """Keep the settings; to be called in the constructor."""
         if on_nonfinite not in ("stop", "skip"):
-            raise ValueError(f"on_nonfinite is {on_nonfinite!r}: choose 'stop' or 'skip'")
+            raise UserError(f"on_nonfinite is {on_nonfinite!r}: choose 'stop' or 'skip'")
         self.ema_teacher, self.optimization = ema_teacher, optimization
         self.compile_parts, self.on_nonfinite = compile, on_nonfinite
         self._running: Batch = {}  # the micro-batch between its loss and its backward pass

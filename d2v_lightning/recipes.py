@@ -10,6 +10,7 @@ import yaml
 from pytorch_lightning import LightningDataModule
 
 from d2v_lightning.configurable import Tree, build
+from d2v_lightning.errors import UserError
 
 
 def recipe_path(name: str) -> Path:
@@ -22,7 +23,7 @@ def recipe_path(name: str) -> Path:
     root = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
     recipes = {path.stem: path for path in sorted(root.glob("*/**/*.yaml")) if path.parent.name != "logging"}
     if name not in recipes:
-        raise ValueError(f"no recipe {name!r}: choose from {', '.join(sorted(recipes))}")
+        raise UserError(f"no recipe {name!r}: choose from {', '.join(sorted(recipes))}")
     return recipes[name]
 
 
@@ -42,7 +43,7 @@ class FromRecipe:
         """
         made = from_recipe(name, "data" if issubclass(cls, LightningDataModule) else "model", overrides)
         if not isinstance(made, cls):
-            raise ValueError(f"recipe {name!r} is a {type(made).__name__}, not a {cls.__name__}")
+            raise UserError(f"recipe {name!r} is a {type(made).__name__}, not a {cls.__name__}")
         return made
 
 
@@ -74,7 +75,7 @@ def overridden(tree: Tree, overrides: dict[str, Any]) -> Tree:
         for parent in parents:
             child = node.get(parent)
             if not isinstance(child, dict) or "class_path" not in child:
-                raise ValueError(f"override {dotted!r}: the recipe has no module {parent!r}, it has {', '.join(node)}")
+                raise UserError(f"override {dotted!r}: the recipe has no module {parent!r}, it has {', '.join(node)}")
             node = child.setdefault("init_args", {})
         node[last] = value
     return tree

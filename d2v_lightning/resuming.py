@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
+from d2v_lightning.errors import UserError
 from d2v_lightning.saving import RUN_KEY, read_checkpoint
 from d2v_lightning.tokenizer import StoredTokenizer
 
@@ -52,7 +53,7 @@ class StoredRun:
         self.path = path
         model = checkpoint.get("hyper_parameters")
         if not isinstance(model, dict) or "class_path" not in model:
-            raise ValueError(f"{path} does not say which model it holds: it was not written by this project's modules")
+            raise UserError(f"{path} does not say which model it holds: it was not written by this project's modules")
         refuse_foreign(model)
         self.model: Tree = model
         run = checkpoint.get(RUN_KEY) or {}

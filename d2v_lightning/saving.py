@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
+from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.tensor_files import read_tensors
 from d2v_lightning.tokenizer import refuse_another
@@ -67,7 +68,7 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         elif issubclass(own_class(tree["class_path"]), cls):
             module = build(tree)
         else:
-            raise ValueError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
+            raise UserError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
         load_exactly(module, checkpoint["state_dict"], str(checkpoint_path))
         module._take_over(checkpoint["d2v_lightning"])
         return module
@@ -108,16 +109,16 @@ def refuse_others(module: nn.Module, state: Mapping[str, Tensor], path: str) -> 
     own = module.state_dict()
     missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or foreign:
-        raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {foreign[:3]}")
+        raise UserError(f"{path}: weights missing {missing[:3]}, not expected {foreign[:3]}")
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
 
 
 def check_format(checkpoint: Any, name: str) -> None:
     """Refuse what is no checkpoint of ours, or was written by a newer version."""
     if not isinstance(checkpoint, dict) or "d2v_lightning" not in checkpoint:
-        raise ValueError(
+        raise UserError(
             f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with "
             "d2v_lightning.checkpoints.load_official"
         )
@@ -126,10 +127,10 @@ def check_format(checkpoint: Any, name: str) -> None:
     tree = checkpoint.get("hyper_parameters")
     described = isinstance(tree, dict) and {"class_path", "init_args"} <= set(tree) and "state_dict" in checkpoint
     if not isinstance(version, int) or not described:
-        raise ValueError(
+        raise UserError(
             f"{name} is not a whole checkpoint: it lacks format version, the model's arguments or its weights"
         )
     if version > FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
         )

@@ -11,6 +11,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.masking import gather_tokens, restore_tokens, take_tokens, visible_positions
 
 
@@ -42,7 +43,7 @@ class MaskTokenStudent(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         if mask_init not in ("vision", "uniform"):
-            raise ValueError(f"mask_init is {mask_init!r}: choose 'vision' or 'uniform'")
+            raise UserError(f"mask_init is {mask_init!r}: choose 'vision' or 'uniform'")
         _refuse_other_width(decoder.dim, backbone)
         self.backbone, self.decoder = backbone, decoder
         self.mask_token: nn.Parameter | None = None
@@ -77,7 +78,7 @@ class MaskTokenStudent(Configurable, nn.Module):
         """
         batch, length, _ = tokens.shape
         if mask.shape != (batch, 1, length):
-            raise ValueError(
+            raise UserError(
                 f"mask is {tuple(mask.shape)}, the student needs (B, M, N) = {(batch, 1, length)}: "
                 "does the datamodule mask the same patch grid, frames or tokens, with one mask a sample?"
             )
@@ -112,7 +113,7 @@ class VisibleStudent(Configurable, nn.Module):
     def __init__(self, backbone: Backbone, decoder: ConvDecoder, mask_noise_std: float = 0.01) -> None:
         super().__init__()
         if mask_noise_std < 0:
-            raise ValueError(f"mask_noise_std is {mask_noise_std}: it must not be negative")
+            raise UserError(f"mask_noise_std is {mask_noise_std}: it must not be negative")
         _refuse_other_width(decoder.dim, backbone)
         _refuse_other_grid(decoder.grid, backbone.encoder)
         self.backbone, self.decoder, self.mask_noise_std = backbone, decoder, mask_noise_std
@@ -143,18 +144,18 @@ class VisibleStudent(Configurable, nn.Module):
         batch, length, _ = tokens.shape
         num_masks = mask.shape[1]
         if mask.shape != (batch, num_masks, length):
-            raise ValueError(
+            raise UserError(
                 f"mask is {tuple(mask.shape)}, the student needs (B, M, N) = {(batch, num_masks, length)}: "
                 "does the datamodule mask the same patch grid, frames or tokens?"
             )
         if corrupted is not None:
-            raise ValueError(
+            raise UserError(
                 "data2vec 2.0 drops hidden tokens: set the datamodule's leave_unmasked_prob and random_token_prob to 0"
             )
         visible = visible_positions(mask) if visible is None else visible
         if visible.shape[-1] in (0, length):
             hides = f"all {length} tokens" if visible.shape[-1] == 0 else f"none of {length} tokens"
-            raise ValueError(
+            raise UserError(
                 f"every row of the mask hides {hides}: a student needs some to see and some to predict, so change how much "
                 "the datamodule hides"
             )
@@ -193,7 +194,7 @@ class VisibleStudent(Configurable, nn.Module):
 
 def _refuse_other_width(width: int, backbone: Backbone) -> None:
     if width != backbone.dim:
-        raise ValueError(f"decoder.dim is {width}, backbone.dim is {backbone.dim}: make them equal")
+        raise UserError(f"decoder.dim is {width}, backbone.dim is {backbone.dim}: make them equal")
 
 
 def _refuse_other_grid(grid: tuple[int, int] | None, encoder: Encoder) -> None:
@@ -203,6 +204,6 @@ def _refuse_other_grid(grid: tuple[int, int] | None, encoder: Encoder) -> None:
         return
     tokens = "a sequence without a grid" if made is None else f"a grid of {tuple(made)}"
     remedy = "null" if made is None else list(made)
-    raise ValueError(
+    raise UserError(
         f"decoder.grid is {grid}, but {type(encoder).__name__} makes {tokens}: set decoder.grid to {remedy}"
     )

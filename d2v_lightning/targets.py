@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 from d2v_lightning.transformer import LayerResult
 
 Norm = Literal["layer", "instance", "batch", "position"]
@@ -40,11 +41,11 @@ class Targets(Configurable):
     ) -> None:
         unknown = [norm for norm in (*norm_each, *norm_after) if norm not in get_args(Norm)]
         if unknown:
-            raise ValueError(f"unknown norm {unknown[0]!r}: choose from {', '.join(get_args(Norm))}")
+            raise UserError(f"unknown norm {unknown[0]!r}: choose from {', '.join(get_args(Norm))}")
         if layer_results not in ("block", "ffn"):
-            raise ValueError(f"layer_results is {layer_results!r}: choose 'block' or 'ffn'")
+            raise UserError(f"layer_results is {layer_results!r}: choose 'block' or 'ffn'")
         if not average_top_k_layers:
-            raise ValueError("average_top_k_layers is empty: average at least one block")
+            raise UserError("average_top_k_layers is empty: average at least one block")
         self.average_top_k_layers = average_top_k_layers
         self.layer_results = layer_results
         self.norm_each, self.norm_after = tuple(norm_each), tuple(norm_after)
@@ -59,7 +60,7 @@ class Targets(Configurable):
         layers = list(range(depth - top, depth)) if isinstance(top, int) else sorted(top)
         if layers[0] < prenet_depth or layers[-1] >= depth:
             below = f" of which {prenet_depth} (prenet_depth) are never averaged" if prenet_depth else ""
-            raise ValueError(f"average_top_k_layers is {top}, but the trunk has {depth} blocks{below}")
+            raise UserError(f"average_top_k_layers is {top}, but the trunk has {depth} blocks{below}")
         return layers
 
     def select(self, results: Sequence[LayerResult]) -> list[Tensor]:
@@ -96,7 +97,7 @@ def normalize(x: Tensor, norms: Sequence[Norm], padding_mask: Tensor | None = No
             x = F.layer_norm(x, x.shape[-1:])
         elif norm == "position":
             if len(x) == 1:
-                raise ValueError(
+                raise UserError(
                     "the norm 'position' of a batch of one leaves nothing: use a batch of 2 or more samples"
                 )
             inside = x.new_ones(x.shape[:2], dtype=torch.bool) if padding_mask is None else ~padding_mask

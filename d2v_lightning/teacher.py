@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.backbone import Backbone, contextualize
+from d2v_lightning.errors import UserError
 from d2v_lightning.transformer import LayerResult
 
 Scope = Literal["transformer", "context", "backbone"]
@@ -30,7 +31,7 @@ class Teacher(nn.Module):
     def __init__(self, backbone: Backbone, scope: Scope) -> None:
         super().__init__()
         if scope not in get_args(Scope):
-            raise ValueError(f"teacher_scope is {scope!r}: choose from {', '.join(get_args(Scope))}")
+            raise UserError(f"teacher_scope is {scope!r}: choose from {', '.join(get_args(Scope))}")
         self.scope = scope
         self.transformer = copy.deepcopy(backbone.transformer)
         self.encoder = copy.deepcopy(backbone.encoder) if scope == "backbone" else None

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy._core.multiarray import scalar
 
+from d2v_lightning.errors import NotFoundError, UserError
+
 _CHECKPOINTS_BEGIN_WITH = (b"PK", b"\x80")  # a zip archive; a pickle, as torch before 1.6 wrote
 # What torch's reader runs into where bytes are missing or make no sense.
 _DAMAGE = (
@@ -61,12 +63,12 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
         ValueError: it is empty, damaged, no file of `torch.save`, or holds objects of other classes than the few above.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint at {path}: give the path of a file that exists")
+        raise NotFoundError(f"no checkpoint at {path}: give the path of a file that exists")
     with open(path, "rb") as file:
         start = file.read(2)
     if not start.startswith(_CHECKPOINTS_BEGIN_WITH):
         what = f"it begins with {start!r}, as no file of torch.save does" if start else "it is empty"
-        raise ValueError(f"{path} is damaged or no checkpoint: {what}")
+        raise UserError(f"{path} is damaged or no checkpoint: {what}")
     try:
         archive = zipfile.is_zipfile(path)
         inert = _look_through(path, checked=map_location != "meta") if archive else []
@@ -75,10 +77,10 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
         what = f" (it names {named[1]})" if named else ""
-        raise ValueError(f"{path} holds more than tensors and plain data{what} and was not loaded") from error
+        raise UserError(f"{path} holds more than tensors and plain data{what} and was not loaded") from error
     except _DAMAGE as error:
         reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
+        raise UserError(f"{path} is damaged or no checkpoint: {reason}") from error
 
 
 def _look_through(path: str | Path, checked: bool) -> list[tuple[type, str]]:
@@ -90,9 +92,9 @@ def _look_through(path: str | Path, checked: bool) -> list[tuple[type, str]]:
     with zipfile.ZipFile(path) as archive:
         inside = sum(entry.file_size for entry in archive.infolist())
         if inside > os.path.getsize(path):
-            raise ValueError(f"it unpacks to {inside:,} bytes, more than its {os.path.getsize(path):,}")
+            raise UserError(f"it unpacks to {inside:,} bytes, more than its {os.path.getsize(path):,}")
         damaged = archive.testzip() if checked else None
     if damaged is not None:
-        raise ValueError(f"its entry {damaged} is not as it was written")
+        raise UserError(f"its entry {damaged} is not as it was written")
     named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     return [(Inert, name) for name in named if _INERT.fullmatch(name)]

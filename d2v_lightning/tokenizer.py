@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from d2v_lightning.errors import UserError
+
 StoredTokenizer = dict[str, Any]  # {"json": of `tokenizers`, "special_tokens": {use: token}, "model_max_length": int}
 
 
@@ -36,7 +38,7 @@ def restored(plain: StoredTokenizer) -> Any:
             {str(use): str(t) for use, t in plain["special_tokens"].items()},
         )
     except Exception as error:  # `tokenizers` raises nothing narrower
-        raise ValueError(f"the tokenizer stored with the model is damaged ({error}): set one by its name") from error
+        raise UserError(f"the tokenizer stored with the model is damaged ({error}): set one by its name") from error
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=length, **special)
 
 
@@ -53,7 +55,7 @@ def of_directory(directory: Path) -> StoredTokenizer | None:
     try:
         return stored(PreTrainedTokenizerFast.from_pretrained(directory))
     except Exception as error:  # as above
-        raise ValueError(f"the tokenizer in {directory} is damaged: {error}") from error
+        raise UserError(f"the tokenizer in {directory} is damaged: {error}") from error
 
 
 def refuse_another(name: str, mine: StoredTokenizer, other: StoredTokenizer | None) -> None:
@@ -63,7 +65,7 @@ def refuse_another(name: str, mine: StoredTokenizer, other: StoredTokenizer | No
         ValueError: they make other ids of some texts.
     """
     if other is not None and (mine["json"], mine["special_tokens"]) != (other["json"], other["special_tokens"]):
-        raise ValueError(
+        raise UserError(
             f"the tokenizer {name} is not the one stored with the model: set data.tokenizer to null to use that one, or to "
             "where the same is"
         )

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 from d2v_lightning.position import Alibi, RelativePositionBias
 
 
@@ -195,30 +196,30 @@ class Transformer(Configurable, nn.Module):
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+            raise UserError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         if depth < 1:
-            raise ValueError(f"depth is {depth}: there must be at least one block")
+            raise UserError(f"depth is {depth}: there must be at least one block")
         for name, choice, choices in (
             ("norm", norm, ("pre", "post")),
             ("qkv_bias", qkv_bias, ("qkv", "qv", "none")),
             ("init", init, ("vision", "normal")),
         ):
             if choice not in choices:
-                raise ValueError(f"{name} is {choice!r}: choose from {', '.join(choices)}")
+                raise UserError(f"{name} is {choice!r}: choose from {', '.join(choices)}")
         if not 0.0 <= drop_path < 1.0 or not 0.0 <= layer_drop <= 1.0:
-            raise ValueError(
+            raise UserError(
                 f"drop_path is {drop_path}, layer_drop {layer_drop}: both are probabilities, drop_path below 1"
             )
         if position_bias is not None and len(position_bias.tables) not in (1, depth):
-            raise ValueError(
+            raise UserError(
                 f"position_bias has {len(position_bias.tables)} tables: 1 (shared by all blocks) or {depth} (one a block)"
             )
         if position_bias is not None and (heads := position_bias.tables[0].shape[-1]) != num_heads:
-            raise ValueError(
+            raise UserError(
                 f"position_bias.num_heads is {heads}, but the trunk's num_heads is {num_heads}: make them equal"
             )
         if not 0 <= prenet_depth < depth:
-            raise ValueError(f"prenet_depth is {prenet_depth}: it must lie below depth {depth}")
+            raise UserError(f"prenet_depth is {prenet_depth}: it must lie below depth {depth}")
         self.dim, self.depth, self.prenet_depth, self.layer_drop = dim, depth, prenet_depth, layer_drop
         self.gradient_checkpointing = gradient_checkpointing
         self.position_bias = position_bias

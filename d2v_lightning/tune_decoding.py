@@ -24,8 +24,10 @@ from torch import Tensor
 from torchmetrics.functional.text import word_error_rate
 from tqdm import tqdm
 
+from d2v_lightning.atomic import atomic_write
 from d2v_lightning.configurable import Tree, build
 from d2v_lightning.decoding import BeamSearch
+from d2v_lightning.errors import ExistsError, NotFoundError, UserError
 from d2v_lightning.finetune import SpeechCTC
 from d2v_lightning.recipes import overridden
 from d2v_lightning.resuming import StoredRun
@@ -96,9 +98,9 @@ def tune(
         ValueError: fewer than 1 trial or job, or no clips.
     """
     if trials < 1 or jobs < 1:
-        raise ValueError(f"trials is {trials}, jobs {jobs}: both start at 1")
+        raise UserError(f"trials is {trials}, jobs {jobs}: both start at 1")
     if not log_probs:
-        raise ValueError("there are no clips to tune on")
+        raise UserError("there are no clips to tune on")
     generator = torch.Generator().manual_seed(seed)
     low = torch.tensor([LM_WEIGHTS[0], WORD_SCORES[0]])
     size = torch.tensor([LM_WEIGHTS[1], WORD_SCORES[1]]) - low
@@ -177,9 +179,9 @@ def _refuse_output(output: Path) -> None:
         FileExistsError, FileNotFoundError: the file exists, or its folder does not.
     """
     if output.exists():
-        raise FileExistsError(f"{output} exists: choose another file with --output, or remove it")
+        raise ExistsError(f"{output} exists: choose another file with --output, or remove it")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"no folder {output.parent} for --output {output}: make it first")
+        raise NotFoundError(f"no folder {output.parent} for --output {output}: make it first")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -223,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tree = {"class_path": "d2v_lightning.BeamSearch", "init_args": tuned.config["init_args"]}
     clips = len(emissions.transcripts)
     header = f"# WER {100 * best.wer:.2f} % on {clips} clips with {known.checkpoint}, best of {len(trials)} trials.\n"
-    Path(known.output).write_text(header + yaml.safe_dump({"model": {"init_args": {"decoder": tree}}}, sort_keys=False))
+    with atomic_write(known.output) as unfinished:
+        unfinished.write_text(header + yaml.safe_dump({"model": {"init_args": {"decoder": tree}}}, sort_keys=False))
     print(f"WER {100 * best.wer:.2f} % with lm_weight {best.lm_weight}, word_score {best.word_score}: {known.output}")
 
 

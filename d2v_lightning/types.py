@@ -12,6 +12,8 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
+
 
 class Batch(TypedDict, total=False):
     """One training or evaluation batch.
@@ -52,4 +54,4 @@ def require(batch: Any, *fields: str, remedy: str) -> None:
     """
     missing = [field for field in fields if not isinstance(batch, dict) or field not in batch]
     if missing:
-        raise ValueError(f"the batch has no {' and no '.join(map(repr, missing))}: {remedy}")
+        raise UserError(f"the batch has no {' and no '.join(map(repr, missing))}: {remedy}")

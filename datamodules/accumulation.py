@@ -5,6 +5,8 @@ from __future__ import annotations
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
+from d2v_lightning.errors import UserError
+
 
 def accumulate_to(trainer: Trainer | None, name: str, per_device: int, effective_batch: int, unit: str) -> None:
     """Sets the Trainer's `accumulate_grad_batches` so that an optimiser step sees `effective_batch`.
@@ -24,7 +26,7 @@ def accumulate_to(trainer: Trainer | None, name: str, per_device: int, effective
     step = per_device * trainer.world_size
     per_step = f"{name} {per_device} x {trainer.world_size} device(s) = {step} {unit}"
     if step > effective_batch:
-        raise ValueError(
+        raise UserError(
             f"{per_step} is more than effective_batch {effective_batch}: set {name} to at most"
             f" {max(1, effective_batch // trainer.world_size)}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
 from d2v_lightning.masking import block_mask, hidden_positions, inverse_block_mask, span_mask, visible_positions
 from d2v_lightning.types import Batch
 from datamodules.samplers import derived_seed
@@ -50,7 +51,7 @@ class MaskCollator(ImageCollator):
     def __init__(self, num_masks: int, seed: int, report_unreadable: bool) -> None:
         super().__init__(report_unreadable)
         if num_masks < 1:
-            raise ValueError(f"num_masks {num_masks}: permitted is 1 or more")
+            raise UserError(f"num_masks {num_masks}: permitted is 1 or more")
         self.num_masks, self.seed = num_masks, seed
         self._mask(torch.Generator())  # refuses wrong arguments now, not in a worker process
 
@@ -190,9 +191,9 @@ class SequenceMaskCollator(MaskCollator):
 def _count(num_masked: int | None, mask_ratio: float | None, published_ratio: float, num_patches: int) -> int:
     """Hidden patches of a row: as given, or as a share of all."""
     if num_masked is not None and mask_ratio is not None:
-        raise ValueError(f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them")
+        raise UserError(f"num_masked {num_masked} and mask_ratio {mask_ratio} say the same thing: give one of them")
     if mask_ratio is not None and not 0 < mask_ratio < 1:
-        raise ValueError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
+        raise UserError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
     if num_masked is not None:
         return num_masked
     return round((published_ratio if mask_ratio is None else mask_ratio) * num_patches)

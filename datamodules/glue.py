@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.image_sources import open_table
@@ -120,18 +121,18 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     ) -> None:
         super().__init__()
         if task not in (*TASKS, "custom"):
-            raise ValueError(f"task {task!r}: permitted are {', '.join(TASKS)} and custom")
+            raise UserError(f"task {task!r}: permitted are {', '.join(TASKS)} and custom")
         if (task == "custom") != (text_columns is not None):
-            raise ValueError(
+            raise UserError(
                 f"task {task!r}, text_columns {text_columns}: give text_columns for 'custom', and only there"
             )
         if root is not None and dataset is not None:
-            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them")
+            raise UserError(f"root {root!r} and dataset {dataset!r}: give one of them")
         for name, count in (("max_length", max_length), ("batch_size", batch_size), ("batch_tokens", batch_tokens)):
             if count is not None and count < 1:
-                raise ValueError(f"{name} {count}: permitted is 1 or more")
+                raise UserError(f"{name} {count}: permitted is 1 or more")
         if batch_tokens is not None and effective_batch is not None:
-            raise ValueError(
+            raise UserError(
                 "effective_batch counts samples, batch_tokens makes batches of any number: give one of them"
             )
         self.save_hyperparameters(logger=False)
@@ -159,14 +160,14 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ValueError: a column is missing, a label is none of the task's, or the tokenizer does not fit the model.
         """
         if self.root is None and self.dataset is None and self.predict_file is None:
-            raise ValueError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
+            raise UserError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
         module = getattr(self.trainer, "lightning_module", None)
         tokenizer = agreed_tokenizer(self.tokenizer, getattr(module, "backbone", None))
         self._pad_id = tokenizer.pad_token_id
         encoder = getattr(module, "encoder", None)
         size, room = getattr(encoder, "vocab_size", None), getattr(encoder, "max_positions", None)
         if size is not None and size != len(tokenizer):
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {self.tokenizer!r} has {len(tokenizer)} tokens, the model's vocab_size is {size}: set "
                 "data.tokenizer to the one that the model was pre-trained with"
             )
@@ -194,7 +195,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         found = [path for name in names for end in (".tsv", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
         if not found:
             there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
-            raise FileNotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
+            raise NotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
         header = self.files.header if "test" not in found[0].name else None
         # Answers to a test set are handed in by their place: no row of it may be missing.
         return [(str(path), read_rows(path, header, skip=split in ("train", "val"))) for path in found]
@@ -204,7 +205,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         tables = open_table(self.dataset, self.task, streaming=False)
         wanted = [name for name in (*names, *(name.replace("dev", "validation") for name in names)) if name in tables]
         if not wanted:
-            raise FileNotFoundError(
+            raise NotFoundError(
                 f"{self.dataset} ({self.task}) has none of {', '.join(names)}: it has {', '.join(tables)}"
             )
         rows = []
@@ -230,11 +231,11 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _encode(self, rows: Rows, name: str, tokenizer: Any, length: int) -> Examples:
         if not rows:
-            raise ValueError(f"{name} holds no rows")
+            raise UserError(f"{name} holds no rows")
         for place, row in rows:  # records of JSON lines need not be alike
             if missing := [column for column in self.files.texts if column not in row]:
                 there = ", ".join(column[:40] for column in row)
-                raise ValueError(f"{place}: there is no column {missing[0]!r}, only {there}")
+                raise UserError(f"{place}: there is no column {missing[0]!r}, only {there}")
         if empty := [place for place, row in rows if not all(row[column].strip() for column in self.files.texts)]:
             rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {_first(empty)}")
         texts = [[row[column] for _, row in rows] for column in self.files.texts]
@@ -247,14 +248,14 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     def _label(self, given: str | None, place: str) -> int | float:
         if self.files.classes:
             if given not in self.files.classes:
-                raise ValueError(f"{place}: label {given!r}, permitted are {', '.join(self.files.classes)}")
+                raise UserError(f"{place}: label {given!r}, permitted are {', '.join(self.files.classes)}")
             return self.files.classes.index(given)
         try:
             number = float(given or "")
         except ValueError as error:
-            raise ValueError(f"{place}: label {given!r}, a number is needed") from error
+            raise UserError(f"{place}: label {given!r}, a number is needed") from error
         if not math.isfinite(number):
-            raise ValueError(f"{place}: label {given!r}, a finite number is needed")
+            raise UserError(f"{place}: label {given!r}, a finite number is needed")
         return number
 
     # ------------------------------------------------------------------ loaders
@@ -269,10 +270,10 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             begin_epoch_anew(self.trainer)
         examples = self._examples["train"][0]
         if examples.labels is None:
-            raise ValueError(f"the training rows have no column {self.files.label!r}")
+            raise UserError(f"the training rows have no column {self.files.label!r}")
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if self.batch_tokens is None and self.batch_size * world_size > len(examples):
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(examples)} training rows: set "
                 f"batch_size to at most {max(1, len(examples) // world_size)}"
             )
@@ -289,7 +290,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ValueError: there are no labels.
         """
         if any(examples.labels is None for examples in self._examples["test"]):
-            raise ValueError(
+            raise UserError(
                 "the test set has no labels, so it cannot be scored here: predict writes answers to hand in"
             )
         return [self._loader(examples) for examples in self._examples["test"]]
@@ -327,9 +328,9 @@ def read_rows(path: Path, header: Sequence[str] | None, skip: bool) -> Rows:
         ValueError: it cannot be read, or half of its lines or more.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file at {path}")
+        raise NotFoundError(f"no file at {path}")
     if path.suffix not in (".tsv", ".jsonl"):
-        raise ValueError(f"{path} must end in .tsv (with a header) or .jsonl")
+        raise UserError(f"{path} must end in .tsv (with a header) or .jsonl")
     names = list(header) if header is not None else None
     rows: Rows = []
     bad: list[str] = []
@@ -347,10 +348,10 @@ def read_rows(path: Path, header: Sequence[str] | None, skip: bool) -> Rows:
                 rows.append((place, dict(zip(names, _as_many(_fields(line), len(names)), strict=True))))
         except ValueError as error:
             if not skip or (names is None and path.suffix == ".tsv"):
-                raise ValueError(f"{place}: {error}") from error
+                raise UserError(f"{place}: {error}") from error
             bad.append(f"{place} ({error})")
     if bad and len(bad) >= len(rows):
-        raise ValueError(f"{len(bad)} of {len(bad) + len(rows)} lines cannot be read: {_first(bad)}")
+        raise UserError(f"{len(bad)} of {len(bad) + len(rows)} lines cannot be read: {_first(bad)}")
     if bad:
         rank_zero_warn(f"{len(bad)} line(s) are left out: {_first(bad)}")
     return rows
@@ -364,7 +365,7 @@ def _text(line: bytes) -> str:
     try:
         return line.decode("utf-8").rstrip("\r")
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start} of the line") from error
+        raise UserError(f"not UTF-8 at byte {error.start} of the line") from error
 
 
 def _fields(line: bytes) -> list[str]:
@@ -373,7 +374,7 @@ def _fields(line: bytes) -> list[str]:
 
 def _as_many(fields: list[str], number: int) -> list[str]:
     if len(fields) != number:
-        raise ValueError(f"{len(fields)} fields, the header has {number}")
+        raise UserError(f"{len(fields)} fields, the header has {number}")
     return fields
 
 
@@ -381,7 +382,7 @@ def _json_row(line: bytes) -> Row:
     try:
         row = json.loads(_text(line))
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON, {error.msg}") from error
+        raise UserError(f"not JSON, {error.msg}") from error
     if not isinstance(row, dict):
-        raise ValueError("not a JSON object")
+        raise UserError("not a JSON object")
     return {name: str(value) for name, value in row.items() if value is not None}

@@ -11,6 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
@@ -145,22 +146,22 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     ) -> None:
         super().__init__()
         if task not in ("pretrain", "classify"):
-            raise ValueError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
+            raise UserError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
         if masking not in ("blocks", "inverse_blocks"):
-            raise ValueError(f"masking {masking!r}: permitted are 'blocks' and 'inverse_blocks'")
+            raise UserError(f"masking {masking!r}: permitted are 'blocks' and 'inverse_blocks'")
         if root is not None and dataset is not None:
-            raise ValueError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
+            raise UserError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
+            raise UserError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
         if not 0 < crop_share <= 1:
-            raise ValueError(f"crop_share {crop_share}: permitted is 0 < crop_share <= 1")
+            raise UserError(f"crop_share {crop_share}: permitted is 0 < crop_share <= 1")
         for name, share in (("flip", flip), ("random_erasing", random_erasing)):
             if not 0 <= share <= 1:
-                raise ValueError(f"{name} {share}: permitted is 0..1")
+                raise UserError(f"{name} {share}: permitted is 0..1")
         if val_fraction is not None and not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
+            raise UserError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
         if streaming and (dataset is None or dataset == "digits" or val_fraction is not None):
-            raise ValueError("streaming is for a Hugging Face `dataset` without val_fraction: leave one of them out")
+            raise UserError("streaming is for a Hugging Face `dataset` without val_fraction: leave one of them out")
         for name, count in (
             ("samples_per_epoch", samples_per_epoch),
             ("shuffle_buffer", shuffle_buffer),
@@ -169,12 +170,12 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             ("probe_samples", probe_samples),
         ):
             if count is not None and count < 1:
-                raise ValueError(f"{name} {count}: permitted is 1 or more")
+                raise UserError(f"{name} {count}: permitted is 1 or more")
         for name, size in (("image_size", image_size), ("patch_size", patch_size)):
             if size is not None and min(_pair(size)) < 1:
-                raise ValueError(f"{name} {size}: permitted is 1 or more")
+                raise UserError(f"{name} {size}: permitted is 1 or more")
         if num_workers < 0:
-            raise ValueError(f"num_workers {num_workers}: permitted is 0 or more")
+            raise UserError(f"num_workers {num_workers}: permitted is 0 or more")
         self.save_hyperparameters(logger=False)
 
         self.root, self.dataset, self.dataset_config = root, dataset, dataset_config
@@ -210,7 +211,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             FileNotFoundError: a folder, a split or all pictures are missing.
         """
         if self.root is None and self.dataset is None and (self.predict_files is None or stage != "predict"):
-            raise ValueError(
+            raise UserError(
                 "no data: set root to a folder of pictures, or dataset to 'digits', a path or a name on the hub"
             )
         self._fit_to_model()
@@ -241,22 +242,22 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         patch = _agreed("patch_size", self.patch_size, getattr(encoder, "patch_size", None))
         channels = _agreed("num_channels", self.num_channels, getattr(encoder, "in_channels", None))
         if size is None:
-            raise ValueError("image_size is not known: set it, or attach a model with an `encoder`")
+            raise UserError("image_size is not known: set it, or attach a model with an `encoder`")
         if patch is None and self.task == "pretrain":
-            raise ValueError("patch_size is not known: set it, or attach a model with an `encoder`")
+            raise UserError("patch_size is not known: set it, or attach a model with an `encoder`")
         self._channels = 3 if channels is None else channels[0]
         if self._channels not in MODES:
-            raise ValueError(f"num_channels {self._channels}: pictures have {', '.join(map(str, MODES))}")
+            raise UserError(f"num_channels {self._channels}: pictures have {', '.join(map(str, MODES))}")
         self._size, self._grid = size, (1, 1)
         if patch is not None:
             if size[0] % patch[0] or size[1] % patch[1]:
-                raise ValueError(
+                raise UserError(
                     f"image_size {_times(size)} is not a whole number of patches of {_times(patch)}: change one of them"
                 )
             self._grid = size[0] // patch[0], size[1] // patch[1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self._channels:
-                raise ValueError(f"{name} has {len(values)} values for {self._channels} channels: give one per channel")
+                raise UserError(f"{name} has {len(values)} values for {self._channels} channels: give one per channel")
         if self.task == "pretrain":
             self._collator("pretrain")
 
@@ -284,7 +285,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             folders = [files] if isinstance(files, str) else files
             source = FolderSource(Path(folders[0]), labelled=False) if folders else None
             if source is None:
-                raise ValueError("predict_files is empty: give pictures or folders of pictures")
+                raise UserError("predict_files is empty: give pictures or folders of pictures")
             source.paths = [path for folder in folders for path in find_pictures(Path(folder))]
             self._predict_source = source
         self._images(self._predict_source, training=False).check_some()
@@ -305,7 +306,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         source = self._source("train")
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if self.batch_size * world_size > len(source):
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(source)} training pictures:"
                 f" set batch_size to at most {len(source) // world_size}"
             )
@@ -329,7 +330,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader:
         """Pictures without masks; "index" refers to `predict_paths`."""
         if self._predict_source is None:
-            raise ValueError("nothing to predict: call setup('predict') first")
+            raise UserError("nothing to predict: call setup('predict') first")
         return self._source_loader(self._predict_source, "classify")
 
     def probe_dataloaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -344,9 +345,9 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         held_out = self._sources.get("val") or self._sources.get("test")
         train = self._source("train")
         if held_out is None:
-            raise ValueError("probes need a second split: add val or test pictures, or set val_fraction")
+            raise UserError("probes need a second split: add val or test pictures, or set val_fraction")
         if train.labels is None or held_out.labels is None:
-            raise ValueError("probes need classes, and these pictures have none: leave the probes out")
+            raise UserError("probes need classes, and these pictures have none: leave the probes out")
         return self._probe_loader(train), self._probe_loader(held_out)
 
     def _probe_loader(self, source: ImageSource) -> DataLoader[Any]:
@@ -469,7 +470,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
 
     def _source(self, split: Split) -> ImageSource:
         if self.streaming:
-            raise ValueError("a stream cannot be read at will, as probes and predictions do: set streaming to false")
+            raise UserError("a stream cannot be read at will, as probes and predictions do: set streaming to false")
         self._require(split)
         return self._sources[split]
 
@@ -481,16 +482,14 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         names = " or ".join(SPLIT_NAMES[split])
         remedy = " or set val_fraction" if split == "val" else ""
         folder = f" as {self.root}/{SPLIT_NAMES[split][0]}/<class>/" if self.root else ""
-        raise FileNotFoundError(
-            f"{where} has no {split} split ({names}; splits found: {there}): add it{folder}{remedy}"
-        )
+        raise NotFoundError(f"{where} has no {split} split ({names}; splits found: {there}): add it{folder}{remedy}")
 
 
 def _agreed(name: str, mine: Size | None, models: Size | None) -> tuple[int, int] | None:
     """The DataModule's value or the model's, as a pair; they may not differ."""
     own, other = (None if value is None else _pair(value) for value in (mine, models))
     if own is not None and other is not None and own != other:
-        raise ValueError(f"{name} {mine} of the data is not the model's {models}: leave it out, or make them equal")
+        raise UserError(f"{name} {mine} of the data is not the model's {models}: leave it out, or make them equal")
     return own or other
 
 

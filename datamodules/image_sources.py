@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from d2v_lightning.errors import NotFoundError, UserError
 from datamodules.samplers import derived_seed
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -65,12 +66,12 @@ class FolderSource:
 
     def _label(self, folder: Path, inner: Sequence[tuple[str, ...]], class_names: Sequence[str] | None) -> None:
         if loose := next((parts[0] for parts in inner if len(parts) == 1), None):
-            raise ValueError(f"{folder / loose} lies in no class folder: move it to {folder}/<class>/")
+            raise UserError(f"{folder / loose} lies in no class folder: move it to {folder}/<class>/")
         found = sorted({parts[0] for parts in inner})
         if class_names is None:
             class_names = found
         if unknown := sorted(set(found) - set(class_names)):
-            raise ValueError(
+            raise UserError(
                 f"class {', '.join(unknown)} is in {folder} but not in the training split: add training pictures of it"
                 " or remove it"
             )
@@ -94,7 +95,7 @@ def find_pictures(folder: Path) -> list[Path]:
         FileNotFoundError: there are none.
     """
     if not folder.exists():
-        raise FileNotFoundError(f"{folder} does not exist: point `root` to a folder of pictures")
+        raise NotFoundError(f"{folder} does not exist: point `root` to a folder of pictures")
     if folder.is_file():
         return [folder]
     found = []
@@ -105,7 +106,7 @@ def find_pictures(folder: Path) -> list[Path]:
         ]
     if not found:
         kinds = " ".join(IMAGE_SUFFIXES)
-        raise FileNotFoundError(f"no picture in {folder}: it must contain files that end in one of {kinds}")
+        raise NotFoundError(f"no picture in {folder}: it must contain files that end in one of {kinds}")
     return sorted(found)
 
 
@@ -160,12 +161,12 @@ def number_labels(values: list[Any], class_names: Sequence[str] | None) -> tuple
     if all(isinstance(value, int) for value in values):
         names = class_names or [str(number) for number in range(max(values) + 1)]
         if strange := next((value for value in values if not 0 <= value < len(names)), None):
-            raise ValueError(f"label {strange} in a data set of {len(names)} classes: permitted is 0..{len(names) - 1}")
+            raise UserError(f"label {strange} in a data set of {len(names)} classes: permitted is 0..{len(names) - 1}")
         return list(names), values
     names = class_names or sorted(set(map(str, values)))
     number = {name: place for place, name in enumerate(names)}
     if unknown := sorted(set(map(str, values)) - set(names)):
-        raise ValueError(f"class {', '.join(unknown)} is not in the training split: add training pictures or remove it")
+        raise UserError(f"class {', '.join(unknown)} is not in the training split: add training pictures or remove it")
     return list(names), [number[str(value)] for value in values]
 
 
@@ -177,7 +178,7 @@ def find_image_column(features: Mapping[str, Any], wanted: str | None) -> str:
     """
     if wanted is not None:
         if wanted not in features:
-            raise ValueError(f"image_column {wanted!r}: the data set has {', '.join(features)}")
+            raise UserError(f"image_column {wanted!r}: the data set has {', '.join(features)}")
         return wanted
     found = [
         name
@@ -186,7 +187,7 @@ def find_image_column(features: Mapping[str, Any], wanted: str | None) -> str:
     ]
     if len(found) != 1:
         how_many = "more than one column" if found else "no column"
-        raise ValueError(f"{how_many} of pictures among {', '.join(features)}: set image_column")
+        raise UserError(f"{how_many} of pictures among {', '.join(features)}: set image_column")
     return found[0]
 
 
@@ -199,12 +200,12 @@ def find_label_column(features: Mapping[str, Any], wanted: str | None) -> str | 
     """
     if wanted is not None:
         if wanted not in features:
-            raise ValueError(f"label_column {wanted!r}: the data set has {', '.join(features)}")
+            raise UserError(f"label_column {wanted!r}: the data set has {', '.join(features)}")
         return wanted
     found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     found = found or [name for name in ("label", "labels") if name in features]
     if len(found) > 1:
-        raise ValueError(f"more than one column of classes ({', '.join(found)}): set label_column")
+        raise UserError(f"more than one column of classes ({', '.join(found)}): set label_column")
     return found[0] if found else None
 
 
@@ -218,7 +219,7 @@ def undecoded(table: Any, image_column: str) -> Any:
 def open_cell(cell: Mapping[str, Any] | None) -> Image.Image:
     """Decodes a {bytes, path} cell; a ValueError if it is empty."""
     if cell is None:
-        raise ValueError("there is no picture in this row")
+        raise UserError("there is no picture in this row")
     content = cell["bytes"]
     return decoded(Path(cell["path"]).read_bytes() if content is None else content)
 
@@ -252,7 +253,7 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
         return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         if streaming:
-            raise ValueError(
+            raise UserError(
                 f"{dataset} is read from the disk as needed: streaming is for parquet and the hub, leave it out"
             )
         saved = datasets.load_from_disk(dataset)
@@ -260,7 +261,7 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
     if path.is_dir():
         return datasets.load_dataset(dataset, streaming=streaming)
     if dataset.startswith((".", "/", "~")) or path.suffix == ".parquet":
-        raise FileNotFoundError(f"{dataset} does not exist: `dataset` is a file, a folder or a name on the hub")
+        raise NotFoundError(f"{dataset} does not exist: `dataset` is a file, a folder or a name on the hub")
     return datasets.load_dataset(dataset, config, streaming=streaming)
 
 

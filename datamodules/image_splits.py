@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from d2v_lightning.errors import NotFoundError, UserError
 from datamodules.image_sources import (
     SPLIT_NAMES,
     DigitsSource,
@@ -34,7 +35,7 @@ def open_folder(root: Path, labelled: bool) -> dict[Split, ImageSource]:
         ValueError: see `FolderSource`.
     """
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder: point `root` to a folder of pictures")
+        raise NotFoundError(f"{root} is not a folder: point `root` to a folder of pictures")
     folders = {split: folder for split in SPLITS if (folder := split_folder(root, split)) is not None}
     if not folders and not labelled:
         folders = {"train": root}
@@ -65,7 +66,7 @@ def open_dataset(
         source = HuggingFaceSource(table, image_column, label_column, class_names)
         class_names = class_names or source.class_names
         if labelled and source.labels is None:
-            raise ValueError(f"no column of classes among {', '.join(table.features)}: set label_column")
+            raise UserError(f"no column of classes among {', '.join(table.features)}: set label_column")
         _refuse_new_classes(source, sources.get("train"), split)
         sources[split] = source
     return sources
@@ -87,7 +88,7 @@ def hold_out(sources: dict[Split, ImageSource], fraction: float, seed: int) -> d
     order = sorted(range(len(whole)), key=lambda place: derived_seed("held out", seed, place))
     held_out = max(1, round(fraction * len(whole)))
     if held_out >= len(whole):
-        raise ValueError(f"val_fraction {fraction} of {len(whole)} pictures leaves nothing to train on")
+        raise UserError(f"val_fraction {fraction} of {len(whole)} pictures leaves nothing to train on")
     return {
         **sources,
         "val": SubsetSource(whole, order[:held_out]),
@@ -108,6 +109,6 @@ def _refuse_new_classes(source: ImageSource, train: ImageSource | None, split: s
         return
     if unknown := sorted(set(source.labels) - set(train.labels)):
         names = ", ".join(source.class_names[number] for number in unknown)
-        raise ValueError(
+        raise UserError(
             f"class {names} is in the {split} split but not in the training split: add training pictures or remove it"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from d2v_lightning.errors import UserError
 from datamodules.keyed_images import one_line
 from datamodules.samplers import Key
 from datamodules.speech_sources import SpeechSource
@@ -46,7 +47,7 @@ class KeyedClips(Dataset[dict[str, Any]]):
             try:
                 waveform = self.source.read(place)
                 if len(waveform) < TRUNCATED * clip.samples:
-                    raise ValueError(f"truncated, {len(waveform)} of {clip.samples} samples are there")
+                    raise UserError(f"truncated, {len(waveform)} of {clip.samples} samples are there")
             except UNREADABLE as error:
                 unreadable.append(f"{clip.name}: {one_line(error)}")
                 if not self.replace:
@@ -57,6 +58,6 @@ class KeyedClips(Dataset[dict[str, Any]]):
             inputs = torch.from_numpy(normalise(waveform) if self.normalised else waveform)
             sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
             return sample if clip.text is None else {**sample, "text": clip.text}
-        raise ValueError(
+        raise UserError(
             f"{len(unreadable)} clips in a row cannot be read, the first is {unreadable[0]}: check the data"
         )

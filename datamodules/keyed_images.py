@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from d2v_lightning.errors import UserError
 from datamodules.image_sources import ImageSource
 from datamodules.samplers import Key, derived_seed, seeded
 from datamodules.transforms import ImageTransform, as_channels
@@ -80,7 +81,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
                 continue
             refuse_too_small(picture, self.grid, self.source.name(place))
             return picture, place
-        raise ValueError(
+        raise UserError(
             f"{REPLACEMENTS} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
         )
 
@@ -89,7 +90,7 @@ def refuse_too_small(picture: Image.Image, grid: tuple[int, int], name: str) -> 
     """Raises ValueError where there are more patches than pixels along a side."""
     width, height = picture.size
     if height < grid[0] or width < grid[1]:
-        raise ValueError(
+        raise UserError(
             f"{name} has {height}x{width} pixels, fewer than the {grid[0]}x{grid[1]} patches of the model: remove it,"
             " or take a smaller image_size or a larger patch_size"
         )

@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.types import Batch
 from datamodules.loader import ResumableLoader
@@ -35,12 +36,12 @@ class MultimodalDataModule(FromRecipe, Configurable, LightningDataModule):
         super().__init__()
         turns = dict.fromkeys(datamodules, 1) if turns is None else turns
         if not datamodules or set(turns) != set(datamodules) or min(turns.values()) < 1:
-            raise ValueError(
+            raise UserError(
                 f"turns is {turns} for datamodules {', '.join(datamodules) or 'none'}: give each a number of 1 or more"
             )
         setting = [name for name, data in datamodules.items() if getattr(data, "effective_batch", None) is not None]
         if setting:
-            raise ValueError(
+            raise UserError(
                 f"effective_batch of {setting[0]}: several modalities share one accumulation, so set it to null and "
                 "trainer.accumulate_grad_batches to the batches of one modality in a step"
             )
@@ -60,7 +61,7 @@ class MultimodalDataModule(FromRecipe, Configurable, LightningDataModule):
         """
         modalities = getattr(getattr(self.trainer, "lightning_module", None), "modalities", self.datamodules)
         if set(modalities) != set(self.datamodules):
-            raise ValueError(
+            raise UserError(
                 f"the model has modalities {', '.join(modalities)}, the data {', '.join(self.datamodules)}: make them equal"
             )
         for data in self.datamodules.values():
@@ -98,7 +99,7 @@ class TurnsLoader:
     def __init__(self, loaders: dict[str, Any], turns: dict[str, int], accumulated: int = 1) -> None:
         for name, loader in loaders.items():
             if not isinstance(loader, ResumableLoader):
-                raise ValueError(
+                raise UserError(
                     f"the training loader of {name} is a {type(loader).__name__}: a ResumableLoader is needed"
                 )
             loader.endless = True

@@ -12,6 +12,8 @@ import torch
 import torch.distributed
 from torch.utils.data import Sampler
 
+from d2v_lightning.errors import UserError
+
 Key = tuple[int, int]
 """(epoch, index): together with the seed it decides everything random about one reading of one sample."""
 
@@ -83,9 +85,9 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     def __init__(self, num_samples: int, batch_size: int, seed: int = 0, shuffle: bool = True) -> None:
         if num_samples < 1:
-            raise ValueError(f"num_samples {num_samples}: permitted is 1 or more")
+            raise UserError(f"num_samples {num_samples}: permitted is 1 or more")
         if batch_size < 1:
-            raise ValueError(f"batch_size {batch_size}: permitted is 1 or more")
+            raise UserError(f"batch_size {batch_size}: permitted is 1 or more")
         self.num_samples, self.batch_size, self.seed, self.shuffle = num_samples, batch_size, seed, shuffle
         self.start = 0
         self.trainer_ahead = 0

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
+from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
@@ -108,13 +109,13 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         super().__init__()
         for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
             if given not in choices:
-                raise ValueError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
+                raise UserError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
         if streaming and (dataset is None or not isinstance(train_split, str) or not train_split):
-            raise ValueError(
+            raise UserError(
                 "streaming reads one training split of a Hugging Face data set: set dataset and train_split"
             )
         if streaming and (max_seconds is None or max_seconds * RATE > batch_samples):
-            raise ValueError(
+            raise UserError(
                 f"max_seconds {max_seconds}: a stream needs it, and no more than batch_samples {batch_samples}"
             )
         for name, value in (
@@ -124,12 +125,12 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ("shuffle_buffer", shuffle_buffer),
         ):
             if value is not None and value < 1:
-                raise ValueError(f"{name} {value}: permitted is 1 or more")
+                raise UserError(f"{name} {value}: permitted is 1 or more")
         low = 0.0 if min_seconds is None else min_seconds
         if low < 0 or (max_seconds is not None and max_seconds <= low):
-            raise ValueError(f"min_seconds {min_seconds}, max_seconds {max_seconds}: permitted is 0 <= min < max")
+            raise UserError(f"min_seconds {min_seconds}, max_seconds {max_seconds}: permitted is 0 <= min < max")
         if num_workers < 0:
-            raise ValueError(f"num_workers {num_workers}: permitted is 0 or more")
+            raise UserError(f"num_workers {num_workers}: permitted is 0 or more")
         SpanMaskCollator(mask_prob, mask_length, mask_ratio, num_masks)  # they refuse wrong arguments now, not in a
         TranscriptCollator([], 768, time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length)  # worker
         self.save_hyperparameters(logger=False)
@@ -160,19 +161,19 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         """
         if stage == "predict":
             if self.root is None:
-                raise ValueError("nothing to transcribe: set data.root to a recording or a folder of them")
+                raise UserError("nothing to transcribe: set data.root to a recording or a folder of them")
             self._find_recordings(self.root)
             return
         if self.root is not None and self.dataset is not None:
-            raise ValueError(f"root {self.root!r} and dataset {self.dataset!r}: set one of them to null")
+            raise UserError(f"root {self.root!r} and dataset {self.dataset!r}: set one of them to null")
         if self.root is None and self.dataset is None:
-            raise ValueError(
+            raise UserError(
                 "no data: set data.root to a folder of recordings, or data.dataset to a Hugging Face data set"
             )
         module = attached_model(self)
         normalised = getattr(module, "normalize", self.normalize)
         if normalised != self.normalize:
-            raise ValueError(
+            raise UserError(
                 f"normalize is {self.normalize}, the model was trained with {normalised}: set data.normalize"
             )
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -197,7 +198,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         names = self.splits[split]
         if not names:
             where = f"below {self.root}" if self.dataset is None else f"of {self.dataset}"
-            raise ValueError(f"no {split} data: set data.{split}_split to what there is {where}")
+            raise UserError(f"no {split} data: set data.{split}_split to what there is {where}")
         opened = [self._open_one(name) for name in names]
         source = opened[0] if len(opened) == 1 else JoinedSource(opened)
         least = self._least_samples()
@@ -206,7 +207,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if most is not None:
             source = _left_out(source, split, lambda clip: clip.samples > most, f"longer than {most / RATE:.1f} s")
         if not len(source):
-            raise ValueError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
+            raise UserError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
         if self.task == "ctc":
             self._check_transcripts(source, split)
         check_budget(self._lengths(source), self.batch_samples)
@@ -255,7 +256,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         for number, clip in enumerate(source.clips):
             source.clips[number] = clip._replace(text=tidy(clip.text, self.upper))
         if silent := [clip.name for clip in source.clips if not clip.text]:
-            raise ValueError(
+            raise UserError(
                 f"{len(silent)} of {len(source)} clips of the {split} split have no transcript, the first is {silent[0]}: "
                 "fine-tuning needs one for every clip"
             )
@@ -278,7 +279,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if foreign:
             listed = " ".join(sorted(set().union(*(letters for _, letters in foreign))))
             first = foreign[0][0]
-            raise ValueError(
+            raise UserError(
                 f"{len(foreign)} transcripts of the {split} split have letters that {whose} lacks: {listed} (first in "
                 f"{first.name}: {first.text}). Clean the transcripts, or {remedy}"
             )
@@ -290,7 +291,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ValueError: transcripts of another split that is in use have others.
         """
         if self.streaming:
-            raise ValueError("a stream cannot be searched for its letters: give model.vocabulary as a list or file")
+            raise UserError("a stream cannot be searched for its letters: give model.vocabulary as a list or file")
         if "train" not in self._sources:
             self._sources["train"] = self._open("train")
         counts = Counter(letter for clip in self._sources["train"].clips for letter in (clip.text or ""))
@@ -316,7 +317,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         samples = self.samples_per_epoch or count_rows(self._stream.stream)
         least = self._stream.batch_size * (self.trainer.world_size if self.trainer is not None else 1)
         if samples < least:
-            raise ValueError(
+            raise UserError(
                 f"an epoch of {samples} clips is less than one batch on every device, {least} clips of max_seconds: lower "
                 "batch_samples or raise samples_per_epoch"
             )
@@ -352,7 +353,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         sampler = BudgetBatchSampler(self._lengths(source), self.batch_samples, self.seed, shuffle=training)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if training and len(sampler.batches) < world_size:
-            raise ValueError(
+            raise UserError(
                 f"{len(source)} clips make {len(sampler.batches)} batch(es) of {self.batch_samples} samples for "
                 f"{world_size} devices: lower batch_samples"
             )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from d2v_lightning.errors import UserError
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed, world
 from datamodules.waveform import RATE
 
@@ -18,7 +19,7 @@ def check_budget(lengths: Sequence[int], budget: int) -> int:
     """
     longest = max(lengths)
     if longest > budget:
-        raise ValueError(
+        raise UserError(
             f"batch_samples {budget} is smaller than the longest clip, {longest} samples ({longest / RATE:.1f} s): "
             "raise batch_samples, or lower max_seconds"
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.errors import UserError
 from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask, visible_positions
 from d2v_lightning.types import Batch
 from datamodules.samplers import derived_seed
@@ -70,7 +71,7 @@ class SpeechCollator:
         assert self.vocabulary is not None
         letters = SEPARATOR.join(text.split())
         if unknown := sorted(set(letters) - self.vocabulary.keys()):
-            raise ValueError(f"the vocabulary lacks {' '.join(unknown)}, which are in the transcript {text!r}")
+            raise UserError(f"the vocabulary lacks {' '.join(unknown)}, which are in the transcript {text!r}")
         return [self.vocabulary[letter] for letter in letters]
 
     def _crop(self, clip: Tensor, sample: Any, limit: int) -> Tensor:
@@ -116,9 +117,9 @@ class SpanMaskCollator(SpeechCollator):
     ) -> None:
         super().__init__(crop_to_shortest, max_samples, None, seed)
         if num_masks < 1:
-            raise ValueError(f"num_masks {num_masks}: permitted is 1 or more")
+            raise UserError(f"num_masks {num_masks}: permitted is 1 or more")
         if mask_ratio is not None and not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
+            raise UserError(f"mask_ratio {mask_ratio}: permitted is 0 < mask_ratio < 1")
         num_span_masked(1000, mask_prob, mask_length)  # refuses wrong arguments now, not in a worker process
         self.mask_prob, self.mask_length, self.mask_ratio = mask_prob, mask_length, mask_ratio
         self.num_masks, self.conv_layers = num_masks, conv_layers

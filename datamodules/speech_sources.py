@@ -13,6 +13,7 @@ import soundfile
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
+from d2v_lightning.errors import NotFoundError, UserError
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
 from datamodules.waveform import RATE, SUFFIXES, UNREADABLE, Waveform, read_waveform, samples_at_16k
@@ -86,15 +87,15 @@ def open_split(root: str, split: str) -> SpeechSource:
     """
     folder = Path(root).expanduser()
     if not folder.exists():
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"data.root {root} does not exist: give a folder of recordings (a Hugging Face data set is data.dataset)"
         )
     if _is_table(folder):
-        raise ValueError(f"data.root {root} is a Hugging Face data set: set data.dataset to it, and data.root to null")
+        raise UserError(f"data.root {root} is a Hugging Face data set: set data.dataset to it, and data.root to null")
     place = find_split(root, split)
     if place is None:
         there = sorted(path.name for path in folder.iterdir())[:12] if folder.is_dir() else []
-        raise FileNotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
+        raise NotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
     if place.is_dir():
         source = _from_folder(place)
     elif place.suffix.lower() in SUFFIXES:
@@ -102,7 +103,7 @@ def open_split(root: str, split: str) -> SpeechSource:
     else:
         source = _from_manifest(place)
     if not len(source):
-        raise ValueError(f"{place} holds no readable sound ({', '.join(SUFFIXES)}): point data.root to recordings")
+        raise UserError(f"{place} holds no readable sound ({', '.join(SUFFIXES)}): point data.root to recordings")
     return source
 
 
@@ -126,7 +127,7 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}): convert it with iconv") from error
+        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): convert it with iconv") from error
 
 
 def _from_folder(folder: Path) -> SpeechSource:
@@ -147,7 +148,7 @@ def _from_manifest(path: Path) -> SpeechSource:
     lines = [line for line in _lines(path) if line.strip()]
     pieces: dict[str, tuple[int, Any, Any]] = {}  # NeMo's, by recording
     if not lines:
-        raise ValueError(f"{path} is empty: a manifest lists recordings")
+        raise UserError(f"{path} is empty: a manifest lists recordings")
     if path.suffix == ".tsv":
         clips = _tsv_clips(path, lines)
     else:
@@ -159,9 +160,7 @@ def _from_manifest(path: Path) -> SpeechSource:
                 if not isinstance(file, str) or not isinstance(text, str | None):
                     raise TypeError("a name and a transcript are strings")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}'
-                ) from error
+                raise UserError(f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}') from error
             place = str(path.parent / file)
             clips.append(Clip(place, -1, text, place))
             if "offset" in entry:
@@ -170,7 +169,7 @@ def _from_manifest(path: Path) -> SpeechSource:
     for clip in clips if pieces else ():
         number, offset, seconds = pieces.get(clip.name, (0, 0, None))
         if offset not in (0, None) or (isinstance(seconds, (int, float)) and clip.samples / RATE - seconds > 0.1):
-            raise ValueError(
+            raise UserError(
                 f"{path}:{number} is a piece of {clip.name} (offset {offset}, duration {seconds}): whole recordings are "
                 "read, cut it out"
             )
@@ -187,12 +186,12 @@ def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:
     elif words.is_file():
         texts = [line.strip() for line in _lines(words)]
     if len(texts) != len(rows):
-        raise ValueError(f"{path} lists {len(rows)} clips, the transcripts beside it are {len(texts)}: they must agree")
+        raise UserError(f"{path} lists {len(rows)} clips, the transcripts beside it are {len(texts)}: they must agree")
     clips = []
     for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=2):
         name, _, samples = row.partition("\t")
         if not samples.strip().isdigit():
-            raise ValueError(f"{path}:{number} is not '<path><TAB><samples>'")
+            raise UserError(f"{path}:{number} is not '<path><TAB><samples>'")
         place = str(path.parent / root / name)
         clips.append(Clip(place, -1, text, place))
     return clips
@@ -215,7 +214,7 @@ def cell_of(audio: Mapping[str, Any] | None) -> Any:
         ValueError: it is empty.
     """
     if audio is None or (audio["bytes"] is None and not audio["path"]):
-        raise ValueError("there is no sound in this row")
+        raise UserError("there is no sound in this row")
     return audio["bytes"] if audio["bytes"] is not None else audio["path"]
 
 
@@ -237,7 +236,7 @@ def open_audio_table(
     """
     tables = open_table(dataset, config, streaming=streaming)
     if split and split not in tables:
-        raise FileNotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
+        raise NotFoundError(f"{dataset} has no split {split!r}: it has {', '.join(tables)}")
     from datasets import Audio
 
     table = tables[split or next(iter(tables))]
@@ -246,9 +245,9 @@ def open_audio_table(
     kinds = table.features
     column = next((key for key, kind in kinds.items() if isinstance(kind, Audio) or key == "audio"), None)
     if column is None:
-        raise ValueError(f"{dataset} has no column of audio among {', '.join(kinds)}")
+        raise UserError(f"{dataset} has no column of audio among {', '.join(kinds)}")
     if text_column is not None and text_column not in kinds:
-        raise ValueError(f"{dataset} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
+        raise UserError(f"{dataset} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
     text = text_column or next((key for key in TEXT_COLUMNS if key in kinds), None)
     wanted = table.select_columns([column] if text is None else [column, text])
     return wanted.cast_column(column, Audio(decode=False)), column, text
@@ -307,7 +306,7 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
         )
     bad = [entry for entry in found if isinstance(entry, str)]
     if bad and len(bad) == len(clips):
-        raise ValueError(f"none of the {len(bad)} recordings of {where} can be read, the first is {bad[0]}: check them")
+        raise UserError(f"none of the {len(bad)} recordings of {where} can be read, the first is {bad[0]}: check them")
     if bad:
         more = f" and {len(bad) - NAMES_IN_WARNING} more" if len(bad) > NAMES_IN_WARNING else ""
         rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {'; '.join(bad[:NAMES_IN_WARNING])}{more}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from d2v_lightning.errors import UserError
 from datamodules.speech_sources import cell_of, tidy
 from datamodules.streaming import Stream
 from datamodules.waveform import RATE, UNREADABLE, Waveform, normalise, read_waveform
@@ -47,9 +48,9 @@ class StreamedClips(Stream):
     def read(self, row: dict[str, Any]) -> Waveform:
         waveform = read_waveform(cell_of(row[self.column]))
         if not self.least <= len(waveform) <= (self.most or len(waveform)):
-            raise ValueError(f"{len(waveform) / RATE:.2f} s long, which min_seconds and max_seconds leave out")
+            raise UserError(f"{len(waveform) / RATE:.2f} s long, which min_seconds and max_seconds leave out")
         if self.transcribed and not self._text(row):
-            raise ValueError("no transcript")
+            raise UserError("no transcript")
         return waveform
 
     def finished(self, read: Waveform, row: dict[str, Any], name: str, index: int) -> dict[str, Any]:

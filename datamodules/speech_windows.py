@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.errors import UserError
 from datamodules.keyed_images import one_line
 from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, samples_at_16k, stream_waveform
 
@@ -46,12 +47,12 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
         windows: int = 8,
     ) -> None:
         if min(core_seconds, context_seconds, windows) < 1:  # without context frames between windows would be missing
-            raise ValueError(
+            raise UserError(
                 f"core_seconds {core_seconds}, context_seconds {context_seconds}, windows {windows}: permitted is 1 or more"
             )
         stride = int(np.prod([layer[2] for layer in conv_layers]))
         if RATE // TICKS % stride:
-            raise ValueError(
+            raise UserError(
                 f"the encoder's frames are {stride} samples apart, which does not divide a fifth of a second, {RATE // TICKS}"
             )
         self.paths, self.normalised, self.conv_layers = list(paths), normalised, conv_layers
@@ -80,7 +81,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
         if samples < TRUNCATED * samples_at_16k(info.frames, info.samplerate):
             rank_zero_warn(f"{path} is truncated: transcribed are the {samples / RATE:.1f} s that are there")
         if feature_lengths(samples, self.conv_layers) < 1:
-            raise ValueError(f"{samples} samples are too few for one frame")
+            raise UserError(f"{samples} samples are too few for one frame")
         if not self.normalised:
             mean, scale = 0.0, 1.0
         starts = _starts(loudness, self.core)
@@ -119,14 +120,14 @@ def _statistics(path: str) -> tuple[float, float, int, np.ndarray]:
     for piece in stream_waveform(path):
         wide = piece.astype(np.float64)
         if not np.isfinite(wide).all():
-            raise ValueError("some of its samples are not finite numbers")
+            raise UserError("some of its samples are not finite numbers")
         total, squares, count = total + wide.sum(), squares + np.square(wide).sum(), count + len(wide)
         rest = np.concatenate([rest, wide])
         whole = len(rest) // half * half
         variances.append(rest[:whole].reshape(-1, half).var(axis=1))
         rest = rest[whole:]
     if not count:
-        raise ValueError("it holds no samples")
+        raise UserError("it holds no samples")
     if len(rest):
         variances.append(rest.var(keepdims=True))
     mean = total / count

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from d2v_lightning.errors import UserError
 from d2v_lightning.types import Batch
 from datamodules.image_sources import find_image_column, find_label_column, open_cell, undecoded
 from datamodules.keyed_images import UNREADABLE, one_line, refuse_too_small
@@ -97,7 +98,7 @@ class Stream(IterableDataset[dict[str, Any] | None]):
                 continue
             sample = self.finished(read, row, name, index)
             return {**sample, "index": index, "key": (self.epoch, index), "unreadable": unreadable}
-        raise ValueError(f"{len(ahead)} rows in a row cannot be read, the first is {unreadable[0]}: check the data set")
+        raise UserError(f"{len(ahead)} rows in a row cannot be read, the first is {unreadable[0]}: check the data set")
 
     def read(self, row: dict[str, Any]) -> Any:
         """Decodes a row, or raises one of `unreadable`."""
@@ -142,7 +143,7 @@ class StreamedImages(Stream):
         label = stream.features.get(self.label_column)
         self.class_names: Sequence[str] = list(getattr(label, "names", None) or ())
         if label is not None and not self.class_names and "int" not in str(getattr(label, "dtype", "")):
-            raise ValueError(
+            raise UserError(
                 f"label_column {self.label_column!r} is not numbered, and a stream cannot be searched for all"
             )
         super().__init__(undecoded(stream, column), column, batch_size, seed, shuffle, buffer)

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
@@ -129,11 +130,11 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
     ) -> None:
         super().__init__()
         if files is not None and dataset is not None:
-            raise ValueError(f"files {files!r} and dataset {dataset!r}: give one of them, and set the other to null")
+            raise UserError(f"files {files!r} and dataset {dataset!r}: give one of them, and set the other to null")
         if val_files is not None and val_fraction is not None:
-            raise ValueError(f"val_files {val_files!r} and val_fraction {val_fraction}: give one of them")
+            raise UserError(f"val_files {val_files!r} and val_fraction {val_fraction}: give one of them")
         if val_fraction is not None and not 0 < val_fraction < 1:
-            raise ValueError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
+            raise UserError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
         for name, value, least in (
             ("block_size", block_size, 8),
             ("batch_size", batch_size, 1),
@@ -141,9 +142,9 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             ("num_workers", num_workers, 0),
         ):
             if value is not None and value < least:
-                raise ValueError(f"{name} {value}: permitted is {least} or more")
+                raise UserError(f"{name} {value}: permitted is {least} or more")
         if documents not in ("lines", "blank_lines"):
-            raise ValueError(f"documents {documents!r}: permitted are 'lines' and 'blank_lines'")
+            raise UserError(f"documents {documents!r}: permitted are 'lines' and 'blank_lines'")
         check_masking(mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob)
         self.save_hyperparameters(logger=False)
         self.files, self.dataset, self.dataset_config = files, dataset, dataset_config
@@ -170,9 +171,9 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
                 batch.
         """
         if stage in ("test", "predict"):
-            raise ValueError("text for pre-training has nothing to " + stage + ": use fit or validate")
+            raise UserError("text for pre-training has nothing to " + stage + ": use fit or validate")
         if self.files is None and self.dataset is None:
-            raise ValueError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
+            raise UserError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
         if self._tokenizer is None:
             backbone = getattr(attached_model(self), "backbone", None)
             self._tokenizer = agreed_tokenizer(self.tokenizer_name, backbone)
@@ -181,7 +182,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         if not self._blocks:
             self._blocks = self._opened()
         if stage == "validate" and "val" not in self._blocks:
-            raise ValueError("there is no text to validate: set val_files or val_fraction")
+            raise UserError("there is no text to validate: set val_files or val_fraction")
         if stage == "fit" and self.effective_batch is not None:
             per_device = self.batch_size * self.block_size
             accumulate_to(self.trainer, "batch_size x block_size", per_device, self.effective_batch, "tokens")
@@ -190,21 +191,21 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         assert self._vocabulary is not None
         most = self._tokenizer.model_max_length
         if self.block_size > most:
-            raise ValueError(f"block_size {self.block_size}: tokenizer {self.tokenizer_name!r} is for {most} at most")
+            raise UserError(f"block_size {self.block_size}: tokenizer {self.tokenizer_name!r} is for {most} at most")
         encoder = getattr(attached_model(self), "encoder", None)
         most = getattr(encoder, "max_positions", self.block_size)
         if self.block_size > most:
-            raise ValueError(f"block_size {self.block_size}: the model has max_positions {most}, set one of them")
+            raise UserError(f"block_size {self.block_size}: the model has max_positions {most}, set one of them")
         size = getattr(encoder, "vocab_size", self._vocabulary.size)
         if self._vocabulary.size > size:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {self.tokenizer_name!r} has {self._vocabulary.size} ids, the model vocab_size {size}: set "
                 f"the encoder's vocab_size to {self._vocabulary.size}"
             )
         for name in ("pad_id", "mask_id"):
             mine = getattr(self._vocabulary, name)
             if getattr(encoder, name, mine) != mine:
-                raise ValueError(
+                raise UserError(
                     f"the model's {name} is {getattr(encoder, name)}, tokenizer {self.tokenizer_name!r} has {mine}: set "
                     f"the encoder's {name} to {mine}"
                 )
@@ -226,7 +227,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
     def _held_out(self, blocks: TextBlocks, share: float) -> dict[Split, TextBlocks]:
         number = max(1, round(share * len(blocks)))
         if number >= len(blocks):
-            raise ValueError(f"val_fraction {share} of {len(blocks)} block(s) leaves nothing to train on")
+            raise UserError(f"val_fraction {share} of {len(blocks)} block(s) leaves nothing to train on")
         order = np.random.default_rng(derived_seed("held out", self.seed)).permutation(len(blocks))
         val, train = (
             TextBlocks(blocks.corpus, blocks.ends, blocks.first_id, np.sort(places))
@@ -266,7 +267,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         blocks = self._blocks["train"]
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if self.batch_size * world_size > len(blocks):
-            raise ValueError(
+            raise UserError(
                 f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(blocks)} training blocks: set "
                 f"batch_size to at most {len(blocks) // world_size}, or block_size lower"
             )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
 from d2v_lightning.masking import hidden_positions, visible_positions
 from d2v_lightning.types import Batch
 from datamodules.samplers import derived_seed
@@ -30,7 +31,7 @@ class TextCollator:
 
     def __init__(self, pad_id: int = 1, multiple_of: int = 1) -> None:
         if multiple_of < 1:
-            raise ValueError(f"multiple_of {multiple_of}: permitted is 1 or more")
+            raise UserError(f"multiple_of {multiple_of}: permitted is 1 or more")
         self.pad_id, self.multiple_of = pad_id, multiple_of
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
@@ -154,14 +155,14 @@ def check_masking(
 ) -> None:
     """Raises ValueError where an argument of `TextMaskCollator` is out of its range."""
     if num_masks < 1:
-        raise ValueError(f"num_masks {num_masks}: permitted is 1 or more")
+        raise UserError(f"num_masks {num_masks}: permitted is 1 or more")
     if leave_unmasked_prob < 0 or random_token_prob < 0 or leave_unmasked_prob + random_token_prob >= 1:
-        raise ValueError(
+        raise UserError(
             f"leave_unmasked_prob {leave_unmasked_prob}, random_token_prob {random_token_prob}: permitted are shares that "
             "add up to less than 1"
         )
     if num_masks > 1 and (leave_unmasked_prob or random_token_prob):
-        raise ValueError(
+        raise UserError(
             f"num_masks {num_masks} with leave_unmasked_prob {leave_unmasked_prob}, random_token_prob {random_token_prob}: "
             "data2vec 2.0 drops hidden tokens, set both to 0"
         )

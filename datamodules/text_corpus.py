@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ from filelock import FileLock
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
+from d2v_lightning.atomic import atomic_write, remove
+from d2v_lightning.errors import UserError
 from datamodules.text_sources import Line, Skipped, TextSource
 from datamodules.vocabulary import all_cores, content_hash
 
@@ -67,11 +68,13 @@ class TokenCorpus:
         if not target.is_file():
             with FileLock(f"{target}.lock"):
                 if not target.is_file():
-                    unfinished = target.with_suffix(".unfinished")
-                    with unfinished.open("wb") as file, _Growing(file, np.dtype(np.int64)) as ends:
+                    with (
+                        atomic_write(target) as unfinished,
+                        unfinished.open("wb") as file,
+                        _Growing(file, np.dtype(np.int64)) as ends,
+                    ):
                         for end in self._ends_of_lines_packed(capacity):
                             ends.append([end])
-                    os.replace(unfinished, target)
         ends_on_disk: np.ndarray[Any, np.dtype[np.int64]] = np.load(target, mmap_mode="r")
         return ends_on_disk
 
@@ -108,12 +111,10 @@ def tokenized(source: TextSource, tokenizer: Any, last_id: int, cache_dir: Path)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir / f"{name}.lock"):
         if not _is_whole(folder, key):
-            unfinished = cache_dir / f"{name}.unfinished"
-            for leftover in (unfinished, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
-            unfinished.mkdir()
-            _write(source, tokenizer, last_id, unfinished, key)
-            os.replace(unfinished, folder)
+            remove(folder)
+            with atomic_write(folder) as unfinished:
+                unfinished.mkdir()
+                _write(source, tokenizer, last_id, unfinished, key)
     corpus = TokenCorpus(folder)
     rank_zero_info(
         f"{len(corpus.tokens):,} tokens of {len(corpus.line_ends):,} lines in {len(corpus.document_ends):,} documents, "
@@ -130,7 +131,7 @@ def tokenized(source: TextSource, tokenizer: Any, last_id: int, cache_dir: Path)
 def checked_packing(packing: str) -> Packing:
     """Raises ValueError where `packing` is none."""
     if packing not in get_args(Packing):
-        raise ValueError(f"packing {packing!r}: permitted are {', '.join(map(repr, get_args(Packing)))}")
+        raise UserError(f"packing {packing!r}: permitted are {', '.join(map(repr, get_args(Packing)))}")
     return packing  # type: ignore[return-value]  # checked above
 
 
@@ -163,7 +164,7 @@ def _write(source: TextSource, tokenizer: Any, last_id: int, folder: Path, key: 
                 document_ends.append(ends[[line.ends_document for line in lines]])
                 bar.update(sum(line.size for line in lines))
         if not tokens.length:
-            raise ValueError(f"no text in {_named(source)}: all lines are empty or cannot be read")
+            raise UserError(f"no text in {_named(source)}: all lines are empty or cannot be read")
     sizes = {path.name: path.stat().st_size for path in paths}
     description = {"key": key, "sizes": sizes, "skipped": vars(skipped)}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+from d2v_lightning.errors import NotFoundError, UserError
 from datamodules.image_sources import SPLIT_NAMES, open_table
 
 Documents = Literal["lines", "blank_lines"]
@@ -76,14 +77,14 @@ class FileSource:
 
     def __init__(self, patterns: str | Iterable[str], documents: Documents = "lines", text_field: str = "text") -> None:
         if documents not in get_args(Documents):
-            raise ValueError(f"documents {documents!r}: permitted are {', '.join(map(repr, get_args(Documents)))}")
+            raise UserError(f"documents {documents!r}: permitted are {', '.join(map(repr, get_args(Documents)))}")
         self.documents, self.text_field = documents, text_field
         self.paths: list[Path] = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
             if not found:
                 folder = " (it is a folder: add /*.txt)" if Path(pattern).is_dir() else ""
-                raise FileNotFoundError(f"no file matches {pattern!r}{folder}: give text files or .jsonl files")
+                raise NotFoundError(f"no file matches {pattern!r}{folder}: give text files or .jsonl files")
             self.paths += [path for path in found if path not in self.paths]
 
     @property
@@ -127,14 +128,14 @@ class FileSource:
                 bad += 1
                 skipped.add(f"{path}:{number}: not JSON ({error.msg})")
                 if bad > good + 1:
-                    raise ValueError(
+                    raise UserError(
                         f"{path} is not JSON lines ({error.msg} in line {number}): a record a line"
                     ) from error
                 continue
             good += 1
             if not isinstance(record, dict) or not isinstance(record.get(self.text_field), str):
                 there = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise ValueError(f"{path}:{number} has no text in {self.text_field!r} ({there}): set text_field")
+                raise UserError(f"{path}:{number} has no text in {self.text_field!r} ({there}): set text_field")
             yield from split_lines(record[self.text_field], size)
 
     def _decoded(self, path: Path, skipped: Skipped) -> Iterator[tuple[int, str, int]]:
@@ -156,7 +157,7 @@ class FileSource:
                 if bad > max(good, ENOUGH_BAD_LINES):
                     break
         if bad > good:
-            raise ValueError(
+            raise UserError(
                 f"{path} is not UTF-8 text, {bad} of its first {good + bad} lines cannot be read: convert it, as by "
                 "iconv -f ENCODING -t UTF-8"
             )
@@ -176,7 +177,7 @@ class TableSource:
 
     def __init__(self, table: Any, name: str, text_field: str) -> None:
         if text_field not in table.column_names:
-            raise ValueError(
+            raise UserError(
                 f"{name} has no column {text_field!r}: set text_field to one of {', '.join(table.column_names)}"
             )
         self._table = table.select_columns([text_field])
@@ -231,5 +232,5 @@ def open_tables(dataset: str, config: str | None, text_field: str) -> dict[str, 
         if found is not None:
             sources[split] = TableSource(tables[found], f"{dataset}[{found}]", text_field)
     if "train" not in sources:
-        raise FileNotFoundError(f"{dataset} has no train split, it has {', '.join(tables)}")
+        raise NotFoundError(f"{dataset} has no train split, it has {', '.join(tables)}")
     return sources

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from d2v_lightning.atomic import atomic_write
+from d2v_lightning.errors import ExistsError, UserError
 from datamodules.text_sources import FileSource, Skipped, TextSource
 from datamodules.vocabulary import all_cores
 
@@ -37,7 +37,7 @@ def train_tokenizer(source: TextSource, vocab_size: int = 50265, skipped: Skippe
     from transformers import PreTrainedTokenizerFast
 
     if vocab_size < SMALLEST:
-        raise ValueError(f"vocab_size {vocab_size}: permitted is {SMALLEST} (256 bytes, 5 special tokens) or more")
+        raise UserError(f"vocab_size {vocab_size}: permitted is {SMALLEST} (256 bytes, 5 special tokens) or more")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,12 +74,9 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
         FileExistsError: there is something already.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists: remove it, or write to another directory")
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    tokenizer.save_pretrained(unfinished)
-    os.replace(unfinished, folder)
+        raise ExistsError(f"{folder} exists: remove it, or write to another directory")
+    with atomic_write(folder) as unfinished:
+        tokenizer.save_pretrained(unfinished)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     skipped = Skipped()
     try:
         if given.out.exists():
-            raise FileExistsError(f"{given.out} exists: remove it, or write to another directory")
+            raise ExistsError(f"{given.out} exists: remove it, or write to another directory")
         tokenizer = train_tokenizer(FileSource(given.files, text_field=given.text_field), given.vocab_size, skipped)
         save_tokenizer(tokenizer, given.out)
     except (OSError, ValueError) as error:
@@ -118,7 +115,7 @@ def _texts(source: TextSource, skipped: Skipped) -> Iterator[str]:
             bar.update(line.size)
             yield line.text
     if not there_is_text:
-        raise ValueError("no text: all lines are empty or cannot be read")
+        raise UserError("no text: all lines are empty or cannot be read")
 
 
 if __name__ == "__main__":

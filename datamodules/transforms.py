@@ -10,6 +10,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
+
 ImageTransform = Callable[[Image.Image], Tensor]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
@@ -28,11 +30,9 @@ def as_channels(picture: Image.Image, num_channels: int) -> Image.Image:
         ValueError: `num_channels` has no picture mode, or the picture's values have no defined range.
     """
     if num_channels not in MODES:
-        raise ValueError(
-            f"num_channels {num_channels}: pictures can be read with {', '.join(map(str, MODES))} channels"
-        )
+        raise UserError(f"num_channels {num_channels}: pictures can be read with {', '.join(map(str, MODES))} channels")
     if picture.mode == "F":
-        raise ValueError("floating-point pictures have no defined range of values: save them with 8 or 16 bits")
+        raise UserError("floating-point pictures have no defined range of values: save them with 8 or 16 bits")
     if picture.mode.startswith("I"):
         values = np.asarray(picture).astype(np.int64)
         picture = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
@@ -105,9 +105,7 @@ def classify_transform(
     from timm.data import create_transform
 
     if len(mean) not in (1, 3):
-        raise ValueError(
-            f"{len(mean)} channels: timm's augmentation is for 1 or 3; set rand_augment null to go without"
-        )
+        raise UserError(f"{len(mean)} channels: timm's augmentation is for 1 or 3; set rand_augment null to go without")
     transform: Any = create_transform(
         input_size=(len(mean), *size),
         is_training=True,

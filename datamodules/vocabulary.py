@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
 from d2v_lightning.tokenizer import StoredTokenizer, refuse_another, restored, stored
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -53,14 +54,14 @@ def load_tokenizer(name: str) -> Any:
 
     remedy = "give a name on the Hugging Face hub, or a directory made by python -m datamodules.tokenizer"
     if (name.startswith((".", "/")) or name.count("/") > 1) and not os.path.isdir(name):
-        raise ValueError(f"no tokenizer at {name!r}: {remedy}")
+        raise UserError(f"no tokenizer at {name!r}: {remedy}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"tokenizer {name!r} cannot be loaded ({reason}): {remedy}") from error
+        raise UserError(f"tokenizer {name!r} cannot be loaded ({reason}): {remedy}") from error
     if not tokenizer.is_fast:
-        raise ValueError(f"tokenizer {name!r} is not one of transformers' fast tokenizers: {remedy}")
+        raise UserError(f"tokenizer {name!r} is not one of transformers' fast tokenizers: {remedy}")
     return tokenizer
 
 
@@ -77,7 +78,7 @@ def agreed_tokenizer(name: str | None, backbone: Any) -> Any:
     models: StoredTokenizer | None = getattr(backbone, "tokenizer", None)
     if name is None:
         if models is None:
-            raise ValueError(
+            raise UserError(
                 "no tokenizer is given, and none is stored with the model: set data.tokenizer to the directory, or the "
                 "name on the Hugging Face hub, of the one that the model was trained with"
             )
@@ -104,7 +105,7 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     }
     names = {"first": "<s>", "last": "</s>", "padding": "<pad>", "mask": "<mask>"}
     if missing := [names[use] for use, number in ids.items() if number is None]:
-        raise ValueError(
+        raise UserError(
             f"tokenizer {tokenizer.name_or_path!r} has no {', '.join(missing)}: take one made for masked models such as "
             "roberta-base, or train one with python -m datamodules.tokenizer"
         )

@@ -11,6 +11,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from d2v_lightning.errors import UserError
+
 RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".w64")
 TRUNCATED = 0.9
@@ -37,9 +39,9 @@ def read_waveform(file: Any) -> Waveform:
     if rate != RATE:
         mono = soxr.resample(mono, rate, RATE)
     if not len(mono):
-        raise ValueError("it holds no samples")
+        raise UserError("it holds no samples")
     if not np.isfinite(mono).all():
-        raise ValueError("some of its samples are not finite numbers")
+        raise UserError("some of its samples are not finite numbers")
     return mono
 
 

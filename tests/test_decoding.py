@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from d2v_lightning.decoding import BeamSearch, Hypothesis, greedy, read_lexicon
+from d2v_lightning.errors import UserError
 
 VOCABULARY = ["<blank>", "|", "A", "B", "C", "T"]
 
@@ -133,7 +134,7 @@ def test_a_word_of_several_spellings_is_written_as_the_word(tmp_path: Path) -> N
 
 def test_without_flashlight_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder", None)
-    with pytest.raises(ImportError, match=r"flashlight-text, .*: pip install -r requirements-lm.txt"):
+    with pytest.raises(UserError, match=r"flashlight-text, .*: pip install -r requirements-lm.txt"):
         BeamSearch()
 
 

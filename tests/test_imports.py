@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
+    ["errors", "atomic"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer"],
     ["recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
@@ -30,6 +31,8 @@ UPWARD = {("backbone", "pretrained")}
 COMMANDS = {"features"}  # read files, so they need both packages
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 DATA_MAY_IMPORT = {
+    "atomic",
+    "errors",
     "types",
     "masking",
     "configurable",

@@ -11,6 +11,7 @@ import torch
 from tiny import tiny_image_model
 
 from d2v_lightning import Data2Vec, EMATeacher
+from d2v_lightning.errors import UserError
 
 
 class Mine(Data2Vec):
@@ -89,5 +90,5 @@ def test_arguments_without_a_name_are_refused_before_they_are_lost() -> None:
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
 
-    with pytest.raises(TypeError, match=r"Positional takes \*arguments: give its arguments by name"):
+    with pytest.raises(UserError, match=r"Positional takes \*arguments: give its arguments by name"):
         Positional(*parts().values())

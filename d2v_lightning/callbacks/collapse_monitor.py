@@ -15,6 +15,7 @@ from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_statistics import Spread, spread
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +119,9 @@ class CollapseMonitor(Configurable, Callback):
         modality: str | None = None,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
-            raise ValueError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
+            raise UserError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
         if on_collapse not in ("warn", "stop"):
-            raise ValueError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
+            raise UserError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
         self.every_n_steps, self.patience, self.on_collapse = every_n_steps, patience, on_collapse
         self.modality = modality
         self._name = "CollapseMonitor" if modality is None else f"CollapseMonitor ({modality})"

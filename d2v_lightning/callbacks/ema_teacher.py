@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 
 class EMATeacher(Configurable, Callback):
@@ -29,9 +30,9 @@ class EMATeacher(Configurable, Callback):
     ) -> None:
         for name, value in (("decay_start", decay_start), ("decay_end", decay_end)):
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}: a decay lies between 0 (copy) and 1 (never move)")
+                raise UserError(f"{name} is {value}: a decay lies between 0 (copy) and 1 (never move)")
         if first_update not in (0, 1):
-            raise ValueError(f"first_update is {first_update}: choose 0 (released image code) or 1 (fairseq)")
+            raise UserError(f"first_update is {first_update}: choose 0 (released image code) or 1 (fairseq)")
         self.decay_start, self.decay_end = decay_start, decay_end
         self.anneal_steps, self.first_update = anneal_steps, first_update
         self._last_step = 0
@@ -52,7 +53,7 @@ class EMATeacher(Configurable, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         stored = {parameter.dtype for parameter in pl_module.parameters()}
         if stored != {torch.float32}:
-            raise ValueError(
+            raise UserError(
                 f"weights are stored as {', '.join(sorted(str(dtype) for dtype in stored))}: at a decay of "
                 f"{self.decay_end} the teacher would not move at all. Use precision 'bf16-mixed' or '16-mixed', "
                 "which compute in half precision and keep float32 weights"

@@ -10,10 +10,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
+
 NAMED_SAMPLES = 16
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError):
     """The loss of a batch was NaN or infinite; the message names the batch."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 from d2v_lightning.probing import Part, knn_accuracy, linear_accuracy, pooled_features
 
 Loader = Iterable[Any]
@@ -52,12 +53,12 @@ class OnlineProbe(Configurable, Callback):
     ) -> None:
         intervals = [interval for interval in (every_n_epochs, every_n_steps) if interval is not None]
         if not intervals or min(intervals) < 1:
-            raise ValueError(
+            raise UserError(
                 f"every_n_epochs is {every_n_epochs}, every_n_steps is {every_n_steps}: set one of them to 1 or more"
             )
         unknown = [part for part in parts if part not in ("teacher", "student")]
         if unknown or not parts:
-            raise ValueError(f"parts is {list(parts)}: choose from 'teacher' and 'student'")
+            raise UserError(f"parts is {list(parts)}: choose from 'teacher' and 'student'")
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.parts, self.k, self.linear = tuple(parts), k, linear
         self.modality = modality
@@ -71,7 +72,7 @@ class OnlineProbe(Configurable, Callback):
             if self.modality is not None and datamodule is not None:
                 datamodule = datamodule.datamodules[self.modality]
             if datamodule is None or not hasattr(datamodule, "probe_dataloaders"):
-                raise ValueError(
+                raise UserError(
                     "OnlineProbe has nothing to probe on: use a datamodule with probe_dataloaders(), or set "
                     "probe.loaders = (train, test), loaders of {'inputs', 'labels'}"
                 )
@@ -122,5 +123,5 @@ class OnlineProbe(Configurable, Callback):
                 features[part].append(pooled_features(objective, inputs, padding_mask, part).float().cpu())
             labels.append(batch["labels"].cpu())
         if not labels:
-            raise ValueError("OnlineProbe got no samples: its loaders are empty")
+            raise UserError("OnlineProbe got no samples: its loaders are empty")
         return {part: torch.cat(chunks) for part, chunks in features.items()}, torch.cat(labels)

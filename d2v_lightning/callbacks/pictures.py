@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 COLUMNS = ("input", "student sees", "teacher features", "student features", "prediction error")
 HIDDEN_GREY = 0.5
@@ -38,9 +39,7 @@ class PictureLogger(Configurable, Callback):
 
     def __init__(self, every_n_steps: int = 1000, num_pictures: int = 6, modality: str | None = None) -> None:
         if every_n_steps < 1 or num_pictures < 1:
-            raise ValueError(
-                f"every_n_steps is {every_n_steps}, num_pictures is {num_pictures}: both must be 1 or more"
-            )
+            raise UserError(f"every_n_steps is {every_n_steps}, num_pictures is {num_pictures}: both must be 1 or more")
         self.every_n_steps, self.num_pictures, self.modality = every_n_steps, num_pictures, modality
         self._shown: dict[str, Tensor] | None = None
         self._folder = ""
@@ -55,7 +54,7 @@ class PictureLogger(Configurable, Callback):
         if self._shown is not None or (self.modality is not None and batch["modality"] != self.modality):
             return
         if not isinstance(batch, dict) or "mask" not in batch or batch["inputs"].dim() != 4:
-            raise ValueError(
+            raise UserError(
                 "PictureLogger shows batches of images (B, C, H, W) with masks only: take it out of this run"
             )
         self._shown = {name: batch[name][: self.num_pictures].clone() for name in ("inputs", "mask")}

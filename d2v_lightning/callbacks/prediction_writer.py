@@ -17,8 +17,10 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from d2v_lightning.atomic import atomic_write
 from d2v_lightning.callbacks.prediction_parts import network_key, part_of, parts_of, read_lines, stamp
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import ExistsError, NotFoundError, UserError
 
 _ROWS_AT_ONCE = 4096
 
@@ -48,9 +50,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     def __init__(self, output: str | None = None, top: int = 5, overwrite: bool = False) -> None:
         super().__init__(write_interval="batch")
         if top < 1:
-            raise ValueError(f"top is {top}: it must be at least 1")
+            raise UserError(f"top is {top}: it must be at least 1")
         if output is not None and Path(output).suffix not in (".csv", ".jsonl", ".npy"):
-            raise ValueError(
+            raise UserError(
                 f"output is {output!r}: it must end in .csv (probabilities), .jsonl (transcripts) or .npy (features)"
             )
         self.output, self.top, self.overwrite = output, top, overwrite
@@ -109,7 +111,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             rank_zero_warn(f"stopped by SIGTERM: {kept}")
             raise SystemExit(128 + signal.SIGTERM)
         if dataloader_idx > 0:
-            raise ValueError("predictions of several dataloaders cannot go to one file: predict them one by one")
+            raise UserError("predictions of several dataloaders cannot go to one file: predict them one by one")
         is_dict = isinstance(prediction, dict)
         if is_dict and "lines" in prediction:
             self._append_lines(trainer, prediction["index"].tolist(), prediction["lines"])
@@ -120,7 +122,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             return
         values = prediction["probabilities"] if is_dict else prediction
         if not isinstance(values, Tensor) or values.ndim != 2:
-            raise ValueError(
+            raise UserError(
                 f"{type(pl_module).__name__}.predict_step gives no features (B, D) and no dict with 'probabilities' "
                 "(B, C): write its predictions with a callback of your own"
             )
@@ -150,7 +152,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if batch_indices:
             return np.asarray(batch_indices)
         if trainer.world_size > 1:
-            raise ValueError(
+            raise UserError(
                 "on several devices the order of predictions is unknown without batch['index']: let the datamodule give "
                 "it, or predict on one device"
             )
@@ -174,7 +176,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         target = Path(self.output or os.path.join(trainer.default_root_dir, default_name))
         wanted = Path(default_name).suffix
         if target.suffix != wanted:
-            raise ValueError(
+            raise UserError(
                 f"output is {str(target)!r}, but this model's predictions need a name that ends in {wanted}"
             )
         self._refuse_existing(target)
@@ -190,7 +192,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     def _refuse_existing(self, target: Path) -> None:
         for path in (target, target.with_suffix(".csv")) if target.suffix == ".npy" else (target,):
             if path.exists() and not self.overwrite:
-                raise FileExistsError(
+                raise ExistsError(
                     f"{path} exists: choose another file with --predictions.output, or --predictions.overwrite true"
                 )
 
@@ -199,7 +201,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         if self._part is not None:
             self._part.close()
             if not os.path.exists(self._part.name):
-                raise FileNotFoundError(f"{self._part.name} is gone: another run writes to the same output, see there")
+                raise NotFoundError(f"{self._part.name} is gone: another run writes to the same output, see there")
             self._part = None
         if self._target is not None and trainer.is_global_zero:
             self._refuse_existing(self._target)
@@ -225,7 +227,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             torch.distributed.all_gather_object(shares, (self._target, self._rows))
         found = [share for share in shares if share[0] is not None]
         if not found:
-            raise ValueError("nothing was predicted and no file written: see the warnings for what could not be read")
+            raise UserError("nothing was predicted and no file written: see the warnings for what could not be read")
         self._target, self._rows = found[0]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -245,11 +247,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             lines = [(places[name], line) for name, line in lines if name in places]
         rows = dict(lines)
         paths: Sequence[str] = getattr(getattr(trainer, "datamodule", None), "predict_paths", None) or []
-        unfinished = target.with_name(f".{target.name}.unfinished")
-        with open(unfinished, "w", encoding="utf-8") as file:
+        with atomic_write(target) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
             for place in sorted(rows):
                 file.write(json.dumps({"file": _path(paths, place), **rows[place]}, ensure_ascii=False) + "\n")
-        os.replace(unfinished, target)
         for path in parts:
             path.unlink()
         of = f" of {len(paths)}" if len(paths) > len(rows) else ""
@@ -323,23 +323,20 @@ def _in_order(arrays: Sequence[np.ndarray], rows: np.ndarray) -> Iterator[np.nda
 
 
 def _write_features(target: Path, ordered: Iterator[np.ndarray], count: int, dim: int) -> None:
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    features = np.lib.format.open_memmap(unfinished, "w+", np.float32, (count, dim))
-    start = 0
-    for rows in ordered:
-        features[start : start + len(rows)] = rows["feature"]
-        start += len(rows)
-    features.flush()
-    os.replace(unfinished, target)
+    with atomic_write(target) as unfinished:
+        features = np.lib.format.open_memmap(unfinished, "w+", np.float32, (count, dim))
+        start = 0
+        for rows in ordered:
+            features[start : start + len(rows)] = rows["feature"]
+            start += len(rows)
+        features.flush()
 
 
 def _write_csv(target: Path, header: Sequence[str], lines: Iterator[list[Any]]) -> None:
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    with open(unfinished, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(target) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(lines)
-    os.replace(unfinished, target)
 
 
 def _path(paths: Sequence[str], index: Any) -> str:

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.errors import UserError
 
 
 class Preempted(SystemExit):
@@ -44,11 +45,11 @@ class Preemption(Configurable, Callback):
     ) -> None:
         unknown = [name for name in signals if not hasattr(signal, name)]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"signals names {unknown[0]!r}, which this system does not have: choose e.g. SIGTERM, SIGUSR1"
             )
         if agree_every_n_steps < 1:
-            raise ValueError(f"agree_every_n_steps is {agree_every_n_steps}: it must be 1 or more")
+            raise UserError(f"agree_every_n_steps is {agree_every_n_steps}: it must be 1 or more")
         self.signals, self.agree_every_n_steps = tuple(signals), agree_every_n_steps
         self._received = 0
         self._last_step = 0

@@ -6,6 +6,8 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 
+from d2v_lightning.errors import UserError
+
 
 def watched(pl_module: LightningModule, modality: str | None, callback: str) -> Any:
     """The module itself, or what it trains one of its modalities for.
@@ -18,5 +20,5 @@ def watched(pl_module: LightningModule, modality: str | None, callback: str) -> 
         return pl_module
     if modality not in modalities:
         there = f"one of {', '.join(modalities)}" if modalities else "null, because this run has one modality"
-        raise ValueError(f"{callback} looks at one modality: set its modality to {there} (it is {modality!r})")
+        raise UserError(f"{callback} looks at one modality: set its modality to {there} (it is {modality!r})")
     return modalities[modality]

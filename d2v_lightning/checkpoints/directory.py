@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from d2v_lightning.atomic import atomic_write
 from d2v_lightning.checkpoints.card import card
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
+from d2v_lightning.errors import ExistsError, NotFoundError, UserError
 from d2v_lightning.saving import FORMAT_VERSION
 from d2v_lightning.tokenizer import of_directory, restored
 from d2v_lightning.version import __version__
@@ -46,13 +46,13 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"no {CONFIG} in {directory}: it says what the weights beside it are")
+        raise NotFoundError(f"no {CONFIG} in {directory}: it says what the weights beside it are")
     try:
         options = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(options, dict):
-        raise ValueError(f"{path} is a {type(options).__name__}: named options are expected")
+        raise UserError(f"{path} is a {type(options).__name__}: named options are expected")
     return options
 
 
@@ -67,9 +67,9 @@ def read_directory(directory: Path) -> Content:
     stamp, tree = config["d2v_lightning"], {name: config.get(name) for name in ("class_path", "init_args")}
     version = stamp.get("format_version") if isinstance(stamp, dict) else None
     if not isinstance(version, int) or not isinstance(tree["init_args"], dict):
-        raise ValueError(f"{directory / CONFIG} is not whole: it lacks format version or the model's arguments")
+        raise UserError(f"{directory / CONFIG} is not whole: it lacks format version or the model's arguments")
     if version > FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{directory} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
         )
     refuse_foreign(tree)
@@ -99,11 +99,11 @@ def read_safetensors(path: Path) -> State:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: they belong beside {CONFIG}")
+        raise NotFoundError(f"no weights at {path}: they belong beside {CONFIG}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
 def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -168,17 +168,12 @@ def write_whole(out: str | Path, fill: Callable[[Path], None]) -> None:
     """
     out = Path(out)
     refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with atomic_write(out) as unfinished:
+        unfinished.mkdir()
         fill(unfinished)
-        os.chmod(unfinished, 0o755)  # mkdtemp's folders are for one user only
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def refuse_existing(out: str | Path) -> None:
     """Raises `FileExistsError` where something would be written over."""
     if Path(out).exists() and (not Path(out).is_dir() or any(Path(out).iterdir())):
-        raise FileExistsError(f"{out} exists: remove it, or choose another directory")
+        raise ExistsError(f"{out} exists: remove it, or choose another directory")

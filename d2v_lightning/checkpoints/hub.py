@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from d2v_lightning.checkpoints.directory import BESIDE, CONFIG, WEIGHTS
+from d2v_lightning.errors import NotFoundError
 
 
 def directory_of(path_or_name: str | Path) -> Path:
@@ -17,9 +18,9 @@ def directory_of(path_or_name: str | Path) -> Path:
     if Path(path_or_name).is_dir():
         return Path(path_or_name)
     if Path(path_or_name).suffix in (".ckpt", ".pt", ".pth"):
-        raise FileNotFoundError(f"no checkpoint at {path_or_name}: give the path of a file that exists")
+        raise NotFoundError(f"no checkpoint at {path_or_name}: give the path of a file that exists")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path_or_name)):
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"no checkpoint at {path_or_name}: give the path of a file or directory that exists, or a name on the hub"
         )
     from huggingface_hub import snapshot_download
@@ -32,7 +33,5 @@ def directory_of(path_or_name: str | Path) -> Path:
             directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, "pytorch_model.bin"]))
     except (OSError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"nothing at {path_or_name}, and the model hub gives no such thing: {reason}"
-        ) from error
+        raise NotFoundError(f"nothing at {path_or_name}, and the model hub gives no such thing: {reason}") from error
     return directory

@@ -25,6 +25,7 @@ from d2v_lightning.checkpoints.hub import directory_of
 from d2v_lightning.checkpoints.tables import Row, State, drop, named_tensors, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.tensor_files import read_tensors
 
 FORMATS: dict[type, ModuleType] = {
@@ -132,7 +133,7 @@ def _read(directory: Path, name: str) -> _Found:
     network = layout.adjust(network, backbone)
     state = to_ours(backbone.state_dict(), network, layout.names(backbone), name, rows)
     if network:
-        raise ValueError(f"{name}: weights missing [], not expected {sorted(network)[:3]}")
+        raise UserError(f"{name}: weights missing [], not expected {sorted(network)[:3]}")
     return _Found(backbone, state, head, config, layout, rows)
 
 
@@ -208,7 +209,7 @@ def save_huggingface(module: nn.Module, directory: str | Path, state: Mapping[st
 def _layout_of(backbone: Backbone) -> ModuleType:
     layout = FORMATS.get(type(backbone.encoder))
     if layout is None:
-        raise ValueError(f"transformers has no such network: the encoder is {type(backbone.encoder).__name__}")
+        raise UserError(f"transformers has no such network: the encoder is {type(backbone.encoder).__name__}")
     return layout
 
 
@@ -230,13 +231,13 @@ def _read_config(directory: Path) -> tuple[Any, ModuleType]:
         if model_type in layout.TYPES:
             for name in SIZES:
                 if isinstance(options.get(name, 1), int) and options.get(name, 1) < 1:
-                    raise ValueError(f"{directory / CONFIG}: {name} is {options[name]}, where 1 or more is expected")
+                    raise UserError(f"{directory / CONFIG}: {name} is {options[name]}, where 1 or more is expected")
             try:
                 return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
             except (StrictDataclassError, TypeError, ValueError) as error:
-                raise ValueError(f"{directory / CONFIG}: {' '.join(str(error).split())}") from error
+                raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())}") from error
     known = ", ".join(name for layout in FORMATS.values() for name in layout.TYPES)
-    raise ValueError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
+    raise UserError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
 
 
 def _read_weights(directory: Path) -> State:
@@ -244,7 +245,7 @@ def _read_weights(directory: Path) -> State:
     if (directory / WEIGHTS).is_file():
         return read_safetensors(directory / WEIGHTS)
     if not older.is_file():
-        raise FileNotFoundError(f"neither {WEIGHTS} nor pytorch_model.bin in {directory}")
+        raise NotFoundError(f"neither {WEIGHTS} nor pytorch_model.bin in {directory}")
     return named_tensors(read_tensors(older), str(older))
 
 
@@ -268,5 +269,5 @@ def _split(
         elif inside:
             network[bare] = tensor
         else:
-            raise ValueError(f"{name}: weight {weight!r} is not part of this model")
+            raise UserError(f"{name}: weight {weight!r} is not part of this model")
     return network, head

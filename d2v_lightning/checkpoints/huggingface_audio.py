@@ -14,6 +14,7 @@ from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.decoding import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.encoders.audio import AudioEncoder
+from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.transformer import Transformer
 
 TYPES = {"data2vec-audio": "Data2VecAudioConfig", "wav2vec2": "Wav2Vec2Config"}
@@ -99,14 +100,14 @@ def _letters(directory: Path, size: int) -> tuple[list[str], str]:
     """Tokens by number, and the one between words."""
     path, options = directory / "vocab.json", directory / "tokenizer_config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"no vocab.json in {directory}: it says which letters its {size} outputs are")
+        raise NotFoundError(f"no vocab.json in {directory}: it says which letters its {size} outputs are")
     numbers = _json(path)
     letters = sorted(numbers, key=numbers.__getitem__)
     if sorted(numbers.values()) != list(range(size)):
-        raise ValueError(f"{path} numbers {len(numbers)} letters, the network has {size} outputs")
+        raise UserError(f"{path} numbers {len(numbers)} letters, the network has {size} outputs")
     separator = _json(options).get("word_delimiter_token", SEPARATOR) if options.is_file() else SEPARATOR
     if separator not in letters:
-        raise ValueError(f"{path} has no {separator!r}, which stands between words")
+        raise UserError(f"{path} has no {separator!r}, which stands between words")
     return letters, separator
 
 
@@ -122,9 +123,7 @@ def _feature_extractor(directory: Path) -> dict[str, Any]:
             options = _json(directory / name)
             options = options.get("feature_extractor", options)
             if not isinstance(options, dict):
-                raise ValueError(
-                    f"{directory / name}: feature_extractor is {options!r}, where its options are expected"
-                )
+                raise UserError(f"{directory / name}: feature_extractor is {options!r}, where its options are expected")
             return options
     return {}
 
@@ -133,9 +132,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is a {type(content).__name__}: names and values are expected")
+        raise UserError(f"{path} is a {type(content).__name__}: names and values are expected")
     return content
 
 
@@ -171,9 +170,9 @@ def write_processor(module: Any, directory: Path) -> None:
 def untrained(config: Any, name: str) -> Backbone:
     """The network that a configuration of theirs describes."""
     if config.hidden_act != "gelu" or config.feat_extract_activation != "gelu":
-        raise ValueError(f"{name}: it has an activation other than 'gelu', which is all that ours knows")
+        raise UserError(f"{name}: it has an activation other than 'gelu', which is all that ours knows")
     if config.add_adapter:
-        raise ValueError(f"{name}: it has an adapter (add_adapter), which ours does not know")
+        raise UserError(f"{name}: it has an adapter (add_adapter), which ours does not know")
     wav2vec = config.model_type == "wav2vec2"
     pre_norm = wav2vec and config.do_stable_layer_norm
     depth = 1 if wav2vec else config.num_conv_pos_embeddings
@@ -218,9 +217,9 @@ def config(backbone: Backbone) -> Any:
     needed |= {"final_norm": pre_norm, "input_norm": not pre_norm}
     for option, value in needed.items():
         if options[option] != value:
-            raise ValueError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
+            raise UserError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
     if not wav2vec and (pre_norm or encoder["conv_norm"] != "layer"):
-        raise ValueError(
+        raise UserError(
             "transformers has no such network: with several convolutions for positions it knows layer-normed features and "
             "post-norm blocks only"
         )

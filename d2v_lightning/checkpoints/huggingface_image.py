@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.image import ImageEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.position import Alibi, RelativePositionBias
 from d2v_lightning.transformer import Transformer
 
@@ -106,9 +107,7 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
     if module.pooling == "class_token":
         return names, ("norm.",)
     if module.norm.eps != config.layer_norm_eps:
-        raise ValueError(
-            f"transformers has no such network: norm_eps is {module.norm.eps}, not {config.layer_norm_eps}"
-        )
+        raise UserError(f"transformers has no such network: norm_eps is {module.norm.eps}, not {config.layer_norm_eps}")
     config.use_mean_pooling = True
     return names | both("norm", f"{prefix}pooler.layernorm"), ("backbone.transformer.norm.",)
 
@@ -116,9 +115,9 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
 def untrained(config: Any, name: str) -> Backbone:
     """The network that a configuration of theirs describes."""
     if config.hidden_act != "gelu":
-        raise ValueError(f"{name}: hidden_act is {config.hidden_act!r}, our trunk has 'gelu' only")
+        raise UserError(f"{name}: hidden_act is {config.hidden_act!r}, our trunk has 'gelu' only")
     if config.use_relative_position_bias and config.use_shared_relative_position_bias:
-        raise ValueError(f"{name}: it has relative position biases both shared and per block, our trunk has either")
+        raise UserError(f"{name}: it has relative position biases both shared and per block, our trunk has either")
     encoder = ImageEncoder(
         image_size=_one_or_two(config.image_size),
         patch_size=_one_or_two(config.patch_size),
@@ -196,15 +195,15 @@ def _check_expressible(backbone: Backbone) -> None:
     needed = {"norm": "pre", "qkv_bias": "qv", "activation_dropout": 0.0, "layer_drop": 0.0, "input_norm": False}
     for option, value in needed.items():
         if options[option] != value:
-            raise ValueError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
+            raise UserError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
     if options["layer_scale"] is not None and options["layer_scale"] <= 0:
-        raise ValueError("transformers has no such network: it knows LayerScale with a positive start only")
+        raise UserError("transformers has no such network: it knows LayerScale with a positive start only")
     if encoder.position.fixed is not None or isinstance(backbone.transformer.position_bias, Alibi):
-        raise ValueError("transformers has no such network: it knows neither sine-cosine positions nor ALiBi")
+        raise UserError("transformers has no such network: it knows neither sine-cosine positions nor ALiBi")
     positions = encoder.position.embedding is not None or backbone.transformer.position_bias is not None
     square = all(isinstance(_one_or_two(size), int) for size in (encoder.image_size, encoder.patch_size))
     if positions and not square:
-        raise ValueError(
+        raise UserError(
             f"transformers has no such network: with positions it needs square images and patches, these are images of "
             f"{encoder.image_size} in patches of {encoder.patch_size}"
         )

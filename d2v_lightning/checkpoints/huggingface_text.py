@@ -13,6 +13,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.huggingface_image import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.text import TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.transformer import Transformer
 
 TYPES = {"data2vec-text": "Data2VecTextConfig", "roberta": "RobertaConfig"}
@@ -87,9 +88,9 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
 def untrained(config: Any, name: str) -> Backbone:
     """The network that a configuration of theirs describes."""
     if config.hidden_act != "gelu":
-        raise ValueError(f"{name}: hidden_act is {config.hidden_act!r}, our trunk has 'gelu' only")
+        raise UserError(f"{name}: hidden_act is {config.hidden_act!r}, our trunk has 'gelu' only")
     if getattr(config, "is_decoder", False):
-        raise ValueError(f"{name}: it is a decoder (is_decoder), ours is an encoder")
+        raise UserError(f"{name}: it is a decoder (is_decoder), ours is an encoder")
     encoder = TextEncoder(
         dim=config.hidden_size,
         vocab_size=config.vocab_size,
@@ -133,7 +134,7 @@ def config(backbone: Backbone) -> Any:
     needed["norm_eps"] = encoder.config["init_args"]["norm_eps"]
     for option, value in needed.items():
         if options[option] != value:
-            raise ValueError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
+            raise UserError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")
     return Data2VecTextConfig(
         architectures=["Data2VecTextModel"],
         vocab_size=encoder.vocab_size,

@@ -18,6 +18,7 @@ from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import option, plain_options, truth
 from d2v_lightning.configurable import build
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.saving import load_exactly
 from d2v_lightning.student import VisibleStudent
 from d2v_lightning.tensor_files import read_tensors
@@ -69,7 +70,7 @@ def convert_official(file: Any, path: str, dictionary: list[str] | None = None) 
         ValueError: as `load_official`; `path` is what the message calls the file.
     """
     if not is_official(file):
-        raise ValueError(
+        raise UserError(
             f"{path} is not in a layout of data2vec: it needs the entries 'model' and 'args' or 'model' and 'cfg'"
         )
     try:
@@ -77,7 +78,7 @@ def convert_official(file: Any, path: str, dictionary: list[str] | None = None) 
         file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
         content = _convert(file, path, dictionary)
     except ValueError as error:  # of a constructor, or about one option or weight: say where
-        raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
+        raise UserError(str(error) if path in str(error) else f"{path}: {error}") from error
     if (padding := _padding(content.tree)) is not None:
         rank_zero_info(
             f"{path}: padding is handled as in Meta's code (encoder.padding: {padding}), under which it was trained"
@@ -110,12 +111,12 @@ def read_dictionary(path: str | Path) -> list[str]:
         ValueError: a line has another form.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no dictionary at {path}: fairseq calls it dict.ltr.txt or dict.txt")
+        raise NotFoundError(f"no dictionary at {path}: fairseq calls it dict.ltr.txt or dict.txt")
     symbols = ["<s>", "<pad>", "</s>", "<unk>"]
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
         if not symbol or not count.isdigit():
-            raise ValueError(f"{path}:{number} is {line!r}: a symbol and its count are expected")
+            raise UserError(f"{path}:{number} is {line!r}: a symbol and its count are expected")
         symbols.append(symbol)
     return symbols
 
@@ -128,7 +129,7 @@ def official_state_dict(model: Data2Vec) -> dict[str, Any]:
         ValueError: the encoder is none of Meta's.
     """
     if type(model.encoder) not in (ImageEncoder, AudioEncoder, TextEncoder):
-        raise ValueError(f"Meta's code has no such network: the encoder is {type(model.encoder).__name__}")
+        raise UserError(f"Meta's code has no such network: the encoder is {type(model.encoder).__name__}")
     if isinstance(model.student, VisibleStudent):
         return official_multi.state_dict(model)
     return (official_image if isinstance(model.encoder, ImageEncoder) else official_fairseq).state_dict(model)

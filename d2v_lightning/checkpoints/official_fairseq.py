@@ -30,6 +30,7 @@ from d2v_lightning.checkpoints.tables import (
 from d2v_lightning.configurable import build
 from d2v_lightning.decoder import MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
+from d2v_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec
@@ -91,7 +92,7 @@ def convert(file: dict[str, Any], path: str) -> Content:
     elif any(name.startswith(TEXT_PREFIX) for name in student):
         tree, modality = text_tree(student, options, cfg, path), "text"
     else:
-        raise ValueError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
+        raise UserError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     rows: list[Row] = []
@@ -124,7 +125,7 @@ def split_teacher(weights: Mapping[str, Any], path: str) -> tuple[dict[str, Any]
     if module:
         found.append({name.removeprefix(_TEACHER_MODULE): tensor for name, tensor in module.items()})
     if len(found) > 1:
-        raise ValueError(f"{path} has {len(found)} teachers")
+        raise UserError(f"{path} has {len(found)} teachers")
     return rest, found[0] if found else None
 
 
@@ -214,4 +215,4 @@ def _student_name(teacher_name: str) -> str:
 
 def _refuse_rest(rest: State, path: str) -> None:
     if rest:
-        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 pre-training")
+        raise UserError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 pre-training")

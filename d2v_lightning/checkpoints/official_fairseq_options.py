@@ -19,6 +19,7 @@ from d2v_lightning.checkpoints.tables import State, Weights, depth_of
 from d2v_lightning.configurable import Tree, plain
 from d2v_lightning.decoder import LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.optim import Optimization
 from d2v_lightning.student import MaskTokenStudent
@@ -37,7 +38,7 @@ def model_options(cfg: dict[str, Any], path: str) -> dict[str, Any]:
     """
     options = as_options(cfg.get("model"))
     if options is None:
-        raise ValueError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
+        raise UserError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
     return options
 
 
@@ -64,7 +65,7 @@ def audio_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbo
     convs = depth_of(state, "feature_extractor.conv_layers.")
     found = [state.sizes(f"feature_extractor.conv_layers.{n}.0.weight", 3)[::2] for n in range(convs)]
     if found != [layer[:2] for layer in conv_layers]:
-        raise ValueError(f"{path}: its options say convolutions {spec}, its weights (channels, kernel) {found}")
+        raise UserError(f"{path}: its options say convolutions {spec}, its weights (channels, kernel) {found}")
     pre_norm = bool(options.get("layer_norm_first"))
     positions = depth_of(state, "encoder.pos_conv.")
     several = "encoder.pos_conv.0.0.weight" in state
@@ -132,7 +133,7 @@ def text_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbon
     pre_norm = option(trunk, "encoder.normalize_before", "encoder_normalize_before", default=False)
     for name, needed in (("no_scale_embedding", True), ("encoder.learned_pos", True), ("activation_fn", "gelu")):
         if (said := option(trunk, name, default=needed)) != needed:
-            raise ValueError(f"its option {name} is {said!r}, only {needed!r} is known")
+            raise UserError(f"its option {name} is {said!r}, only {needed!r} is known")
     with torch.device("meta"):
         encoder = TextEncoder(
             dim=dim,
@@ -189,7 +190,7 @@ def learning_rate(cfg: dict[str, Any], default: float) -> float:
 def _depth_and_width(state: Weights, layers: str, bias: str) -> tuple[int, int]:
     depth = depth_of(state, layers)
     if depth == 0:
-        raise ValueError(f"no {layers}0 among its weights")
+        raise UserError(f"no {layers}0 among its weights")
     return depth, state.sizes(bias, 1)[0]
 
 

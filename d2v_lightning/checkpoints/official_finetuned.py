@@ -14,6 +14,7 @@ from d2v_lightning.checkpoints.options import as_options, option
 from d2v_lightning.checkpoints.tables import Names, Row, State, Weights, both, drop, named_tensors, prefixed, to_ours
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
+from d2v_lightning.errors import UserError
 
 CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."
@@ -90,11 +91,11 @@ def _vocabulary(symbols: list[str] | None, size: int, path: str) -> list[str]:
     if symbols is None:
         symbols = [*FAIRSEQ_SPECIAL, *LIBRISPEECH[1:]]
         if size != len(symbols):
-            raise ValueError(
+            raise UserError(
                 f"{path} tells {size} letters apart and does not say which: give its dictionary (dict.ltr.txt)"
             )
     if len(symbols) != size or SEPARATOR not in symbols:
-        raise ValueError(
+        raise UserError(
             f"{path} tells {size} letters apart, its dictionary has {len(symbols)}"
             + ("" if SEPARATOR in symbols else f", {SEPARATOR!r} between words not among them")
         )
@@ -107,7 +108,7 @@ def _vocabulary(symbols: list[str] | None, size: int, path: str) -> list[str]:
 def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     heads = sorted({name.split(".")[1] for name in weights if name.startswith(HEADS)})
     if len(heads) != 1:
-        raise ValueError(f"{path} has the heads {', '.join(heads)}: one is expected")
+        raise UserError(f"{path} has the heads {', '.join(heads)}: one is expected")
     below = f"{HEADS}{heads[0]}"
     options, prefix = model_options(cfg, path), ""
     if any(name.startswith(f"{MULTI}modality_encoders.") for name in weights):
@@ -141,7 +142,7 @@ def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     backbone = official_image.backbone_of(weights, options, path, final_norm="norm.weight" in weights)
     official_image.share_only_table(weights)
     if pooling == "mean" and "norm.weight" in weights:
-        raise ValueError(f"{path} has both a norm of all tokens and one of their mean (fc_norm), which no network has")
+        raise UserError(f"{path} has both a norm of all tokens and one of their mean (fc_norm), which no network has")
     for name in [name for name in weights if official_image.DERIVED.search(name)]:
         drop(weights, name, "follows from the grid", rows)
     table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
@@ -154,7 +155,7 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     options = model_options(cfg, path)
     mode = str(option(options, "prediction_mode", default="MEAN_POOLING")).rpartition(".")[2]
     if mode != "MEAN_POOLING" or "fc_norm.weight" not in weights:
-        raise ValueError(
+        raise UserError(
             f"{path}: its classes are read off in a way that ours does not know (prediction_mode {mode}, "
             f"{'with' if 'fc_norm.weight' in weights else 'without'} fc_norm): the mean of the patches, then a norm, is known"
         )
@@ -183,7 +184,7 @@ def _inner(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
     """The options of the pre-training that a fine-tuned file started from."""
     given = as_options(options.get(name))
     if given is None:
-        raise ValueError(f"{path}: its option {name} is missing, which says what network was fine-tuned")
+        raise UserError(f"{path}: its option {name} is missing, which says what network was fine-tuned")
     return as_options(given.get("model")) or given
 
 
@@ -191,7 +192,7 @@ def _network(weights: Weights, options: dict[str, Any], path: str, modality: str
     if official_multi.is_multi(weights):
         found = official_multi.modality_of(weights, path)
         if found != modality:
-            raise ValueError(f"{path} has a head for {modality} on an encoder for {found}")
+            raise UserError(f"{path} has a head for {modality} on an encoder for {found}")
         return official_multi.backbone_of(weights, modality, options, path)
     if modality == "AUDIO":
         return audio_backbone(weights, options, path)
@@ -213,5 +214,5 @@ def _content(
     for decoder in [name for name in weights if ".decoder." in name or name.startswith(f"{CTC}final_proj.")]:
         drop(weights, decoder, "of pre-training", rows)
     if weights:
-        raise ValueError(f"{path}: weight {min(weights)!r} is not part of a fine-tuned data2vec")
+        raise UserError(f"{path}: weight {min(weights)!r} is not part of a fine-tuned data2vec")
     return module.config, state

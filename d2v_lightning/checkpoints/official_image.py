@@ -28,6 +28,7 @@ from d2v_lightning.checkpoints.tables import (
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders.image import ImageEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import RelativePositionBias, relative_position_index
@@ -62,7 +63,7 @@ def convert(file: dict[str, Any], path: str) -> Content:
     """A pre-trained `Data2Vec`, see `convert_official`."""
     options = as_options(file.get("args"))
     if options is None:
-        raise ValueError(f"{path} has no 'args', which say what it was trained to predict")
+        raise UserError(f"{path} has no 'args', which say what it was trained to predict")
     student = named_tensors(file["model"], path)
     alone = file.get("model_ema") is None
     teacher = Weights(student) if alone else named_tensors(file["model_ema"], f"{path} (model_ema)")
@@ -98,7 +99,7 @@ def drop_derived(rest: State, path: str, rows: list[Row]) -> None:
     for name in [name for name in rest if DERIVED.search(name)]:
         drop(rest, name, "follows from the grid", rows)
     if rest:
-        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 for images")
+        raise UserError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 for images")
 
 
 def state_dict(model: Data2Vec) -> dict[str, State]:
@@ -135,11 +136,11 @@ def backbone_of(state: Weights, options: dict[str, Any], path: str, final_norm: 
         ValueError: they describe none.
     """
     if "patch_embed.proj.weight" not in state:
-        raise ValueError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
+        raise UserError(f"{path}: no patch embedding among its weights, so not an image model of data2vec 1.0")
     dim, channels, *patch = state.sizes("patch_embed.proj.weight", 4)
     depth = depth_of(state, "blocks.")
     if depth == 0:
-        raise ValueError(f"{path}: no first block among its weights")
+        raise UserError(f"{path}: no first block among its weights")
     names = [name for name in state if name.endswith("relative_position_bias_table")]
     tables = [state.sizes(name, 2) for name in names]
     grid = _grid(state, tables, options, (patch[0], patch[1]))
@@ -245,18 +246,18 @@ def _target_layers(options: dict[str, Any], depth: int, path: str) -> list[int]:
     given = options.get("target_layers")
     numbers = re.findall(r"-?\d+", given) if isinstance(given, str) else given
     if not isinstance(numbers, (list, tuple)) or not numbers:
-        raise ValueError(
+        raise UserError(
             f"{path}: its option target_layers is {given!r}: the blocks to average are needed, as in [6, 7, 8]"
         )
     layers = [int(number) for number in numbers]
     if not all(-depth <= layer < depth for layer in layers):
-        raise ValueError(f"{path}: its option target_layers is {given!r}, but there are blocks 0 to {depth - 1} only")
+        raise UserError(f"{path}: its option target_layers is {given!r}, but there are blocks 0 to {depth - 1} only")
     return [layer % depth for layer in layers]
 
 
 def _loss(options: dict[str, Any], path: str) -> RegressionLoss:
     if option(options, "var_w0", default=0.0) > 0:
-        raise ValueError(f"{path} was trained with a variance loss (var_w0), which no released model uses")
+        raise UserError(f"{path} was trained with a variance loss (var_w0), which no released model uses")
     scale = float(option(options, "loss_scale", default=-1))
     beta = 0.0 if options.get("l2_loss") else float(option(options, "l1_beta", default=0.12))
     return RegressionLoss(beta=beta, over_width="mean", scale=1.0 if scale == -1 else scale)

@@ -37,6 +37,7 @@ from d2v_lightning.checkpoints.tables import (
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import ConvDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import Alibi, sine_cosine_positions
@@ -116,7 +117,7 @@ def modality_of(state: State, path: str) -> str:
     """
     modalities = sorted({name.split(".")[1] for name in state if name.startswith("modality_encoders.")})
     if len(modalities) != 1 or modalities[0] not in KINDS:
-        raise ValueError(f"{path} has encoders for {', '.join(modalities)}: one of AUDIO, IMAGE and TEXT is expected")
+        raise UserError(f"{path} has encoders for {', '.join(modalities)}: one of AUDIO, IMAGE and TEXT is expected")
     return modalities[0]
 
 
@@ -129,7 +130,7 @@ def drop_fixed(rest: State, path: str, rows: list[Row]) -> None:
     for name in [name for name in rest if name.endswith(FIXED)]:
         drop(rest, name, "follows from the grid", rows)
     if rest:
-        raise ValueError(f"{path}: weight {min(rest)!r} is not part of data2vec 2.0 pre-training")
+        raise UserError(f"{path}: weight {min(rest)!r} is not part of data2vec 2.0 pre-training")
 
 
 def state_dict(model: Data2Vec) -> dict[str, Any]:
@@ -206,11 +207,11 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
     below, own = f"modality_encoders.{modality}.", _own_options(options, modality)
     said = options.get("supported_modality")
     if isinstance(said, str) and said.rpartition(".")[2].upper() != modality:
-        raise ValueError(f"{path}: its option supported_modality is {said!r}, its weights are those of {modality}")
+        raise UserError(f"{path}: its option supported_modality is {said!r}, its weights are those of {modality}")
     if "blocks.0.norm1.weight" not in state:
-        raise ValueError(f"{path}: no first block among its weights")
+        raise UserError(f"{path}: no first block among its weights")
     if options.get("layer_norm_first"):
-        raise ValueError(
+        raise UserError(
             f"{path} is pre-norm (layer_norm_first), which loses its residual in Meta's code and is not read"
         )
     dim, hidden = state.sizes("blocks.0.norm1.weight", 1)[0], state.sizes("blocks.0.mlp.fc1.weight", 2)[0]
@@ -222,7 +223,7 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
         encoder = _encoder(state, below, modality, dim, own, path)
         alibi = state.get(f"{below}alibi_scale")
         if bool(own.get("use_alibi_encoder")) != (alibi is not None):
-            raise ValueError(
+            raise UserError(
                 f"{path}: its option use_alibi_encoder contradicts its weights: learned scales are expected"
             )
         transformer = Transformer(
@@ -321,14 +322,14 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
     convs = depth_of(state, f"{below}local_encoder.conv_layers.")
     found = [state.sizes(f"{below}local_encoder.conv_layers.{n}.0.weight", 3)[::2] for n in range(convs)]
     if found != [layer[:2] for layer in conv_layers]:
-        raise ValueError(f"{path}: its options say convolutions {own.get('feature_encoder_spec')}, its weights others")
+        raise UserError(f"{path}: its options say convolutions {own.get('feature_encoder_spec')}, its weights others")
     if own.get("conv_pos_pre_ln"):
-        raise ValueError(f"{path}: its option conv_pos_pre_ln is set, which no released model has")
+        raise UserError(f"{path}: its option conv_pos_pre_ln is set, which no released model has")
     positions = [
         name for name in state if re.fullmatch(re.escape(below) + r"relative_positional_encoder\.\d+\.0\.weight", name)
     ]
     if not positions:
-        raise ValueError("no convolutions for positions among its weights")
+        raise UserError("no convolutions for positions among its weights")
     kernel = state.sizes(positions[0], 3)
     layer_norms = f"{below}local_encoder.conv_layers.0.2.1.weight" in state
     refuse_contradictions(
@@ -359,7 +360,7 @@ def _decoder(state: Weights, below: str, dim: int, encoder: Encoder, options: di
     refuse_contradictions(options, found)
     for name in ("add_positions_masked", "add_positions_all"):
         if options.get(name):
-            raise ValueError(f"{path}: its decoder has {name}, which no released model has")
+            raise UserError(f"{path}: its decoder has {name}, which no released model has")
     projection = depth_of(state, f"{below}proj.") // 2 + 1
     ratio = state.sizes(f"{below}proj.0.weight", 2)[0] / width if projection > 1 else 2.0
     return ConvDecoder(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from d2v_lightning.atomic import atomic_write
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.errors import UserError
 
 TOLERANCE = 1e-4  # absolute, float32: other kernels sum in another order
 
@@ -43,14 +44,13 @@ def export_onnx(module: Any, path: str | Path) -> None:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install onnx onnxruntime onnxscript") from error
+        raise UserError(f"{error.name} is missing: pip install onnx onnxruntime onnxscript") from error
     was_training = module.training
     network = _Plain(module).eval()
     encoder = module.encoder
     example, dynamic = _example(encoder, 2, 1.0)
-    unfinished = Path(f"{path}.unfinished")
     try:
-        with torch.no_grad():
+        with atomic_write(path) as unfinished, torch.no_grad():
             torch.onnx.export(
                 network,
                 (example,),
@@ -68,10 +68,8 @@ def export_onnx(module: Any, path: str | Path) -> None:
                 found = torch.from_numpy(session.run(None, {"inputs": inputs.numpy()})[0])
                 worst = float((found - network(inputs)).abs().max())
                 if not worst <= TOLERANCE:
-                    raise ValueError(f"onnxruntime computes something else, by {worst:.2g}: nothing was written")
-        os.replace(unfinished, path)
+                    raise UserError(f"onnxruntime computes something else, by {worst:.2g}: nothing was written")
     finally:
-        unfinished.unlink(missing_ok=True)
         module.train(was_training)
 
 
@@ -86,4 +84,4 @@ def _example(encoder: Any, batch: int, longer: float) -> tuple[Tensor, dict[int,
     if isinstance(encoder, TextEncoder):
         length = int(min(16, encoder.max_positions // 2) * longer)
         return torch.randint(4, encoder.vocab_size, (batch, length), generator=generator), {0: "batch", 1: "tokens"}
-    raise ValueError(f"no ONNX for a {type(encoder).__name__}: images, speech and text are known")
+    raise UserError(f"no ONNX for a {type(encoder).__name__}: images, speech and text are known")

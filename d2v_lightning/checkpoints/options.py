@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from d2v_lightning.errors import UserError
 from d2v_lightning.tensor_files import Inert
 
 _LAYERS = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
@@ -34,7 +35,7 @@ def plain_options(given: Any) -> Any:
 
 def _unwrapped(value: Any, depth: int = 0) -> Any:
     if depth > _DEEPEST:
-        raise ValueError("its options are nested without end")
+        raise UserError("its options are nested without end")
     if isinstance(value, Inert):
         inside = vars(value)
         if "_content" in inside:  # omegaconf's DictConfig or ListConfig
@@ -80,7 +81,7 @@ def option(options: Mapping[str, Any], *names: str, default: Any) -> Any:
         kinds: tuple[type, ...] = (bool, int) if isinstance(default, bool) else (int, float)
         kinds = (str,) if isinstance(default, str) else kinds if isinstance(default, (int, float)) else (object,)
         if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"its option {name} is {value!r}, where one such as {default!r} is expected")
+            raise UserError(f"its option {name} is {value!r}, where one such as {default!r} is expected")
         return value
     return default
 
@@ -93,7 +94,7 @@ def truth(value: Any, name: str) -> bool | None:
     """
     if value is None or isinstance(value, bool):
         return value
-    raise ValueError(f"its option {name} is {value!r}, where true or false is expected")
+    raise UserError(f"its option {name} is {value!r}, where true or false is expected")
 
 
 def refuse_contradictions(options: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -106,7 +107,7 @@ def refuse_contradictions(options: Mapping[str, Any], found: Mapping[str, Any]) 
         said = _at(options, name)
         close = isinstance(said, float) and math.isclose(said, value, rel_tol=1e-3)
         if said is not None and said != value and not close:
-            raise ValueError(f"its option {name} is {said!r}, its weights are those of {value!r}")
+            raise UserError(f"its option {name} is {said!r}, its weights are those of {value!r}")
 
 
 def parse_conv_layers(spec: Any) -> list[tuple[int, int, int]]:
@@ -120,7 +121,7 @@ def parse_conv_layers(spec: Any) -> list[tuple[int, int, int]]:
     for part in text.split("+"):
         match = _LAYERS.fullmatch(part)
         if match is None:
-            raise ValueError(
+            raise UserError(
                 f"its convolutions are given as {spec!r}, expected text such as '[(512, 10, 5)] + [(512, 3, 2)] * 4'"
             )
         numbers = [int(number) for number in re.findall(r"\d+", match[1])]
@@ -135,7 +136,7 @@ def target_norms(options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         ValueError: there is one that ours does not have.
     """
     if options.get("group_norm_target_layer"):
-        raise ValueError("its option group_norm_target_layer is set, which no released model has")
+        raise UserError("its option group_norm_target_layer is set, which no released model has")
     each = [kind for kind in ("batch", "instance", "layer") if options.get(f"{kind}_norm_target_layer")]
     after = [kind for kind in ("layer", "instance") if options.get(f"{kind}_norm_targets")]
     return each, after

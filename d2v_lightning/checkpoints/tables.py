@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from d2v_lightning.errors import UserError
+
 State = dict[str, Tensor]
 Table = Mapping[str, tuple[str, ...]]
 Names = dict[str, tuple[str, ...]]
@@ -22,13 +24,13 @@ class Weights(dict[str, Tensor]):
     """The named tensors of a file; one that is looked for and not there is a `ValueError`."""
 
     def __missing__(self, name: str) -> Tensor:
-        raise ValueError(f"weight {name!r} is missing")
+        raise UserError(f"weight {name!r} is missing")
 
     def sizes(self, name: str, count: int) -> tuple[int, ...]:
         """The shape of a weight, which must have `count` dimensions, none of them empty."""
         sizes = tuple(self[name].shape)
         if len(sizes) != count or 0 in sizes:
-            raise ValueError(f"weight {name!r} has shape {sizes}, where {count} dimensions are expected")
+            raise UserError(f"weight {name!r} has shape {sizes}, where {count} dimensions are expected")
         return sizes
 
 
@@ -87,23 +89,23 @@ def to_ours(
         parts = [theirs.pop(name) for name in names]
         for name, part in zip(names, parts, strict=True):
             if not part.is_floating_point():
-                raise ValueError(f"{path}: weight {name!r} holds {part.dtype}, where real numbers are expected")
+                raise UserError(f"{path}: weight {name!r} holds {part.dtype}, where real numbers are expected")
             if part.shape != parts[0].shape:
-                raise ValueError(f"{path}: weight {name!r} has shape {tuple(part.shape)}, {names[0]!r} has another")
+                raise UserError(f"{path}: weight {name!r} has shape {tuple(part.shape)}, {names[0]!r} has another")
         tensor = torch.cat(parts) if len(parts) > 1 and parts[0].dim() else parts[0]
         if _squeezed(tensor) != _squeezed(wanted):
-            raise ValueError(
+            raise UserError(
                 f"{path}: weight {names[0]!r} has shape {tuple(parts[0].shape)}, which does not fit {tuple(wanted.shape)}"
             )
         if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: weight {names[0]!r} holds NaN or infinity")
+            raise UserError(f"{path}: weight {names[0]!r} holds NaN or infinity")
         state[ours] = tensor.reshape(wanted.shape).to(wanted.dtype)
         if rows is not None:
             same = parts[0].shape == wanted.shape and tensor.dtype == wanted.dtype
             how: Literal["matched", "converted"] = "matched" if same else "converted"
             rows += [Row(name, tuple(part.shape), how, below + ours) for name, part in zip(names, parts, strict=True)]
     if missing:
-        raise ValueError(f"{path}: weights missing {missing[:3]}, not expected {sorted(theirs)[:3]}")
+        raise UserError(f"{path}: weights missing {missing[:3]}, not expected {sorted(theirs)[:3]}")
     return state
 
 
@@ -138,16 +140,16 @@ def named_tensors(state: Any, path: str) -> Weights:
         ValueError: something else is among them.
     """
     if not isinstance(state, Mapping):
-        raise ValueError(f"{path}: its weights are a {type(state).__name__}, where named tensors are expected")
+        raise UserError(f"{path}: its weights are a {type(state).__name__}, where named tensors are expected")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: among its weights is {name!r}, which is no tensor but {type(tensor).__name__}")
+            raise UserError(f"{path}: among its weights is {name!r}, which is no tensor but {type(tensor).__name__}")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise ValueError(
+            raise UserError(
                 f"{path}: weight {name!r} is sparse, quantised or without numbers, which no released one is"
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
+            raise UserError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
     wrapped = bool(state) and all(name.startswith("module.") for name in state)
     return Weights({name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()})
 
@@ -161,7 +163,7 @@ def depth_of(state: Mapping[str, Any], prefix: str) -> int:
     numbers = [int(match[1]) for name in state if (match := re.match(re.escape(prefix) + r"(\d{1,9})\.", name))]
     depth = 1 + max(numbers, default=-1)
     if depth > len(numbers):
-        raise ValueError(f"weights below '{prefix}{depth - 1}' are there, but not all below lower numbers")
+        raise UserError(f"weights below '{prefix}{depth - 1}' are there, but not all below lower numbers")
     return depth
 
 

@@ -9,6 +9,7 @@ import torch
 
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.configurable import Tree
+from d2v_lightning.errors import UserError
 
 MASK = "<mask>"
 EMBEDDING, POSITIONS = "encoder.embedding.weight", "encoder.position.embedding.weight"
@@ -33,18 +34,18 @@ def reorder_embedding(
 
     names = [name for name in content.state if name.endswith(EMBEDDING)]
     if not names:
-        raise ValueError("--dictionary with --tokenizer reorders the embedding of a text model: this one has none")
+        raise UserError("--dictionary with --tokenizer reorders the embedding of a text model: this one has none")
     rows = content.state[names[0]].shape[0]
     tokens = [*symbols, MASK]
     if bpe is not None:
         numbers = {str(number): token for token, number in json.loads(Path(bpe).read_text(encoding="utf-8")).items()}
         tokens = [numbers.get(token, token) for token in tokens]
     if len(tokens) != rows:
-        raise ValueError(f"the embedding has {rows} rows, the dictionary {len(symbols)} symbols and {MASK!r}")
+        raise UserError(f"the embedding has {rows} rows, the dictionary {len(symbols)} symbols and {MASK!r}")
     ids = AutoTokenizer.from_pretrained(tokenizer).get_vocab()
     missing = sorted(set(tokens) ^ set(ids))
     if missing or len(set(tokens)) != rows:
-        raise ValueError(
+        raise UserError(
             f"dictionary and tokenizer do not have the same tokens: {missing[:3]}... ({len(missing)}) are in one only"
         )
     theirs = {token: number for number, token in enumerate(tokens)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v_lightning.encoders.encoder import Encoder, Padding, Position
+from d2v_lightning.errors import UserError
 
 CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 """(channels, kernel, stride) of the published feature encoder: 16 kHz to 50 Hz, 400 samples for the first frame."""
@@ -62,7 +63,7 @@ class ConvPosition(Position):
     ) -> None:
         super().__init__()
         if depth < 1 or width < 1 or dim % groups:
-            raise ValueError(
+            raise UserError(
                 f"position_depth is {depth}, position_width {width}, position_groups {groups}: depth and width start at 1, "
                 f"the groups must divide dim {dim}"
             )
@@ -124,13 +125,13 @@ class AudioEncoder(Encoder):
     ) -> None:
         super().__init__()
         if not conv_layers or any(len(layer) != 3 or min(layer) < 1 for layer in conv_layers):
-            raise ValueError(
+            raise UserError(
                 f"conv_layers is {conv_layers}: a list of (channels, kernel, stride), all positive, is needed"
             )
         if conv_norm not in ("layer", "group"):
-            raise ValueError(f"conv_norm is {conv_norm!r}: choose 'layer' or 'group'")
+            raise UserError(f"conv_norm is {conv_norm!r}: choose 'layer' or 'group'")
         if padding not in get_args(Padding):
-            raise ValueError(f"padding is {padding!r}: choose from {', '.join(get_args(Padding))}")
+            raise UserError(f"padding is {padding!r}: choose from {', '.join(get_args(Padding))}")
         self.dim, self.conv_norm, self.feature_grad_mult, self.padding = dim, conv_norm, feature_grad_mult, padding
         self.conv_layers = [(channels, kernel, stride) for channels, kernel, stride in conv_layers]
         widths = [1] + [channels for channels, _, _ in self.conv_layers]
@@ -154,10 +155,10 @@ class AudioEncoder(Encoder):
             ValueError: the waveforms are not (B, S), or too short for a frame.
         """
         if inputs.ndim != 2:
-            raise ValueError(f"waveforms are {tuple(inputs.shape)}: (B, S), one channel, is needed")
+            raise UserError(f"waveforms are {tuple(inputs.shape)}: (B, S), one channel, is needed")
         if feature_lengths(inputs.shape[1], self.conv_layers) < 1:
             least = shortest_input(1, self.conv_layers)
-            raise ValueError(f"the waveforms have {inputs.shape[1]} samples: the first frame needs {least}")
+            raise UserError(f"the waveforms have {inputs.shape[1]} samples: the first frame needs {least}")
         lengths = None if padding_mask is None else (~padding_mask).sum(dim=1)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.feature_grad_mult > 0):
             x = self.frames(inputs, lengths)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.encoders.encoder import Encoder, Position
+from d2v_lightning.errors import UserError
 from d2v_lightning.position import sine_cosine_positions
 
 PositionKind = Literal["none", "learned", "sine_cosine"]
@@ -75,7 +76,7 @@ class ImageEncoder(Encoder):
     ) -> None:
         super().__init__()
         if positions not in get_args(PositionKind) or init not in ("vision", "xavier"):
-            raise ValueError(
+            raise UserError(
                 f"positions is {positions!r}, init {init!r}: choose {', '.join(get_args(PositionKind))}; vision or xavier"
             )
         self.image_size, self.patch_size = _pair(image_size), _pair(patch_size)
@@ -97,10 +98,10 @@ class ImageEncoder(Encoder):
             ValueError: the images are not of this encoder's size.
         """
         if padding_mask is not None:
-            raise ValueError("images have no padding: leave padding_mask out")
+            raise UserError("images have no padding: leave padding_mask out")
         expected = (self.in_channels, *self.image_size)
         if tuple(inputs.shape[1:]) != expected:
-            raise ValueError(f"images are {tuple(inputs.shape[1:])} (C, H, W), the encoder was built for {expected}")
+            raise UserError(f"images are {tuple(inputs.shape[1:])} (C, H, W), the encoder was built for {expected}")
         return self.patch_embed(inputs).flatten(2).transpose(1, 2), None
 
 
@@ -111,9 +112,9 @@ def patch_grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tupl
         ValueError: a patch has no pixel, or a side of the image is not a multiple of the patch.
     """
     if min(patch_size) < 1:
-        raise ValueError(f"patch_size is {patch_size[0]}x{patch_size[1]}: both sides must be 1 pixel or more")
+        raise UserError(f"patch_size is {patch_size[0]}x{patch_size[1]}: both sides must be 1 pixel or more")
     if any(side % patch or side < patch for side, patch in zip(image_size, patch_size, strict=True)):
-        raise ValueError(
+        raise UserError(
             f"image_size {image_size[0]}x{image_size[1]} is not a whole number of patches of "
             f"{patch_size[0]}x{patch_size[1]}: make both sides multiples of patch_size"
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.encoders.audio import AudioEncoder, feature_lengths
+from d2v_lightning.errors import UserError
 
 _RATE, _WINDOW, _HOP, _FFT = 16_000, 400, 320, 512  # the frames of `CONV_LAYERS`: 25 ms, 50 a second
 _FLOOR = 1e-3  # added to the power in a band; white noise of variance 1 has 150 at each frequency
@@ -46,7 +47,7 @@ class LogMelEncoder(AudioEncoder):
         position_groups: int = 16,
     ) -> None:
         if bands < 1:
-            raise ValueError(f"bands is {bands}: at least 1 is needed")
+            raise UserError(f"bands is {bands}: at least 1 is needed")
         super().__init__(
             dim,
             [(bands, _WINDOW, _HOP)],
@@ -61,7 +62,7 @@ class LogMelEncoder(AudioEncoder):
         self.register_buffer("waves", waves, persistent=False)
         filters = mel_filters(bands)
         if narrow := int((filters.sum(dim=0) == 0).sum()):
-            raise ValueError(
+            raise UserError(
                 f"bands is {bands}: {narrow} of them are narrower than a frequency of the spectrum, lower it"
             )
         self.register_buffer("filters", filters, persistent=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.encoders.encoder import Encoder, Padding, Position
+from d2v_lightning.errors import UserError
 
 
 class TextPosition(Position):
@@ -68,12 +69,12 @@ class TextEncoder(Encoder):
     ) -> None:
         super().__init__()
         if padding not in get_args(Padding):
-            raise ValueError(f"padding is {padding!r}: choose from {', '.join(get_args(Padding))}")
+            raise UserError(f"padding is {padding!r}: choose from {', '.join(get_args(Padding))}")
         for name, value in (("pad_id", pad_id), ("mask_id", mask_id)):
             if not 0 <= value < vocab_size:
-                raise ValueError(f"{name} is {value}: it must be below vocab_size {vocab_size}")
+                raise UserError(f"{name} is {value}: it must be below vocab_size {vocab_size}")
         if max_positions < 1:
-            raise ValueError(f"max_positions is {max_positions}: a text has 1 token or more")
+            raise UserError(f"max_positions is {max_positions}: a text has 1 token or more")
         self.dim, self.vocab_size, self.max_positions = dim, vocab_size, max_positions
         self.pad_id, self.mask_id, self.padding = pad_id, mask_id, padding
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=pad_id)
@@ -93,9 +94,9 @@ class TextEncoder(Encoder):
             ValueError: the ids are not (B, T) integers, or more than `max_positions`.
         """
         if inputs.ndim != 2 or inputs.is_floating_point():
-            raise ValueError(f"token ids are {tuple(inputs.shape)} {inputs.dtype}: (B, T) integers are needed")
+            raise UserError(f"token ids are {tuple(inputs.shape)} {inputs.dtype}: (B, T) integers are needed")
         if inputs.shape[1] > self.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"the text has {inputs.shape[1]} tokens, the encoder max_positions {self.max_positions}: cut it shorter"
             )
         return self.embedding(inputs), padding_mask

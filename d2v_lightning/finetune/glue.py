@@ -17,6 +17,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import TextEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
@@ -87,23 +88,23 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
     ) -> None:
         super().__init__()
         if (backbone is None) == (checkpoint is None):
-            raise ValueError(
+            raise UserError(
                 "GLUEClassifier needs exactly one of model.checkpoint (a pre-trained file to start from) and "
                 "model.backbone (a network to train from scratch)"
             )
         if task not in (*TASKS, "custom"):
-            raise ValueError(f"task is {task!r}: choose from {', '.join(TASKS)}, custom")
+            raise UserError(f"task is {task!r}: choose from {', '.join(TASKS)}, custom")
         if (task == "custom") != (num_classes is not None):
-            raise ValueError(
+            raise UserError(
                 f"task is {task!r}, num_classes {num_classes}: give num_classes for 'custom', and only there"
             )
         if not 0.0 <= head_dropout < 1.0:
-            raise ValueError(f"head_dropout is {head_dropout}: it must lie in [0, 1)")
+            raise UserError(f"head_dropout is {head_dropout}: it must lie in [0, 1)")
         if checkpoint is not None:
             backbone = load_backbone(checkpoint, part, modality=modality)
         assert backbone is not None
         if not isinstance(backbone.encoder, TextEncoder):
-            raise ValueError(f"GLUEClassifier needs a text backbone, this one has a {type(backbone.encoder).__name__}")
+            raise UserError(f"GLUEClassifier needs a text backbone, this one has a {type(backbone.encoder).__name__}")
         self.backbone = backbone
         self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.task = task
@@ -208,13 +209,13 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
         data = getattr(self.trainer, "datamodule", None)
         other = getattr(data, "task", self.task)
         if other != self.task and stage != "predict":
-            raise ValueError(
+            raise UserError(
                 f"the data is of task {other!r}, the model of {self.task!r}: set model.task and data.task alike"
             )
         names = getattr(data, "class_names", None)
         if stage == "fit" and names:
             if len(names) != self.kind.num_classes:
-                raise ValueError(f"the data has {len(names)} classes, the model {self.kind.num_classes}")
+                raise UserError(f"the data has {len(names)} classes, the model {self.kind.num_classes}")
             self.class_names = list(names)
             self.config["init_args"]["class_names"] = self.class_names
 

@@ -14,6 +14,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
+from d2v_lightning.errors import UserError
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
@@ -75,24 +76,24 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
     ) -> None:
         super().__init__()
         if (backbone is None) == (checkpoint is None):
-            raise ValueError(
+            raise UserError(
                 "ImageClassifier needs exactly one of model.checkpoint (a pre-trained file to start from) and "
                 "model.backbone (a network to train from scratch)"
             )
         if num_classes < 2:
-            raise ValueError(f"num_classes is {num_classes}: there must be at least 2")
+            raise UserError(f"num_classes is {num_classes}: there must be at least 2")
         if pooling not in ("mean", "class_token"):
-            raise ValueError(f"pooling is {pooling!r}: choose 'mean' or 'class_token'")
+            raise UserError(f"pooling is {pooling!r}: choose 'mean' or 'class_token'")
         if mixup < 0 or cutmix < 0:
-            raise ValueError(f"mixup is {mixup}, cutmix {cutmix}: each is 0 (off) or positive")
+            raise UserError(f"mixup is {mixup}, cutmix {cutmix}: each is 0 (off) or positive")
         for name, share in (("mixup_probability", mixup_probability), ("label_smoothing", label_smoothing)):
             if not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name} is {share}: a probability from 0 to 1 is needed")
+                raise UserError(f"{name} is {share}: a probability from 0 to 1 is needed")
         if checkpoint is not None:
             backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing, modality=modality)
         assert backbone is not None
         if not isinstance(backbone.encoder, ImageEncoder):
-            raise ValueError(
+            raise UserError(
                 f"ImageClassifier needs an image backbone, this one has a {type(backbone.encoder).__name__}"
             )
         self.backbone = backbone
@@ -144,7 +145,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if len(images) % 2:
-            raise ValueError(
+            raise UserError(
                 f"batch of {len(images)} images: mixup and cutmix pair images, so make data.batch_size even, or set "
                 "model.mixup and model.cutmix to 0"
             )
@@ -182,7 +183,7 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         if not names or stage == "predict":
             return
         if len(names) != self.num_classes:
-            raise ValueError(f"the data has {len(names)} classes, the model {self.num_classes}: set model.num_classes")
+            raise UserError(f"the data has {len(names)} classes, the model {self.num_classes}: set model.num_classes")
         if stage == "fit":
             self.class_names = list(names)
             self.config["init_args"]["class_names"] = self.class_names

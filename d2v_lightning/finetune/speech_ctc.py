@@ -19,6 +19,7 @@ from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
+from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
@@ -79,19 +80,19 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
     ) -> None:
         super().__init__()
         if (backbone is None) == (checkpoint is None):
-            raise ValueError(
+            raise UserError(
                 "SpeechCTC needs exactly one of model.checkpoint (a pre-trained file to start from) and "
                 "model.backbone (a network to train from scratch)"
             )
         if time_mask not in ("token", "noise"):
-            raise ValueError(f"time_mask is {time_mask!r}: choose 'token' or 'noise'")
+            raise UserError(f"time_mask is {time_mask!r}: choose 'token' or 'noise'")
         if sample_rate != RATE:
-            raise ValueError(
+            raise UserError(
                 f"sample_rate is {sample_rate}: recordings are read at {RATE} Hz, and a network that was trained at another "
                 "rate would mishear them"
             )
         if freeze_trunk_steps < 0:
-            raise ValueError(f"freeze_trunk_steps is {freeze_trunk_steps}: it must not be negative")
+            raise UserError(f"freeze_trunk_steps is {freeze_trunk_steps}: it must not be negative")
         token: Tensor | None = None
         if checkpoint is not None:
             trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
@@ -100,13 +101,13 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             token = load_mask_token(checkpoint, modality)
             heard = load_normalize(checkpoint, modality)
             if heard is not None and heard != normalize:
-                raise ValueError(
+                raise UserError(
                     f"normalize is {normalize}, but {checkpoint} was trained with {heard}: set model.normalize and "
                     f"data.normalize to {str(heard).lower()}"
                 )
         assert backbone is not None
         if not isinstance(backbone.encoder, AudioEncoder):
-            raise ValueError(f"SpeechCTC needs a speech backbone, this one has a {type(backbone.encoder).__name__}")
+            raise UserError(f"SpeechCTC needs a speech backbone, this one has a {type(backbone.encoder).__name__}")
         self.backbone = backbone
         self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.sample_rate = sample_rate
@@ -148,12 +149,12 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
     def _set_vocabulary(self, vocabulary: list[str] | str) -> None:
         if isinstance(vocabulary, str):
             if not Path(vocabulary).is_file():
-                raise FileNotFoundError(f"vocabulary: no file at {vocabulary} (or 'data', or a list of tokens)")
+                raise NotFoundError(f"vocabulary: no file at {vocabulary} (or 'data', or a list of tokens)")
             vocabulary = [
                 line.strip() for line in Path(vocabulary).read_text(encoding="utf-8").splitlines() if line.strip()
             ]
         if len(set(vocabulary)) != len(vocabulary) or vocabulary[:1] != [BLANK] or SEPARATOR not in vocabulary:
-            raise ValueError(
+            raise UserError(
                 f"vocabulary is {vocabulary[:4]}...: it must begin with {BLANK!r}, hold {SEPARATOR!r}, and no token twice"
             )
         self.vocabulary = list(vocabulary)
@@ -189,7 +190,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             Log probabilities (B, N, V) in float32, and the padding of the frames (B, N), True = padding, or None.
         """
         if self.head is None:
-            raise ValueError("vocabulary is 'data' and no data has been seen: fit first, or give the letters")
+            raise UserError("vocabulary is 'data' and no data has been seen: fit first, or give the letters")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.trunk_is_frozen):
             tokens, padding = self.encoder.features(inputs, padding_mask)
             if mask is not None:
@@ -339,7 +340,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         if self.vocabulary is None:
             letters = getattr(getattr(self.trainer, "datamodule", None), "letters", None)
             if letters is None:
-                raise ValueError("vocabulary is 'data', but the data does not say its letters: give them as a list")
+                raise UserError("vocabulary is 'data', but the data does not say its letters: give them as a list")
             self._set_vocabulary([BLANK, SEPARATOR, *letters()])
             rank_zero_info(f"vocabulary from the data: {' '.join(self.vocabulary or [])}")
         if self.compile_parts:
