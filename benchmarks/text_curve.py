@@ -226,7 +226,7 @@ def finetune(backbone: Backbone, text: Text, args: argparse.Namespace, seed: int
         lr=args.finetune_lr, betas=(0.9, 0.98), eps=1e-6, decay_all=True, weight_decay=0.1, schedule="polynomial",
         warmup=0.06, final_lr=0.0,
     )  # fmt: skip
-    model = GLUEClassifier("sst2", backbone=backbone, optimization=optimization)
+    model = GLUEClassifier("sst2", backbone=backbone, head_dropout=0.1, optimization=optimization)
     rows = list(zip(*text.train, strict=True))
     quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(

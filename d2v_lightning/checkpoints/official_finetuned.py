@@ -12,7 +12,7 @@ from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, model_options, text_backbone
 from d2v_lightning.checkpoints.options import as_options, option
 from d2v_lightning.checkpoints.tables import Names, Row, State, Weights, both, drop, named_tensors, prefixed, to_ours
-from d2v_lightning.configurable import build, plain
+from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.errors import UserError
 
@@ -20,6 +20,9 @@ CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."
 MULTI = "model."  # what 2.0 puts before the network's names in images and text
 IMAGE_HEAD: Names = both("head", "head") | both("norm", "fc_norm")
+# What their pictures were normalised with: 1.0's command leaves out `--imagenet_default_mean_and_std`; 2.0's
+# `mae_finetuning_image_dataset.py` takes ImageNet's.
+NORMALISED = {1: ([0.5] * 3, [0.5] * 3), 2: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
 FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", "<unk>"]  # fairseq's `<s>` stands for the blank
 
 
@@ -148,7 +151,7 @@ def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
     content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
-    return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
+    return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(1))
 
 
 def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
@@ -170,7 +173,13 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     table = prefixed(_table(backbone, multi=True), "backbone.", MULTI) | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone}
     content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
-    return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
+    return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(2))
+
+
+def _pictures(version: Literal[1, 2]) -> Tree:
+    """The datamodule that reads pictures as fine-tuning of this version did."""
+    mean, std = NORMALISED[version]
+    return {"class_path": "datamodules.ImageDataModule", "init_args": {"task": "classify", "mean": mean, "std": std}}
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------------

@@ -148,6 +148,12 @@ class AudioEncoder(Encoder):
         self.proj = nn.Linear(widths[-1], dim)
         self.position = ConvPosition(dim, position_depth, position_width, position_groups, padding)
 
+    def train_convolutions(self) -> None:
+        """Let the whole gradient into the convolutions from now on, and say so in what a checkpoint stores."""
+        self.feature_grad_mult = 1.0
+        if "feature_grad_mult" in self.config["init_args"]:
+            self.config["init_args"]["feature_grad_mult"] = 1.0
+
     def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Waveforms (B, S) -> frames (B, N, D) and their padding (B, N), N = feature_lengths(S).
 

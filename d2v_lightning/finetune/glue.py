@@ -62,7 +62,10 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
             itself and never looks for this file again.
         part: which network of a pre-training file to start from.
         modality: of a checkpoint that was pre-trained on several, which one.
-        head_dropout: before both linear maps of the head.
+        dropout, attention_dropout, activation_dropout, layer_drop, drop_path: of the trunk while fine-tuning, for a backbone
+            from `checkpoint`, whatever they were in pre-training. Released: `examples/roberta/config/finetuning` (1.0), and
+            in 2.0 what `base_text_only_task.yaml` was pre-trained with, which are the same.
+        head_dropout: before both linear maps of the head. Released: `pooler_dropout` 0.0, in 1.0 and 2.0.
         freeze_backbone: linear probing: only the head is trained, and the backbone stays in eval mode.
         optimization: optimiser and schedule.
         class_names: one for each class; taken from the datamodule where it knows them, and stored in checkpoints.
@@ -80,7 +83,12 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
         checkpoint: str | None = None,
         part: Literal["student", "teacher"] = "student",
         modality: str | None = None,
-        head_dropout: float = 0.1,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
+        layer_drop: float = 0.0,
+        drop_path: float = 0.0,
+        head_dropout: float = 0.0,
         freeze_backbone: bool = False,
         optimization: Optimization | None = None,
         class_names: list[str] | None = None,
@@ -101,7 +109,9 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
         if not 0.0 <= head_dropout < 1.0:
             raise UserError(f"head_dropout is {head_dropout}: it must lie in [0, 1)")
         if checkpoint is not None:
-            backbone = load_backbone(checkpoint, part, modality=modality)
+            trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
+            trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
+            backbone = load_backbone(checkpoint, part, drop_path=drop_path, trunk=trunk, modality=modality)
         assert backbone is not None
         if not isinstance(backbone.encoder, TextEncoder):
             raise UserError(f"GLUEClassifier needs a text backbone, this one has a {type(backbone.encoder).__name__}")

@@ -35,7 +35,9 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         part: which network of a pre-training file to start from; published: the student.
         modality: of a checkpoint that was pre-trained on several, which one.
         image_size: pixels; None for the backbone's. Another size resizes the tables of positions.
-        drop_path: stochastic depth while fine-tuning, for a backbone from `checkpoint`.
+        dropout, attention_dropout, activation_dropout, layer_drop, drop_path: of the trunk while fine-tuning, for a backbone
+            from `checkpoint`, whatever they were in pre-training. Released: drop path alone (BEiT's
+            `run_class_finetuning.py --attn_drop_rate 0.0`; 2.0's `mae_image_classification.py`).
         pooling: "mean" of the patches of the last block (published), or the "class_token" after the final norm.
         norm_eps: of the norm of the mean.
         head_std: the head starts normal with this deviation. 1.0: 2e-5; 2.0: .02.
@@ -60,6 +62,10 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         part: Literal["student", "teacher"] = "student",
         modality: str | None = None,
         image_size: int | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        layer_drop: float = 0.0,
         drop_path: float = 0.2,
         pooling: Literal["mean", "class_token"] = "mean",
         norm_eps: float = 1e-6,
@@ -90,7 +96,11 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
             if not 0.0 <= share <= 1.0:
                 raise UserError(f"{name} is {share}: a probability from 0 to 1 is needed")
         if checkpoint is not None:
-            backbone = load_backbone(checkpoint, part, image_size, drop_path, gradient_checkpointing, modality=modality)
+            trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
+            trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
+            backbone = load_backbone(
+                checkpoint, part, image_size, drop_path, gradient_checkpointing, trunk=trunk, modality=modality
+            )
         assert backbone is not None
         if not isinstance(backbone.encoder, ImageEncoder):
             raise UserError(

@@ -47,9 +47,11 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         normalize: what the backbone was pre-trained on: clips with mean 0 and variance 1. Stored, and enforced on data.
         sample_rate: what the backbone was pre-trained on. Stored; all sound is read at 16 kHz, so that no other is accepted.
         freeze_trunk_steps: optimiser steps before the trunk is trained too.
-        freeze_convolutions: never train the feature encoder, as published; a network from scratch needs it trained.
+        freeze_convolutions: never train the feature encoder, as published; a network from scratch needs it trained. Where
+            it is trained from `checkpoint`, its gradient is whole, whatever pre-training multiplied it by.
         time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .01 (2.0).
-        dropout, attention_dropout, activation_dropout, layer_drop: of the trunk, for a backbone from `checkpoint`.
+        dropout, attention_dropout, activation_dropout, layer_drop, drop_path: of the trunk while fine-tuning, for a backbone
+            from `checkpoint`, whatever they were in pre-training.
         optimization: optimiser and schedule.
         decoder: beam search for test and predict; greedy where it is None, and always at validation.
         compile: compile the trunk in place.
@@ -74,6 +76,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.1,
         layer_drop: float = 0.1,
+        drop_path: float = 0.0,
         optimization: Optimization | None = None,
         decoder: BeamSearch | None = None,
         compile: bool = False,
@@ -97,7 +100,9 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         if checkpoint is not None:
             trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
             trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
-            backbone = load_backbone(checkpoint, part, trunk=trunk, modality=modality)
+            backbone = load_backbone(checkpoint, part, drop_path=drop_path, trunk=trunk, modality=modality)
+            if not freeze_convolutions and isinstance(backbone.encoder, AudioEncoder):
+                backbone.encoder.train_convolutions()
             token = load_mask_token(checkpoint, modality)
             heard = load_normalize(checkpoint, modality)
             if heard is not None and heard != normalize:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.checkpoints import load_official, read_dictionary
+from d2v_lightning.pretrained import read_pretrained
 
 AUDIO = ["audio_padded", "audio_variant_prenorm", "d2v2_audio_alibi_padded"]
 TEXT = ["text_padded", "d2v2_text_padded"]
@@ -117,6 +118,11 @@ def test_image_classes(name: str, tmp_path: Path) -> None:
     torch.save(file, tmp_path / "tuned.pth")
     found = load_official(tmp_path / "tuned.pth").eval()
     assert isinstance(found, ImageClassifier)
+    data = read_pretrained(tmp_path / "tuned.pth").content.data
+    assert data is not None
+    assert (data["init_args"]["mean"], data["init_args"]["std"]) == (
+        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if multi else ([0.5] * 3, [0.5] * 3)
+    )
     images = case.batch()["inputs"]
     tokens, _ = base.encoder.features(images)
     last = base.backbone.transformer.depth - 1
