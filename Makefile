@@ -4,7 +4,7 @@ PYTHON ?= python3
 VERSION ?= 1
 RUN := .venv/bin/python
 
-.PHONY: quickstart quickstart-speech quickstart-text test check clean
+.PHONY: quickstart quickstart-speech quickstart-text test chaos check clean
 
 quickstart: .venv/installed
 	$(RUN) examples/quickstart.py --version $(VERSION)
@@ -18,6 +18,13 @@ quickstart-text: .venv/installed
 
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+
+# Hours: every promise about kills, damage and faults. The last one mounts file systems, and needs root.
+chaos: .venv/installed-dev
+	$(RUN) -m tests.chaos.resume
+	$(RUN) -m tests.chaos.kill
+	$(RUN) -m tests.chaos.mutate
+	$(RUN) -m tests.chaos.faults
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

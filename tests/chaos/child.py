@@ -184,15 +184,16 @@ def bound_by_permissions() -> None:
     assert libc.capset(header, data) == 0
 
 
-def mounted(where: Path | str, size: str, options: str = "") -> Callable[[], None]:
-    """A file system of `size` over a folder, which this child alone sees. Needs root."""
+def own_mounts() -> None:
+    """What this process and its children mount from now on is theirs alone, and gone with them. Needs root."""
+    libc = ctypes.CDLL("libc.so.6", use_errno=True)
+    assert libc.unshare(_NAMESPACE) == 0, "a mount needs root"
+    assert libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
 
-    def mount() -> None:
-        libc = ctypes.CDLL("libc.so.6", use_errno=True)
-        assert libc.unshare(_NAMESPACE) == 0, "a mount needs root"
-        assert libc.mount(b"none", b"/", None, _PRIVATE, None) == 0
-        Path(where).mkdir(parents=True, exist_ok=True)
-        data = f"size={size}{options}".encode()
-        assert libc.mount(b"tmpfs", os.fsencode(where), b"tmpfs", 0, data) == 0, os.strerror(ctypes.get_errno())
 
-    return mount
+def mount(where: Path | str, size: str, flags: int = 0) -> None:
+    """A file system of `size` in memory over a folder."""
+    Path(where).mkdir(parents=True, exist_ok=True)
+    libc = ctypes.CDLL("libc.so.6", use_errno=True)
+    done = libc.mount(b"tmpfs", os.fsencode(where), b"tmpfs", flags, f"size={size}".encode())
+    assert done == 0, os.strerror(ctypes.get_errno())
