@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,10 +15,11 @@ from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
+from datamodules.files import expanded
 from datamodules.image_sources import (
     SPLIT_NAMES,
-    FolderSource,
     ImageSource,
+    PictureFiles,
     SubsetSource,
     find_pictures,
     split_folder,
@@ -78,8 +78,8 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         batch_size: images per device.
         effective_batch: images per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
         val_fraction: share of the training pictures to hold out where there is no validation split.
-        predict_files: pictures to predict, a folder, a file or a list of them; by default the test split, or all of
-            `root`.
+        predict_files: pictures to predict, a folder, a file, a pattern or a list of them; by default the test split,
+            or all of `root`.
         scale: range of the random crop's share of the picture.
         flip: probability of a horizontal flip.
         colour_jitter: strength; in classification only where `rand_augment` is off.
@@ -264,7 +264,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     def _open_sources(self) -> dict[Split, ImageSource]:
         labelled = self.task == "classify"
         if self.root is not None:
-            sources = open_folder(Path(self.root), labelled)
+            sources = open_folder(expanded(self.root), labelled)
         else:
             assert self.dataset is not None
             sources = open_dataset(self.dataset, self.dataset_config, self.image_column, self.label_column, labelled)
@@ -281,13 +281,13 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         else:
             if files is None:
                 assert self.root is not None
-                files = str(split_folder(Path(self.root), "test") or self.root)
-            folders = [files] if isinstance(files, str) else files
-            source = FolderSource(Path(folders[0]), labelled=False) if folders else None
-            if source is None:
+                files = str(split_folder(expanded(self.root), "test") or self.root)
+            given = [files] if isinstance(files, str) else files
+            if not given:
                 raise UserError("predict_files is empty: give pictures or folders of pictures")
-            source.paths = [path for folder in folders for path in find_pictures(Path(folder))]
-            self._predict_source = source
+            self._predict_source = PictureFiles(
+                list(dict.fromkeys(path for one in given for path in find_pictures(one)))
+            )
         self._images(self._predict_source, training=False).check_some()
         self.predict_paths = [self._predict_source.name(index) for index in range(len(self._predict_source))]
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from PIL import Image
 
 from d2v_lightning.errors import NotFoundError, UserError
+from datamodules.files import PICTURES, composed, files_of
 from datamodules.samplers import derived_seed
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev"),
@@ -41,13 +41,32 @@ class ImageSource(Protocol):
         """What to call a picture in a message."""
 
 
-class FolderSource:
+class PictureFiles:
+    """Pictures in files, without classes."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = list(paths)
+        self.class_names: Sequence[str] = ()
+        self.labels: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, index: int) -> Image.Image:
+        return decoded(Path(self.paths[index]).read_bytes())
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+
+class FolderSource(PictureFiles):
     """Pictures under one folder, where the first level of folders may name the class.
 
     Args:
-        folder: searched through to any depth, hidden files left out, in the order of the names.
+        folder: searched through to any depth, see `files_below`.
         labelled: whether sub-folders are classes; by default if every picture lies one level deep, in several folders.
         class_names: the classes of the training split, so that numbers agree; by default the sub-folders found here.
+            Names of classes are in composed letters (NFC), however the folders are written.
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
@@ -55,19 +74,18 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path, labelled: bool | None = None, class_names: Sequence[str] | None = None) -> None:
-        self.paths = find_pictures(folder)
-        self.class_names: Sequence[str] = ()
-        self.labels: Sequence[int] | None = None
-        inner = [path.parts[len(folder.parts) :] for path in self.paths]
+        super().__init__(find_pictures(folder))
+        inner = [os.path.relpath(path, folder).split(os.sep) for path in self.paths]
         if labelled is None:
-            labelled = all(len(parts) == 2 for parts in inner) and len({parts[0] for parts in inner}) > 1
+            labelled = all(len(parts) == 2 for parts in inner) and len({composed(parts[0]) for parts in inner}) > 1
         if labelled:
             self._label(folder, inner, class_names)
 
-    def _label(self, folder: Path, inner: Sequence[tuple[str, ...]], class_names: Sequence[str] | None) -> None:
+    def _label(self, folder: Path, inner: Sequence[Sequence[str]], class_names: Sequence[str] | None) -> None:
         if loose := next((parts[0] for parts in inner if len(parts) == 1), None):
             raise UserError(f"{folder / loose} lies in no class folder: move it to {folder}/<class>/")
-        found = sorted({parts[0] for parts in inner})
+        classes = [composed(parts[0]) for parts in inner]
+        found = sorted(set(classes))
         if class_names is None:
             class_names = found
         if unknown := sorted(set(found) - set(class_names)):
@@ -76,38 +94,16 @@ class FolderSource:
                 " or remove it"
             )
         number = {name: place for place, name in enumerate(class_names)}
-        self.class_names, self.labels = list(class_names), [number[parts[0]] for parts in inner]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def picture(self, index: int) -> Image.Image:
-        return decoded(self.paths[index].read_bytes())
-
-    def name(self, index: int) -> str:
-        return str(self.paths[index])
+        self.class_names, self.labels = list(class_names), [number[name] for name in classes]
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """All picture files under a folder, or the file itself, sorted.
+def find_pictures(given: str | Path) -> list[str]:
+    """All picture files under a folder, the file itself, or what matches a pattern, in order; see `files_of`.
 
     Raises:
         FileNotFoundError: there are none.
     """
-    if not folder.exists():
-        raise NotFoundError(f"{folder} does not exist: point `root` to a folder of pictures")
-    if folder.is_file():
-        return [folder]
-    found = []
-    for directory, inner, files in os.walk(folder, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        found += [
-            Path(directory, name) for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and name[0] != "."
-        ]
-    if not found:
-        kinds = " ".join(IMAGE_SUFFIXES)
-        raise NotFoundError(f"no picture in {folder}: it must contain files that end in one of {kinds}")
-    return sorted(found)
+    return files_of(given, PICTURES, "picture")
 
 
 def split_folder(root: Path, split: str) -> Path | None:

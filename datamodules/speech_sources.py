@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
 from d2v_lightning.errors import NotFoundError, UserError
+from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
-from datamodules.waveform import RATE, SUFFIXES, UNREADABLE, Waveform, read_waveform, samples_at_16k
+from datamodules.waveform import RATE, UNREADABLE, Waveform, read_waveform, samples_at_16k
 
 NAMES_IN_WARNING = 20
 PROGRESS_FROM = 1000
@@ -85,7 +87,7 @@ def open_split(root: str, split: str) -> SpeechSource:
         FileNotFoundError: there is no such folder or split; the message lists what there is.
         ValueError: it holds no sound that can be read, or is a Hugging Face data set.
     """
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     if not folder.exists():
         raise NotFoundError(
             f"data.root {root} does not exist: give a folder of recordings (a Hugging Face data set is data.dataset)"
@@ -98,18 +100,18 @@ def open_split(root: str, split: str) -> SpeechSource:
         raise NotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
     if place.is_dir():
         source = _from_folder(place)
-    elif place.suffix.lower() in SUFFIXES:
+    elif place.suffix.lower() in RECORDINGS:
         source = SpeechSource(_with_lengths([Clip(str(place), -1, None, str(place))], str(place)))
     else:
         source = _from_manifest(place)
     if not len(source):
-        raise UserError(f"{place} holds no readable sound ({', '.join(SUFFIXES)}): point data.root to recordings")
+        raise UserError(f"{place} holds no readable sound ({', '.join(RECORDINGS)}): point data.root to recordings")
     return source
 
 
 def find_split(root: str, split: str) -> Path | None:
     """The recording, manifest or folder that a split is; None where there is none."""
-    place = Path(root).expanduser() / split if split else Path(root).expanduser()
+    place = expanded(root) / split if split else expanded(root)
     manifests = (place, *(place.with_name(place.name + ending) for ending in (".tsv", ".jsonl", ".json")))
     return next((path for path in manifests if path.is_file()), place if place.is_dir() else None)
 
@@ -132,14 +134,15 @@ def _lines(path: Path) -> list[str]:
 
 def _from_folder(folder: Path) -> SpeechSource:
     """All recordings below a folder, with the transcripts of `*.trans.txt` files ("<id> WORDS" a line) beside them."""
-    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    paths = sorted(path for path in named if not path.is_dir())  # a link to nothing too, which is then named
-    texts: dict[Path, str] = {}
-    for transcripts in sorted(folder.rglob("*.trans.txt")):
-        for line in _lines(transcripts):
-            name, _, words = line.strip().partition(" ")
-            texts[transcripts.parent / name] = words.strip()
-    clips = [Clip(str(path), -1, texts.get(path.with_suffix("")), str(path)) for path in paths]
+    found = files_below(folder, (*RECORDINGS, TRANSCRIPTS))
+    texts: dict[str, str] = {}
+    for transcripts in found:
+        if transcripts.lower().endswith(TRANSCRIPTS):
+            for line in _lines(Path(transcripts)):
+                name, _, words = line.strip().partition(" ")
+                texts[composed(os.path.join(os.path.dirname(transcripts), name))] = words.strip()
+    paths = [path for path in found if not path.lower().endswith(TRANSCRIPTS)]
+    clips = [Clip(path, -1, texts.get(composed(os.path.splitext(path)[0])), path) for path in paths]
     return SpeechSource(_with_lengths(clips, str(folder)))
 
 
@@ -161,7 +164,7 @@ def _from_manifest(path: Path) -> SpeechSource:
                     raise TypeError("a name and a transcript are strings")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}') from error
-            place = str(path.parent / file)
+            place = str(path.parent / expanded(file))
             clips.append(Clip(place, -1, text, place))
             if "offset" in entry:
                 pieces[place] = (number, entry["offset"], entry.get("duration"))
@@ -192,7 +195,7 @@ def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:
         name, _, samples = row.partition("\t")
         if not samples.strip().isdigit():
             raise UserError(f"{path}:{number} is not '<path><TAB><samples>'")
-        place = str(path.parent / root / name)
+        place = str(path.parent / expanded(root) / name)
         clips.append(Clip(place, -1, text, place))
     return clips
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from d2v_lightning.errors import NotFoundError, UserError
+from datamodules.files import expanded, files_of
 from datamodules.image_sources import SPLIT_NAMES, open_table
 
 Documents = Literal["lines", "blank_lines"]
@@ -81,10 +81,11 @@ class FileSource:
         self.documents, self.text_field = documents, text_field
         self.paths: list[Path] = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
-            if not found:
-                folder = " (it is a folder: add /*.txt)" if Path(pattern).is_dir() else ""
-                raise NotFoundError(f"no file matches {pattern!r}{folder}: give text files or .jsonl files")
+            if expanded(pattern).is_dir():
+                raise NotFoundError(
+                    f"no file matches {pattern!r} (it is a folder: add /*.txt): give text files or .jsonl files"
+                )
+            found = [Path(path) for path in files_of(pattern, (), "text file")]
             self.paths += [path for path in found if path not in self.paths]
 
     @property

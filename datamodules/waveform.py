@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from d2v_lightning.errors import UserError
 
 RATE = 16_000
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".w64")
 TRUNCATED = 0.9
 """Of the samples that a header promises; those of an mp3 without a table of its frames are an estimate."""
 UNREADABLE = (soundfile.SoundFileError, OSError, ValueError, EOFError)

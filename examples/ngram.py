@@ -14,6 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from datamodules.files import TRANSCRIPTS, files_below
+
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 Gram = tuple[str, ...]
 
@@ -27,8 +29,8 @@ def sentences(source: Path) -> list[list[str]]:
     if source.is_dir():
         lines = [
             line.partition(" ")[2]
-            for path in sorted(source.rglob("*.trans.txt"))
-            for line in path.read_text(encoding="utf-8").splitlines()
+            for path in files_below(source, [TRANSCRIPTS])
+            for line in Path(path).read_text(encoding="utf-8").splitlines()
         ]
     else:
         lines = source.read_text(encoding="utf-8").splitlines()
