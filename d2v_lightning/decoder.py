@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.convolution import Conv1d, Conv2d
 from d2v_lightning.errors import UserError
 
 HeadInit = Literal["vision", "default", "normal"]
@@ -99,7 +100,7 @@ class ConvDecoder(Configurable, nn.Module):
         self.grid = None if grid is None else (grid[0], grid[1])
         self.dim, self.width, self.residual = dim, width, residual
         self.input_dropout = nn.Dropout(input_dropout)
-        conv = nn.Conv1d if grid is None else nn.Conv2d
+        conv = Conv1d if grid is None else Conv2d
         self.convs = nn.ModuleList(
             conv(dim if layer == 0 else width, width, kernel, padding=kernel // 2, groups=groups)
             for layer in range(depth)

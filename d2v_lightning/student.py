@@ -85,17 +85,18 @@ class MaskTokenStudent(Configurable, nn.Module):
         if corrupted is not None:
             tokens, _ = self.backbone.encoder.features(corrupted[:, 0])
         else:
-            tokens = torch.where(mask[:, 0, :, None], self._mask_token().to(tokens.dtype), tokens)
+            tokens = torch.where(mask[:, 0, :, None], self._mask_token(tokens.device).to(tokens.dtype), tokens)
         x, _ = self.backbone.contextualize(tokens, padding_mask)
         extra = self.backbone.num_extra_tokens
         return Predictions(self.decoder(take_tokens(x[:, extra:], hidden)), x[:, :extra])
 
-    def _mask_token(self) -> Tensor:
+    def _mask_token(self, device: torch.device) -> Tensor:
+        """What stands in for a hidden token (1, 1, D): learned, or the embedding of `<mask>`."""
         if self.mask_token is not None:
             return self.mask_token
         encoder = self.backbone.encoder
         assert isinstance(encoder, TextEncoder)
-        return encoder.mask_token
+        return encoder.embedding(torch.full((1, 1), encoder.mask_id, device=device))
 
 
 class VisibleStudent(Configurable, nn.Module):

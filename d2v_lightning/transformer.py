@@ -51,10 +51,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend within x (B, N, D). `bias`, broadcast to (B, H, N, N), is added to the scores; -inf excludes a key."""
         batch, length, dim = x.shape
-        qkv_bias: Tensor | None = self.qkv.bias
+        qkv = self.qkv(x)
         if self.q_bias is not None and self.v_bias is not None:
-            qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, qkv_bias)
+            qkv = qkv + torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]).to(qkv.dtype)
         q, k, v = qkv.reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         dropout = self.attention_dropout if self.training else 0.0
         if q.is_cpu and q.dtype == torch.bfloat16:  # torch's fused one takes two to ten times as long there

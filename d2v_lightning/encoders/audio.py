@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from d2v_lightning.convolution import Conv1d, FrameConv
 from d2v_lightning.encoders.encoder import Encoder, Padding, Position
 from d2v_lightning.errors import UserError
 
@@ -33,15 +34,23 @@ def shortest_input(frames: int, conv_layers: Sequence[Sequence[int]] = CONV_LAYE
     return frames
 
 
-def _convolve_frames(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    """A convolution over time of (B, N, C), C innermost.
+class NormOverTime(nn.GroupNorm):
+    """Group norm with one group a channel, over those frames of each clip that are sound."""
 
-    As a picture of height 1 in channels-last order: norms and GELU then read the memory in order, and nothing is transposed
-    between the layers in either direction. The convolution of (B, C, N) takes three times as long on a CPU.
-    """
-    weight = conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-    picture = x.transpose(1, 2).unsqueeze(2)
-    return F.conv2d(picture, weight, conv.bias, (1, conv.stride[0])).squeeze(2).transpose(1, 2)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, input: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Norm (B, C, N) over the first `frames` (B,) of N, or over all of them."""
+        if frames is None:
+            return super().forward(input)
+        x = input.float()
+        inside = (torch.arange(x.shape[2], device=x.device) < frames[:, None])[:, None, :]
+        count = frames.clamp(min=1)[:, None, None]
+        mean = x.where(inside, 0.0).sum(dim=2, keepdim=True) / count
+        variance = (x - mean).square().where(inside, 0.0).sum(dim=2, keepdim=True) / count
+        normed = (x - mean) * torch.rsqrt(variance + self.eps)
+        return (normed * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
 
 
 class ConvPosition(Position):
@@ -69,7 +78,7 @@ class ConvPosition(Position):
             )
         self.dim, self.padding = dim, padding
         kernel = width if depth == 1 else max(3, width // depth)
-        convs = [nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)]
+        convs = [Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)]
         if depth == 1:
             nn.init.normal_(convs[0].weight, std=math.sqrt(4.0 / (kernel * dim)))
             assert convs[0].bias is not None
@@ -136,14 +145,14 @@ class AudioEncoder(Encoder):
         self.conv_layers = [(channels, kernel, stride) for channels, kernel, stride in conv_layers]
         widths = [1] + [channels for channels, _, _ in self.conv_layers]
         self.convs = nn.ModuleList(
-            nn.Conv1d(before, after, kernel, stride, bias=conv_bias)
+            FrameConv(before, after, kernel, stride, bias=conv_bias)
             for before, (after, kernel, stride) in zip(widths[:-1], self.conv_layers, strict=True)
         )
         for conv in self.convs:
             assert isinstance(conv, nn.Conv1d)
             nn.init.kaiming_normal_(conv.weight)
-        normed = widths[1:] if conv_norm == "layer" else widths[1:2]
-        self.conv_norms = nn.ModuleList(nn.LayerNorm(channels) for channels in normed)
+        norms: list[nn.Module] = [NormOverTime(widths[1])]
+        self.conv_norms = nn.ModuleList(map(nn.LayerNorm, widths[1:]) if conv_norm == "layer" else norms)
         self.norm: nn.Module = nn.LayerNorm(widths[-1])
         self.proj = nn.Linear(widths[-1], dim)
         self.position = ConvPosition(dim, position_depth, position_width, position_groups, padding)
@@ -180,28 +189,13 @@ class AudioEncoder(Encoder):
         """Waveforms (B, S), of which `lengths` (B,) samples are sound, -> (B, N, C), what is normed and projected."""
         x = inputs[:, :, None]
         for layer, conv in enumerate(self.convs):
-            assert isinstance(conv, nn.Conv1d)
-            x = _convolve_frames(x, conv)
+            x = conv(x.transpose(1, 2)).transpose(1, 2)
             if self.conv_norm == "layer":
                 x = self.conv_norms[layer](x)
             elif layer == 0:
                 frames = None
                 if lengths is not None and self.padding == "exact":
                     frames = feature_lengths(lengths, self.conv_layers[:1])
-                x = self._norm_over_time(x.transpose(1, 2), frames).transpose(1, 2)
+                x = self.conv_norms[0](x.transpose(1, 2), frames).transpose(1, 2)
             x = F.gelu(x)
         return x
-
-    def _norm_over_time(self, x: Tensor, frames: Tensor | None) -> Tensor:
-        """Group norm with one group a channel, over the first `frames` (B,) of x (B, C, N) or all of them."""
-        norm = self.conv_norms[0]
-        assert isinstance(norm, nn.LayerNorm)
-        if frames is None:
-            return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
-        x32 = x.float()
-        inside = (torch.arange(x.shape[2], device=x.device) < frames[:, None])[:, None, :]
-        count = frames.clamp(min=1)[:, None, None]
-        mean = x32.where(inside, 0.0).sum(dim=2, keepdim=True) / count
-        variance = (x32 - mean).square().where(inside, 0.0).sum(dim=2, keepdim=True) / count
-        normed = (x32 - mean) * torch.rsqrt(variance + norm.eps)
-        return (normed * norm.weight[:, None] + norm.bias[:, None]).to(x.dtype)

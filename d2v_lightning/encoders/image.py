@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from d2v_lightning.encoders.encoder import Encoder, Position
 from d2v_lightning.errors import UserError
@@ -49,6 +50,20 @@ class ImagePosition(Position):
         return x if self.embedding is None else x + self.embedding
 
 
+class PatchEmbedding(nn.Conv2d):
+    """A convolution whose stride is its kernel, computed as what it is, a product of each patch with a matrix.
+
+    A product is right on every processor; oneDNN's bf16 convolution is not (see `convolution`).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> (B, D, rows, columns), D innermost in memory. What is no whole patch is left out."""
+        height, width = self.kernel_size
+        patches = input.unfold(-2, height, height).unfold(-2, width, width)  # (B, C, rows, columns, height, width)
+        flat = patches.movedim(-5, -3).flatten(-3)
+        return F.linear(flat, self.weight.flatten(1), self.bias).movedim(-1, -3)
+
+
 class ImageEncoder(Encoder):
     """Patch embedding of images of any size, patch size and number of channels.
 
@@ -82,7 +97,7 @@ class ImageEncoder(Encoder):
         self.image_size, self.patch_size = _pair(image_size), _pair(patch_size)
         self.in_channels, self.dim = in_channels, dim
         self.grid = patch_grid(self.image_size, self.patch_size)
-        self.patch_embed = nn.Conv2d(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
+        self.patch_embed = PatchEmbedding(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
         if init == "vision":
             nn.init.trunc_normal_(self.patch_embed.weight, std=0.02, a=-0.02, b=0.02)
         else:

@@ -82,11 +82,6 @@ class TextEncoder(Encoder):
         nn.init.zeros_(self.embedding.weight[pad_id])
         self.position = TextPosition(dim, max_positions, pad_id, padding, norm_eps)
 
-    @property
-    def mask_token(self) -> Tensor:
-        """What stands in for a hidden token: the embedding of `<mask>` (D,)."""
-        return self.embedding.weight[self.mask_id]
-
     def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Ids (B, T) -> embeddings (B, T, D); the padding passes through.
 

@@ -1,0 +1,55 @@
+"""Convolutions that are right on every processor, and one over time whose channels lie innermost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Operation = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _convolve(conv: nn.Conv1d | nn.Conv2d, x: Tensor, operation: Operation) -> Tensor:
+    """`operation(x, weight, bias)`, in float32 where oneDNN's bf16 kernel for AMX returns noise.
+
+    That kernel is wrong for fewer than 32 channels where channels x kernel width is a multiple of 32 (torch 2.14). Every CPU
+    takes float32 then, so that no result depends on the kind of CPU.
+    """
+    if x.device.type == "cpu" and (conv.in_channels // conv.groups) < 32:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype == torch.bfloat16 and conv.in_channels // conv.groups * conv.kernel_size[-1] % 32 == 0:
+            with torch.autocast("cpu", enabled=False):
+                bias = None if conv.bias is None else conv.bias.float()
+                return operation(x.float(), conv.weight.float(), bias).to(dtype)
+    return operation(x, conv.weight, conv.bias)
+
+
+class Conv1d(nn.Conv1d):
+    """`nn.Conv1d` that takes float32 where a CPU's bf16 may be wrong."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _convolve(self, input, self._conv_forward)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` that takes float32 where a CPU's bf16 may be wrong."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _convolve(self, input, self._conv_forward)
+
+
+class FrameConv(nn.Conv1d):
+    """`nn.Conv1d` without padding of (B, C, N) that is a transposed view of (B, N, C), and so is its result.
+
+    It convolves a picture of height 1 in channels-last order: norms and GELU then read the memory in order, and nothing is
+    transposed between the layers in either direction. `nn.Conv1d` itself takes three times as long on a CPU.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _convolve(self, input, self._as_picture)
+
+    def _as_picture(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x.unsqueeze(2), weight, bias, (1, self.stride[0])).squeeze(2)
