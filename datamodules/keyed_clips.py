@@ -11,7 +11,7 @@ from d2v_lightning.errors import UserError
 from datamodules.keyed_images import one_line
 from datamodules.samplers import Key
 from datamodules.speech_sources import SpeechSource
-from datamodules.waveform import TRUNCATED, UNREADABLE, normalise
+from datamodules.waveform import UNREADABLE, normalise
 
 REPLACEMENTS = 100
 
@@ -46,8 +46,6 @@ class KeyedClips(Dataset[dict[str, Any]]):
             clip = self.source.clips[place]
             try:
                 waveform = self.source.read(place)
-                if len(waveform) < TRUNCATED * clip.samples:
-                    raise UserError(f"truncated, {len(waveform)} of {clip.samples} samples are there")
             except UNREADABLE as error:
                 unreadable.append(f"{clip.name}: {one_line(error)}")
                 if not self.replace:

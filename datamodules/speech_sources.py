@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import soundfile
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
@@ -18,7 +17,7 @@ from d2v_lightning.errors import NotFoundError, UserError
 from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
-from datamodules.waveform import RATE, UNREADABLE, Waveform, read_waveform, samples_at_16k
+from datamodules.waveform import RATE, UNREADABLE, Waveform, measure, read_waveform
 
 NAMES_IN_WARNING = 20
 PROGRESS_FROM = 1000
@@ -48,9 +47,9 @@ class SpeechSource:
     def __len__(self) -> int:
         return len(self.clips)
 
-    def read(self, index: int) -> Waveform:
-        """The clip at 16 kHz (S,), not normalised."""
-        return read_waveform(self.opened(self.clips[index].file))
+    def read(self, index: int, begin: int = 0, end: int | None = None) -> Waveform:
+        """The clip, or its samples from `begin` to `end`, at 16 kHz (S,), not normalised."""
+        return read_waveform(self.opened(self.clips[index].file), begin, end)
 
     def opened(self, file: Any) -> Any:
         """A clip's `file` as a path or bytes."""
@@ -288,18 +287,13 @@ def open_table_split(
 
 def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any] | None = None) -> list[Clip]:
     """The clips with their lengths read from their headers; those that cannot be read are left out, and named."""
-    import io
-
     rates: dict[int, int] = {}
 
     def measured(clip: Clip) -> Clip | str:
         try:
-            file = clip.file if open_file is None else open_file(clip.file)
-            if isinstance(file, str) and not Path(file).exists():
-                return f"{clip.name}: there is no such file"
-            info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else file)
-            rates[info.samplerate] = rates.get(info.samplerate, 0) + 1
-            return clip._replace(samples=samples_at_16k(info.frames, info.samplerate))
+            samples, rate = measure(clip.file if open_file is None else open_file(clip.file))
+            rates[rate] = rates.get(rate, 0) + 1
+            return clip._replace(samples=samples)
         except UNREADABLE as error:
             return f"{clip.name}: {one_line(error)}"
 

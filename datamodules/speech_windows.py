@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import soundfile
-import soxr
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import IterableDataset, get_worker_info
@@ -15,10 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.errors import UserError
 from datamodules.keyed_images import one_line
-from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, samples_at_16k, stream_waveform
+from datamodules.waveform import RATE, UNREADABLE, Recording, stream_waveform
 
 TICKS = 5  # a second; windows begin on one
-SETTLE = TICKS  # before and after a window that the resampler reads to settle
 
 
 class SpeechWindows(IterableDataset[dict[str, Any]]):
@@ -77,9 +74,6 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
     def _recording(self, index: int) -> Iterator[dict[str, Any]]:
         path = self.paths[index]
         mean, scale, samples, loudness = _statistics(path)
-        info = soundfile.info(path)
-        if samples < TRUNCATED * samples_at_16k(info.frames, info.samplerate):
-            rank_zero_warn(f"{path} is truncated: transcribed are the {samples / RATE:.1f} s that are there")
         if feature_lengths(samples, self.conv_layers) < 1:
             raise UserError(f"{samples} samples are too few for one frame")
         if not self.normalised:
@@ -87,7 +81,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
         starts = _starts(loudness, self.core)
         if len(starts) > 1 and feature_lengths(samples - starts[-1] * RATE // TICKS, self.conv_layers) < 1:
             starts.pop()  # what is left makes no frame of its own: the context of the window before has it
-        with soundfile.SoundFile(path) as file:
+        with Recording(path) as recording:
             for first in range(0, len(starts), self.windows):
                 chosen = starts[first : first + self.windows]
                 clips, keep = [], []
@@ -95,7 +89,9 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                     begin = max(0, start - self.context)
                     after = starts[number + 1] if start != starts[-1] else None
                     end = samples * TICKS / RATE if after is None else after + self.context
-                    clip = (_cut(file, begin, end, samples) - mean) * scale
+                    clip = (
+                        recording.part(begin * RATE // TICKS, min(round(end * RATE / TICKS), samples)) - mean
+                    ) * scale
                     frames = feature_lengths(len(clip), self.conv_layers)
                     kept = frames if after is None else min(frames, (after - begin) * self.frames_per_tick)
                     keep.append([(start - begin) * self.frames_per_tick, kept])
@@ -149,17 +145,3 @@ def _starts(loudness: np.ndarray, core: int) -> list[int]:
         least, most = starts[-1] + max(1, core // 4), starts[-1] + core
         starts.append(least + int(quiet[least - 1 : most].argmin()))
     return starts
-
-
-def _cut(file: soundfile.SoundFile, begin: int, end: float, samples: int) -> Waveform:
-    """Samples from tick `begin` to tick `end` at 16 kHz, of a recording that has so many."""
-    rate = file.samplerate
-    before = min(begin, SETTLE)
-    file.seek(round((begin - before) * rate / TICKS))
-    block = file.read(int((end + SETTLE - begin + before) * rate / TICKS) + 1, dtype="float32", always_2d=True)
-    mono = block.mean(axis=1)
-    if rate != RATE:
-        mono = soxr.resample(mono, rate, RATE)
-    first = before * RATE // TICKS
-    length = min(round(end * RATE / TICKS), samples) - begin * RATE // TICKS
-    return mono[first : first + length]

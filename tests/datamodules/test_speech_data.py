@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -18,7 +19,15 @@ from datamodules import samplers as samplers_module
 from datamodules.keyed_clips import KeyedClips
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.speech_sources import open_split, open_table_split
-from datamodules.waveform import normalise, read_waveform, samples_at_16k, stream_waveform
+from datamodules.waveform import (
+    UNREADABLE,
+    Recording,
+    measure,
+    normalise,
+    read_waveform,
+    samples_at_16k,
+    stream_waveform,
+)
 
 CONVS = [(8, 10, 5), (8, 8, 8), (8, 8, 8)]
 
@@ -354,24 +363,87 @@ def test_predict_takes_the_test_split_as_test_does(libri: Path) -> None:
 
 def test_a_truncated_recording_is_replaced_and_named_and_one_longer_than_its_header_is_cut(libri: Path) -> None:
     source = open_split(str(libri), "train")
-    promised = source.clips[4].samples
-    source.clips[4] = source.clips[4]._replace(samples=2 * promised)
+    whole = write(libri / "long.flac", 4.0).read_bytes()
+    Path(source.clips[4].file).write_bytes(whole[:22] + (128_000).to_bytes(4, "big") + whole[26:])  # promises 8 s
+    promised = source.clips[5].samples
+    source.clips[5] = source.clips[5]._replace(samples=promised - 100)
     sample = KeyedClips(source)[(0, 4)]
     assert sample["index"] != 4
-    assert sample["unreadable"] == [
-        f"{source.clips[4].name}: truncated, {promised} of {2 * promised} samples are there"
+    assert sample["unreadable"][0].startswith(f"{source.clips[4].name}: truncated, ")
+    assert len(KeyedClips(source)[(0, 5)]["inputs"]) == promised - 100
+
+
+FORMATS = [
+    ("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "GSM610"), ("WAVEX", "PCM_24"), ("RF64", "PCM_16"), ("W64", "PCM_16"),
+    ("AIFF", "PCM_16"), ("AU", "ULAW"), ("CAF", "PCM_16"), ("NIST", "PCM_16"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"),
+    ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
+]  # fmt: skip
+
+
+def content(kind: str, subtype: str, samples: Any, rate: int = 16000) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+def test_sound_that_is_cut_off_is_refused_and_a_part_of_a_whole_one_is_that_part(kind: str, subtype: str) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(160_000)
+    sound = content(kind, subtype, noise)
+    whole = read_waveform(sound)
+    assert (len(whole), measure(sound)[0]) == (160_000, 160_000)
+    np.testing.assert_array_equal(np.concatenate(list(stream_waveform(sound))), whole)
+    with Recording(sound) as recording:
+        for begin, end in ((0, 400), (70_001, 90_000), (20_000, 100_000), (159_000, 170_000)):
+            np.testing.assert_array_equal(recording.part(begin, end), whole[begin:end])
+    for reader in (read_waveform, lambda file: list(stream_waveform(file))):
+        with pytest.raises(UNREADABLE):
+            reader(sound[: int(0.6 * len(sound))])
+    if kind not in ("FLAC", "MP3"):  # whose headers are right, and known to be wrong when the end is read
+        with pytest.raises(ValueError, match=r"truncated|malformed"):
+            measure(sound[: int(0.6 * len(sound))])
+    if subtype != "OPUS":
+        other = content(kind, subtype, noise, 22050)
+        np.testing.assert_allclose(
+            read_waveform(other, 40_000, 60_000), read_waveform(other)[40_000:60_000], rtol=0, atol=2e-6
+        )
+
+
+def test_lengths_that_a_pipe_leaves_open_are_found_and_impossible_headers_are_named() -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(48_000)
+    wav, flac, aiff = (content(kind, "PCM_16", noise) for kind in ("WAV", "FLAC", "AIFF"))
+    data, ssnd = wav.index(b"data") + 4, aiff.index(b"SSND") + 4
+    endless = [
+        wav[:4] + size + wav[8:data] + size + wav[data + 4 :]
+        for size in (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x00\xf0\xff\x7f")
     ]
-    source.clips[4] = source.clips[4]._replace(samples=promised - 100)
-    assert len(KeyedClips(source)[(0, 4)]["inputs"]) == promised - 100
-
-
-def test_a_truncated_mp3_is_as_long_as_what_is_there(tmp_path: Path) -> None:
-    path = write(tmp_path / "whole.mp3", 20.0)
-    short = tmp_path / "cut.mp3"
-    short.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    there = read_waveform(str(short))
-    assert len(there) < 0.6 * samples_at_16k(soundfile.info(short).frames, 16000)
-    np.testing.assert_allclose(np.concatenate(list(stream_waveform(str(short), 3.0))), there, atol=1e-6)
+    endless += [wav[:data] + b"\0\0\0\0" + wav[data + 4 :], flac[:21] + b"\xf0\0\0\0\0" + flac[26:]]
+    endless += [aiff[:4] + b"\xff" * 4 + aiff[8:ssnd] + b"\xff" * 4 + aiff[ssnd + 4 :]]
+    for sound in endless:
+        assert measure(sound) == (48_000, 16_000)
+        whole = read_waveform(sound)
+        np.testing.assert_allclose(whole, read_waveform(wav), rtol=0, atol=1e-4)  # formats round differently
+        np.testing.assert_array_equal(read_waveform(sound, 20_000, 30_000), whole[20_000:30_000])
+    opposite = np.stack([noise, -noise], axis=1)
+    for sound, message in (
+        (flac[:21] + b"\xff" * 5 + flac[26:], r"promises 68719476735 samples, more than \d+ bytes can hold"),
+        (wav[:24] + (1).to_bytes(4, "little") + wav[28:], "sample rate is 1 Hz"),
+        (wav[:24] + (2**31 - 1).to_bytes(4, "little") + wav[28:], "sample rate is 2147483647 Hz"),
+        (wav[:22] + b"\0\0" + wav[24:], "Channel count is zero"),
+        (content("WAV", "PCM_16", np.zeros(0)), "no samples"),
+        (b"", r"[Ff]ormat not recogni"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure(sound)
+    for sound, message in (
+        (content("WAV", "FLOAT", np.append(noise, np.nan)), "not finite"),
+        (content("WAV", "FLOAT", np.append(noise, -np.inf)), "not finite"),
+        (content("WAV", "PCM_16", opposite), "its 2 channels cancel each other"),
+    ):
+        for reader in (read_waveform, lambda file: read_waveform(file, 40_000, 48_001)):
+            with pytest.raises(ValueError, match=message):
+                reader(sound)
+    assert not read_waveform(content("WAV", "PCM_16", np.zeros((400, 2)))).any(), "silence is none of these"
 
 
 def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
