@@ -32,6 +32,10 @@ def atomic_write(target: str | Path) -> Iterator[Path]:
             with open(unfinished, "rb+") as file:
                 os.fsync(file.fileno())
         os.replace(unfinished, target)
+    except OSError as error:
+        if error.filename is None or os.fspath(error.filename) == str(unfinished):
+            error.filename = str(target)  # a full disk does not say where
+        raise
     finally:
         remove(unfinished)
 

@@ -18,15 +18,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from d2v_lightning.errors import UsageError
+
 _NOT_SECTIONS = ("config", "print_config", "help", "help_all")
 _FLAGS = ("--print_config", "--help", "-h", "--help_all")
 _PLAIN_TYPES = ("builtins", "collections", "datetime", "os", "pathlib", "typing")
 _ABSTRACT = ("LightningModule", "LightningDataModule", "Callback", "Logger", "Encoder")
 _TREE_KEYS = {"class_path", "init_args", "dict_kwargs"}
-
-
-class UsageError(Exception):
-    """The command line or a file that it names is wrong; the message is for the person who wrote it."""
 
 
 @dataclass

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import linecache
 import logging
-import os
 import re
-import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from d2v_lightning.atomic import atomic_write
 from d2v_lightning.atomic_io import AtomicCheckpointIO
@@ -33,13 +26,16 @@ from d2v_lightning.callbacks.preemption import Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.callbacks.save_at_end import SaveAtEnd
-from d2v_lightning.cli_errors import CommandLine, Section, Source, UsageError, explain
+from d2v_lightning.cli_errors import CommandLine, Section, Source, explain
 from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
-from d2v_lightning.configurable import OWN_PACKAGES
+from d2v_lightning.commands import one_line, run_command
+from d2v_lightning.errors import UsageError, UserError
 from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
 
 CONFIG_NAME = "config.yaml"
-_WEIGHTS_DO_NOT_FIT = "Error(s) in loading state_dict"
+
+# What a constructor raises that was written without a thought of the value at hand.
+_OF_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
 
 # Lightning says these in every run. The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test;
 # the rest is about its own code and its maker's services.
@@ -298,7 +294,14 @@ class D2VCLI(LightningCLI):
     # ---- building ----------------------------------------------------------------------------------------------------
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        # Where one of several classes may stand, jsonargparse tries each and joins what they say.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # what stands in its place is new in jsonargparse 4.49
+            self.parser.add_instantiator(_construct, object)
+        try:
+            super().instantiate_classes()
+        except _ConstructorError as stopped:
+            raise stopped.error from stopped.error.__cause__
         if self.stored is not None:
             self._compare(self.stored)
             if self.stored.tokenizer is not None:  # the data needs it before Lightning loads the checkpoint
@@ -362,7 +365,7 @@ class D2VCLI(LightningCLI):
         callbacks = _as_list(given.callbacks)
         kinds = {type(callback) for callback in callbacks}
         callbacks += [callback for callback in self._own_callbacks(given, bool(loggers)) if type(callback) not in kinds]
-        return self._instantiate_trainer({**given, **kwargs, "callbacks": callbacks}, [])
+        return _construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": callbacks}, [])
 
     def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
         if self.subcommand == "predict":
@@ -391,20 +394,33 @@ class D2VCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; a mistake ends with a few lines and exit status 2, a refusal of ours with one line and 1."""
     _leave_out_noise()
+    status = run_command(lambda: D2VCLI(args))
+    if status:
+        raise SystemExit(status)
+
+
+class _ConstructorError(BaseException):
+    """Carries what a constructor raised past jsonargparse, which catches every `Exception`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _construct(cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """An instance; what comes of a value that its constructor cannot use is said with the name of the class."""
     try:
-        D2VCLI(args)
-    except UsageError as error:
-        _stop(error, 2)
-    except KeyboardInterrupt as error:  # before the Trainer's own handling, and before there is anything to save
-        print("stopped by Ctrl-C before the run", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from error
-    except SIGTERMException as error:  # Lightning's own, outside training: without a code it would pass for success
-        raise SystemExit(128 + signal.SIGTERM) from error
+        return cls(*args, **kwargs)
+    except _OF_VALUES as error:
+        if one_line(error) is not None:
+            raise _ConstructorError(error) from error
+        name = cls.__name__ if isinstance(cls, type) else "Trainer"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        refusal = UserError(f"{name} cannot be made with these settings: {reason}")
+        refusal.__cause__ = error
+        raise _ConstructorError(refusal) from error
     except Exception as error:
-        origin = _origin(error)
-        if not _is_for_people(origin):
-            raise
-        _stop(origin, 1)
+        raise _ConstructorError(error) from error
 
 
 def _leave_out_noise() -> None:
@@ -415,56 +431,6 @@ def _leave_out_noise() -> None:
 
 def _is_no_noise(record: logging.LogRecord) -> bool:
     return not any(re.match(pattern, record.getMessage()) for pattern in _NOT_FOR_PEOPLE)
-
-
-def _origin(error: BaseException) -> BaseException:
-    """What a constructor raised, where jsonargparse has wrapped it in an error of its own, once for each level.
-
-    Where one of several classes may stand, jsonargparse tries each, and its error's cause is what the first one said.
-    """
-    if _raised_at(error)[0].partition(".")[0] != "jsonargparse":
-        return error
-    tried = _last_frame(error)[0].f_locals.get("exceptions") or [error.__cause__]
-    origins = [_origin(cause) for cause in tried if cause is not None and cause.__traceback__ is not None]
-    return next((origin for origin in origins if _is_for_people(origin)), origins[0] if origins else error)
-
-
-def _last_frame(error: BaseException) -> tuple[FrameType, int]:
-    """Where an error comes from: frame and line."""
-    return list(traceback.walk_tb(error.__traceback__))[-1]
-
-
-def _raised_at(error: BaseException) -> tuple[str, str]:
-    """Module and source line that an error comes from."""
-    frame, number = _last_frame(error)
-    return frame.f_globals["__name__"], linecache.getline(frame.f_code.co_filename, number).strip()
-
-
-def _is_for_people(error: BaseException) -> bool:
-    """Whether an error was raised to be read: by a `raise` of this project, or by Lightning about the user's settings.
-
-    A library's error that surfaces in this project's code is a bug of ours and keeps its traceback.
-    """
-    if isinstance(error, MisconfigurationException) or str(error).startswith(_WEIGHTS_DO_NOT_FIT):
-        return True
-    module, line = _raised_at(error)
-    if isinstance(error, ModuleNotFoundError):
-        return module.startswith("pytorch_lightning.loggers")
-    return line.startswith("raise ") and module.partition(".")[0] in OWN_PACKAGES
-
-
-def _stop(error: BaseException, status: int) -> NoReturn:
-    if os.environ.get("D2V_DEBUG") == "1":
-        traceback.print_exception(error)
-    message = str(error)
-    if message.startswith(_WEIGHTS_DO_NOT_FIT):
-        first = message.splitlines()[1].strip()
-        message = (
-            f"the checkpoint's weights do not fit the model: {first} Leave --model and --config out to use its own"
-        )
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    print(f"error: {message}" if rank == 0 else f"[rank {rank}] error: {message}", file=sys.stderr)
-    raise SystemExit(status)
 
 
 def _has(callbacks: Any, kind: type) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.checkpoints.vocabulary import reorder_embedding
+from d2v_lightning.commands import USAGE, run_command
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.errors import UserError
 from d2v_lightning.pretrained import Pretrained, backbone_part, read_pretrained
@@ -40,12 +40,7 @@ Part = Literal["student", "teacher"]
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; 0, or 2 after one line that says what is wrong."""
     args = _parser().parse_args(arguments)
-    try:
-        args.run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: args.run(args), USAGE)
 
 
 def _parser() -> argparse.ArgumentParser:

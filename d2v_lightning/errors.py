@@ -16,3 +16,7 @@ class NotFoundError(UserError, FileNotFoundError):
 
 class ExistsError(UserError, FileExistsError):
     """An output is there already, and would be lost."""
+
+
+class UsageError(UserError):
+    """The command line or a file that it names is wrong; the message is for the person who wrote it."""

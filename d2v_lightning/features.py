@@ -30,6 +30,7 @@ from torch import Tensor
 from d2v_lightning.atomic import atomic_write
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.directory import read_safetensors, write_safetensors
+from d2v_lightning.commands import USAGE, run_command
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.encoders.audio import shortest_input
 from d2v_lightning.errors import ExistsError, NotFoundError, UserError
@@ -53,12 +54,7 @@ class Sample(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 after one line that says what is wrong."""
     args = _parser().parse_args(arguments)
-    try:
-        run(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: run(args), USAGE)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from torchmetrics.functional.text import word_error_rate
 from tqdm import tqdm
 
 from d2v_lightning.atomic import atomic_write
+from d2v_lightning.commands import run_command
 from d2v_lightning.configurable import Tree, build
 from d2v_lightning.decoding import BeamSearch
 from d2v_lightning.errors import ExistsError, NotFoundError, UserError
@@ -200,26 +200,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known, rest = parser.parse_known_args(arguments)
     if len(rest) % 2 or not all(name.startswith("--data.") for name in rest[::2]):
         parser.error(f"unknown: {' '.join(rest)}. Settings of the data are given as --data.KEY VALUE")
-    data = {
-        name.removeprefix("--data."): yaml.safe_load(value) for name, value in zip(rest[::2], rest[1::2], strict=True)
-    }
-    try:
-        _refuse_output(Path(known.output))
-        decoder = BeamSearch(known.lm, known.lexicon, known.beam)
-        emissions = emissions_of(known.checkpoint, data)
-        assert emissions.vocabulary is not None
-        trials = tune(
-            decoder,
-            emissions.log_probs,
-            emissions.transcripts,
-            emissions.vocabulary,
-            known.trials,
-            known.seed,
-            known.jobs,
-        )
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+    data = {}
+    for name, value in zip(rest[::2], rest[1::2], strict=True):
+        try:
+            data[name.removeprefix("--data.")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parser.error(f"{name} {value}: the value is not valid YAML")
+    status = run_command(lambda: _tune_file(known, data))
+    if status:
+        raise SystemExit(status)
+
+
+def _tune_file(known: argparse.Namespace, data: dict[str, Any]) -> None:
+    _refuse_output(Path(known.output))
+    decoder = BeamSearch(known.lm, known.lexicon, known.beam)
+    emissions = emissions_of(known.checkpoint, data)
+    assert emissions.vocabulary is not None
+    trials = tune(
+        decoder,
+        emissions.log_probs,
+        emissions.transcripts,
+        emissions.vocabulary,
+        known.trials,
+        known.seed,
+        known.jobs,
+    )
     best = trials[0]
     tuned = decoder.reweighted(best.lm_weight, best.word_score)
     tree = {"class_path": "d2v_lightning.BeamSearch", "init_args": tuned.config["init_args"]}

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from d2v_lightning.atomic import atomic_write
+from d2v_lightning.commands import USAGE, run_command
 from d2v_lightning.errors import ExistsError, UserError
 from datamodules.text_sources import FileSource, Skipped, TextSource
 from datamodules.vocabulary import all_cores
@@ -90,21 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vocab_size", type=int, default=50265, help="ids in all; RoBERTa has 50265")
     parser.add_argument("--text_field", default="text", help="of a record of JSON lines")
     given = parser.parse_args(arguments)
+    return run_command(lambda: _run(given), USAGE)
+
+
+def _run(given: argparse.Namespace) -> None:
     skipped = Skipped()
-    try:
-        if given.out.exists():
-            raise ExistsError(f"{given.out} exists: remove it, or write to another directory")
-        tokenizer = train_tokenizer(FileSource(given.files, text_field=given.text_field), given.vocab_size, skipped)
-        save_tokenizer(tokenizer, given.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given.out.exists():
+        raise ExistsError(f"{given.out} exists: remove it, or write to another directory")
+    tokenizer = train_tokenizer(FileSource(given.files, text_field=given.text_field), given.vocab_size, skipped)
+    save_tokenizer(tokenizer, given.out)
     if skipped.count:
         print(f"{skipped.count} line(s) skipped: {'; '.join(skipped.names)}", file=sys.stderr)
     print(f"{len(tokenizer)} ids, <mask> is {tokenizer.mask_token_id}: --data.tokenizer {given.out}")
     if len(tokenizer) < given.vocab_size:
         print(f"the text has no more pairs to join: set the encoder's vocab_size to {len(tokenizer)}", file=sys.stderr)
-    return 0
 
 
 def _texts(source: TextSource, skipped: Skipped) -> Iterator[str]:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
     ["errors", "atomic"],
+    ["commands"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution"],
     ["recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
@@ -32,6 +33,7 @@ COMMANDS = {"features"}  # read files, so they need both packages
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 DATA_MAY_IMPORT = {
     "atomic",
+    "commands",
     "errors",
     "types",
     "masking",

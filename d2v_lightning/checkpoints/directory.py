@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -107,7 +109,12 @@ def read_safetensors(path: Path) -> State:
 
 
 def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Named tensors, each with memory of its own, for `safetensors`."""
+    """Named tensors, each with memory of its own, for `safetensors`.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -117,7 +124,13 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
         start = tensor.data_ptr()
         separate[name] = tensor.clone() if start in seen else tensor
         seen.add(start)
-    save_file(separate, path, metadata={"format": "pt"})
+    try:
+        save_file(separate, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def write_directory(content: Content, out: str | Path, beside: Path | None = None) -> None:
