@@ -40,6 +40,16 @@ class RegressionLoss(Configurable):
 
     def __call__(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Predictions and targets (P, D) -> scalar, the mean over the P tokens. Computed in float32."""
+        error, per_token = self._errors(predictions, targets)
+        return error.sum() * (per_token / max(1, predictions.shape[0]))
+
+    def one_by_one(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Predictions and targets (P, D) -> the loss of each token (P,), in float32."""
+        error, per_token = self._errors(predictions, targets)
+        return error.sum(dim=-1) * per_token
+
+    def _errors(self, predictions: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+        """Errors (P, D), and the factor on their sum over D."""
         predictions, targets = predictions.float(), targets.float()
         if self.beta == 0:
             error = F.mse_loss(predictions, targets, reduction="none")
@@ -47,5 +57,4 @@ class RegressionLoss(Configurable):
             error = F.smooth_l1_loss(predictions, targets, beta=self.beta, reduction="none")
         width = predictions.shape[-1]
         scale = width**-0.5 if self.scale == "rsqrt_width" else float(self.scale)
-        per_token = scale * (1.0 if self.over_width == "sum" else 1.0 / width)
-        return error.sum() * (per_token / max(1, predictions.shape[0]))
+        return error, scale * (1.0 if self.over_width == "sum" else 1.0 / width)

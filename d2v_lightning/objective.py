@@ -73,17 +73,32 @@ class Objective(Configurable, nn.Module):
 
     def regress(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss, the mean over hidden tokens, and the flat positions (P,) in (B, M, N) that it was taken at."""
+        said, wanted, hidden = self._compared(batch)
+        loss = self.loss(said.hidden, wanted.hidden)
+        if self.class_loss:
+            loss = loss + self.class_loss * len(wanted.extra) * self.loss(said.extra[:, 0], wanted.extra)
+        return loss, hidden
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses one by one: of each hidden token (P,), its flat position (P,), and with `class_loss` of each row's class
+        token (B x M,)."""
+        said, wanted, hidden = self._compared(batch)
+        of_rows = self.loss.one_by_one(said.extra[:, 0], wanted.extra) if self.class_loss else None
+        return self.loss.one_by_one(said.hidden, wanted.hidden), hidden, of_rows
+
+    def _compared(self, batch: Batch) -> tuple[Predictions, Predictions, Tensor]:
+        """What the student says, what it should have said, at hidden tokens (P, D) and class tokens (B x M, D), and the flat
+        positions (P,) of the former."""
         require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
         tokens, padding_mask = self._student_tokens(batch)
         hidden = batch["hidden"] if "hidden" in batch else self._hidden(batch, padding_mask)
         predictions = self._predict(batch, tokens, padding_mask, hidden)
         targets = self._targets(batch, tokens, padding_mask)
         num_masks = batch["mask"].shape[1]
-        loss = self.loss(predictions.hidden, take_tokens(targets, hidden, num_masks))
+        means = predictions.extra
         if self.class_loss:
             means = self._sample_means(targets, padding_mask).repeat_interleave(num_masks, dim=0)
-            loss = loss + self.class_loss * len(means) * self.loss(predictions.extra[:, 0], means)
-        return loss, hidden
+        return predictions, Predictions(take_tokens(targets, hidden, num_masks), means), hidden
 
     def targets(self, batch: Batch) -> Tensor:
         """Targets at every position (B, N, D), float32."""

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
+from torchmetrics import Metric
 
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.errors import UserError
+from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained
@@ -24,7 +26,7 @@ from d2v_lightning.weighting import WeighsMicroBatches
 _TOKENS_PER_UNIT = 4096
 
 
-class Pretraining(WeighsMicroBatches, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """The part of `Data2Vec` and `MultimodalData2Vec` that does not ask what is predicted."""
 
     def _train_with(
@@ -69,23 +71,34 @@ class Pretraining(WeighsMicroBatches, FromPretrained, LightningModule):  # type:
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """The same loss on held-out data. It is no measure of quality: a collapsed model has a low one."""
-        return self._evaluate("val", batch)
+        """The same loss on held-out data. It is no measure of quality: a collapsed model has a low one.
+
+        `val/loss` is the mean over all hidden tokens of the data, whatever the batch size and the number of devices. Class
+        tokens are left out of it, because their share in the training loss changes with the batch size:
+        `val/class_token_loss` is their mean over rows. Targets normed over a batch ("batch", "position") and clips cropped to
+        the shortest still depend on what is in a batch.
+        """
+        return self._evaluate(batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        return self._evaluate("test", batch)
+        """As `validation_step`, logged as `test/loss`."""
+        return self._evaluate(batch, dataloader_idx)
 
-    def _evaluate(self, stage: str, batch: Batch) -> Tensor:
-        loss, _ = self.objective(batch).regress(batch)
-        self.log(
-            f"{stage}/{self.label(batch)}loss",
-            loss,
-            prog_bar=stage == "val",
-            batch_size=len(batch["inputs"]),
-            sync_dist=True,
-            add_dataloader_idx=False,
-        )
-        return loss
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> Tensor:
+        losses, hidden, of_rows = self.objective(batch).evaluate(batch)
+        figures, masks = self.figures(dataloader_idx, self.label(batch)), batch["mask"]
+        rows = counted(batch)
+        rows = None if rows is None else rows.repeat_interleave(masks.shape[1])
+        figures["loss"].update(losses, None if rows is None else rows[hidden // masks.shape[2]])
+        if of_rows is not None:
+            figures["class_token_loss"].update(of_rows, rows)
+        return losses.mean()
+
+    def new_figures(self, label: str) -> dict[str, Metric]:
+        """Of the hidden tokens and, where they are trained, of the class tokens."""
+        measured = self.objective({"modality": label.rstrip("/")})
+        names = ["loss", "class_token_loss"] if measured.class_loss else ["loss"]
+        return {name: self.mean_loss() for name in names}
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Features of the last block, averaged over the tokens of each sample (B, D)."""
@@ -117,6 +130,7 @@ class Pretraining(WeighsMicroBatches, FromPretrained, LightningModule):  # type:
             # Everything from inputs to loss as one graph, so that student, teacher and probes do not share a cache.
             for objective in self.objectives():
                 objective.regress = torch.compile(objective.regress, dynamic=False)  # type: ignore[method-assign]
+                objective.evaluate = torch.compile(objective.evaluate, dynamic=False)  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))

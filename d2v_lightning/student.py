@@ -105,7 +105,8 @@ class VisibleStudent(Configurable, nn.Module):
     Args:
         backbone: what is pre-trained.
         decoder: maps trunk outputs and noise to predictions.
-        mask_noise_std: standard deviation of the noise that stands at hidden places when the decoder begins.
+        mask_noise_std: standard deviation of the noise that stands at hidden places when the decoder begins, in training; in
+            evaluation nothing is random, and 0 stands there.
 
     Raises:
         ValueError: backbone and decoder differ in width or grid, or a negative deviation.
@@ -164,9 +165,8 @@ class VisibleStudent(Configurable, nn.Module):
         extra = self.backbone.num_extra_tokens
         trunk_padding = padding if padding is None or not extra else nn.functional.pad(padding, (extra, 0))
         x, _ = self.backbone.transformer(x, trunk_padding, positions=visible.flatten(0, 1))
-        filled = restore_tokens(
-            self.decoder.input_dropout(x[:, extra:]), visible.flatten(0, 1), length, self.mask_noise_std
-        )
+        noise_std = self.mask_noise_std if self.training else 0.0
+        filled = restore_tokens(self.decoder.input_dropout(x[:, extra:]), visible.flatten(0, 1), length, noise_std)
         if padding_mask is None or self.backbone.encoder.padding != "exact":
             return Predictions(self.decoder(filled, hidden), x[:, :extra])
         padding = padding_mask.repeat_interleave(num_masks, dim=0)

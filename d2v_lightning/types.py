@@ -29,6 +29,8 @@ class Batch(TypedDict, total=False):
     labels: (B,) int64 classes, where the data has them; for transcripts (B, T) int64, padded with 0, which is CTC's blank.
     label_lengths: (B,) int64, letters of each transcript.
     channel_mask: (B, D) bool, True = channel set to 0 in fine-tuning on speech.
+    repeated: (B,) bool, True = computed, but not counted in figures, because the sample comes elsewhere: where a rank is a
+        batch short, or in place of one that cannot be read. Absent where all count.
     index: (B,) int64, place of each sample in its data set; it names the batch when something goes wrong.
     modality: in a run of several, the name of this batch's.
     """
@@ -42,6 +44,7 @@ class Batch(TypedDict, total=False):
     labels: Tensor
     label_lengths: Tensor
     channel_mask: Tensor
+    repeated: Tensor
     index: Tensor
     modality: str
 

@@ -19,7 +19,7 @@ PUBLISHED_MASKED, PUBLISHED_MIN_BLOCK, PUBLISHED_PATCHES = 120, 16, 196
 class ImageCollator:
     """Stacks images, and labels and indices where the samples have them.
 
-    A sample is a dict with "inputs" (C, H, W) and perhaps "label", "index", "key" and "unreadable" (from
+    A sample is a dict with "inputs" (C, H, W) and perhaps "label", "index", "key", "unreadable" and "repeated" (from
     `KeyedImages`), or a plain (image, label) tuple, or an image alone.
 
     Args:
@@ -30,12 +30,14 @@ class ImageCollator:
         self.report_unreadable = report_unreadable
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}."""
+        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}, and "repeated" (B,) where one is."""
         rows = [_as_dict(sample) for sample in samples]
         batch: dict[str, Any] = {"inputs": torch.stack([row["inputs"] for row in rows]).float()}
         for name, field in (("index", "index"), ("label", "labels")):
             if all(row.get(name) is not None for row in rows):
                 batch[field] = torch.tensor([int(row[name]) for row in rows])
+        if any(repeated := [bool(row.get("repeated")) for row in rows]):
+            batch["repeated"] = torch.tensor(repeated)
         if self.report_unreadable and (unreadable := [entry for row in rows for entry in row.get("unreadable", ())]):
             batch["unreadable"] = unreadable
         return batch  # type: ignore[return-value]  # the loader takes the one foreign key out

@@ -18,7 +18,8 @@ REPLACEMENTS = 100
 
 class KeyedClips(Dataset[dict[str, Any]]):
     """Clips by (epoch, index), or by index for epoch 0. One that cannot be read is listed in the sample's "unreadable" as
-    "name: reason", and replaced by the next shorter one that can, so that the batch stays in its budget.
+    "name: reason", and replaced by the next shorter one that can, so that the batch stays in its budget. The other one is
+    "repeated": in evaluation it counts in its own place only.
 
     Args:
         source: the clips.
@@ -55,6 +56,7 @@ class KeyedClips(Dataset[dict[str, Any]]):
             waveform = waveform[: clip.samples]
             inputs = torch.from_numpy(normalise(waveform) if self.normalised else waveform)
             sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
+            sample["repeated"] = place != index
             return sample if clip.text is None else {**sample, "text": clip.text}
         raise UserError(
             f"{len(unreadable)} clips in a row cannot be read, the first is {unreadable[0]}: check the data"

@@ -21,7 +21,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
     """Samples by (epoch, index), or by index for epoch 0: the same key gives the same sample in any process.
 
     A picture that cannot be read is replaced by another one that depends on (seed, index) only, and is listed in the
-    sample's "unreadable" as "name: reason".
+    sample's "unreadable" as "name: reason". The other one is "repeated": in evaluation it counts in its own place only.
 
     Args:
         source: the pictures.
@@ -58,6 +58,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
         with seeded(derived_seed("augmentation", self.seed, epoch, index)):
             inputs = self.transform(picture)
         sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
+        sample["repeated"] = place != index
         if self.source.labels is not None:
             sample["label"] = self.source.labels[place]
         return sample

@@ -119,6 +119,8 @@ class ResumableLoader:
             while left > 0:
                 for batch in self._batches():
                     unreadable += batch.pop("unreadable", [])
+                    if self.sampler.shuffle:  # who stands in for another counts in training
+                        batch.pop("repeated", None)
                     self._consumed += 1
                     left -= 1
                     if self._consumed == len(self):
@@ -133,7 +135,10 @@ class ResumableLoader:
 
     def _batches(self) -> Iterator[Any]:
         """Batches from `sampler.start` to the end of the epoch."""
-        return iter(self._loader)
+        for number, batch in enumerate(self._loader, self.sampler.start):
+            if "inputs" in batch and self.sampler.repeats(number):
+                batch["repeated"] = torch.ones(len(batch["inputs"]), dtype=torch.bool)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, batches handed out of it, and what these numbers count."""

@@ -67,7 +67,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
     Evaluation (not `shuffle`): the natural order, rank r gets samples r, r + world size, ...; every sample comes, and
     the keys say epoch 0 always, so evaluation repeats itself. Batches are of one size, give or take one sample, so that no
-    sample is left alone in the last. Where a rank would be one batch short, one sample comes twice.
+    sample is left alone in the last. Where a rank would be one batch short, one sample comes twice: see `repeats`.
 
     Args:
         num_samples: size of the data set.
@@ -109,6 +109,12 @@ class EpochBatchSampler(Sampler[list[Key]]):
             return self.num_samples // (self.batch_size * world_size)
         samples_per_rank = -(-self.num_samples // world_size)
         return -(-samples_per_rank // self.batch_size)
+
+    def repeats(self, number: int) -> bool:
+        """Whether this rank's batch of that number is only there because other ranks have one: its samples come elsewhere."""
+        rank, world_size = world()
+        mine = len(range(rank, self.num_samples, world_size))
+        return not self.shuffle and mine * number // len(self) == mine * (number + 1) // len(self)
 
     def __iter__(self) -> Iterator[list[Key]]:
         batches = self._shuffled() if self.shuffle else self._in_order()

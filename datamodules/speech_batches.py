@@ -31,7 +31,7 @@ class BudgetBatchSampler(EpochBatchSampler):
 
     Clips are sorted by length (equal ones in an order of the seed) and cut into batches once, as fairseq does; an epoch is a
     permutation of these batches. Every rank gets the same number: in training the rest sits out this epoch, in evaluation
-    every clip comes, and where a rank would be one batch short the last batch comes twice.
+    every clip comes, and where a rank would be one batch short the last batch comes twice: see `repeats`.
 
     Args:
         lengths: of the clips in samples, cropped ones as long as their crop.
@@ -63,6 +63,10 @@ class BudgetBatchSampler(EpochBatchSampler):
         _, world_size = world()
         whole = len(self.batches) // world_size
         return whole if self.shuffle else -(-len(self.batches) // world_size)
+
+    def repeats(self, number: int) -> bool:
+        rank, world_size = world()
+        return not self.shuffle and number * world_size + rank >= len(self.batches)
 
     def _shuffled(self) -> Iterator[list[Key]]:
         rank, world_size = world()

@@ -42,7 +42,7 @@ class SpeechCollator:
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
         """Samples -> {"inputs" (B, S), "padding_mask" (B, S) where clips differ in length, "index" (B,), "labels" (B, T)
-        padded with 0, "label_lengths" (B,)}. Samples that
+        padded with 0, "label_lengths" (B,), "repeated" (B,) where one is}. Samples that
         could not be read are left out; where all are, nothing but "unreadable" is left."""
         listed = [entry for sample in samples for entry in sample.get("unreadable", ())]
         samples = [sample for sample in samples if "inputs" in sample]
@@ -63,6 +63,8 @@ class SpeechCollator:
             labels = [torch.tensor(self._encode(sample["text"])) for sample in samples]
             batch["labels"] = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True)
             batch["label_lengths"] = torch.tensor([len(label) for label in labels])
+        if any(repeated := [bool(sample.get("repeated")) for sample in samples]):
+            batch["repeated"] = torch.tensor(repeated)
         if listed:
             batch["unreadable"] = listed
         return batch  # type: ignore[return-value]  # the loader takes the one foreign key out

@@ -26,8 +26,9 @@ class Stream(IterableDataset[dict[str, Any] | None]):
     """Samples of one epoch of a Hugging Face stream, for one worker of one rank.
 
     In training a pass over the stream is shuffled (its files, then its rows in a buffer) by (seed, epoch, pass), and
-    passes follow each other without end. A row that cannot be read is replaced by the next one that can, which
-    comes in its own place too. "index" counts the samples of the epoch over all ranks: a stream has no other numbers.
+    passes follow each other without end. A row that cannot be read is replaced by the next one that can, or at the end of
+    an evaluation by the last one that could. That one is "repeated": it comes in its own place too. "index" counts the
+    samples of the epoch over all ranks: a stream has no other numbers.
 
     Args:
         stream: a `datasets.IterableDataset`.
@@ -62,6 +63,7 @@ class Stream(IterableDataset[dict[str, Any] | None]):
         worker = get_worker_info()
         mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         ahead: deque[dict[str, Any]] = deque()
+        self._readable: dict[str, Any] | None = None
         rows = self._rows(rank, world_size)
         for place in count():
             ahead.extend(islice(rows, LOOK_AHEAD + 1 - len(ahead)))
@@ -72,6 +74,8 @@ class Stream(IterableDataset[dict[str, Any] | None]):
                 yield None
             else:
                 index = (batch * world_size + rank) * self.batch_size + place % self.batch_size
+                if not self.shuffle:  # the row's own number, whatever the ranks are
+                    index = place * world_size + rank
                 yield self._sample(index, ahead)
             ahead.popleft()
 
@@ -89,7 +93,7 @@ class Stream(IterableDataset[dict[str, Any] | None]):
 
     def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[str] = []
-        for row in ahead:
+        for row in (*ahead, *([] if self._readable is None else [self._readable])):
             name = str((row[self.column] or {}).get("path") or "a row without a name")
             try:
                 read = self.read(row)
@@ -97,8 +101,12 @@ class Stream(IterableDataset[dict[str, Any] | None]):
                 unreadable.append(f"{name}: {one_line(error)}")
                 continue
             sample = self.finished(read, row, name, index)
-            return {**sample, "index": index, "key": (self.epoch, index), "unreadable": unreadable}
-        raise UserError(f"{len(ahead)} rows in a row cannot be read, the first is {unreadable[0]}: check the data set")
+            self._readable = None if self.shuffle else row
+            place = {"index": index, "key": (self.epoch, index)}
+            return {**sample, **place, "unreadable": unreadable, "repeated": bool(unreadable)}
+        raise UserError(
+            f"{len(unreadable)} rows in a row cannot be read, the first is {unreadable[0]}: check the data set"
+        )
 
     def read(self, row: dict[str, Any]) -> Any:
         """Decodes a row, or raises one of `unreadable`."""

@@ -16,7 +16,7 @@ LAYERS = [
     ["errors", "atomic"],
     ["commands"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution"],
-    ["recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
+    ["figures", "recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
     ["targets", "backbone"],
     ["teacher", "student", "callbacks"],

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
@@ -18,6 +18,7 @@ from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
+from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
@@ -46,13 +47,13 @@ TASKS = {
 }
 
 
-class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class GLUEClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone and, on its first token, RoBERTa's head: dropout, linear, tanh, dropout, linear.
 
     The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").
 
-    Logged at validation and test: the task's own metrics and `score`, their mean, which the papers report. MNLI's second
-    set of pairs (mismatched) is logged as `mismatched_accuracy`.
+    Logged at validation and test: the loss, a mean over samples, the task's own metrics and `score`, their mean, which the
+    papers report. Those of MNLI's second set of pairs are called `mismatched_accuracy` and so on.
 
     Args:
         task: one of GLUE's nine; "custom" for sentences of your own, with accuracy.
@@ -74,6 +75,8 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
     Raises:
         ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
     """
+
+    on_progress_bar = ("score",)
 
     def __init__(
         self,
@@ -140,8 +143,6 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
             nn.init.zeros_(linear.bias)
         if freeze_backbone:
             backbone.requires_grad_(False).eval()
-        self.val_metrics = nn.ModuleList([_metrics(self.kind), _metrics(self.kind)])
-        self.test_metrics = nn.ModuleList([_metrics(self.kind), _metrics(self.kind)])
 
     @property
     def encoder(self) -> TextEncoder:
@@ -156,21 +157,15 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy; the squared error of numbers scaled to 0 to 1 for similarities."""
-        loss, _ = self._loss(batch)
+        loss = self._losses(batch)[0].mean()
         self.log("train/loss", loss, batch_size=len(batch["inputs"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate("val/", batch, self.val_metrics[dataloader_idx], dataloader_idx)
+        self._evaluate(batch, dataloader_idx)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate("test/", batch, self.test_metrics[dataloader_idx], dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_scores("val/", self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_scores("test/", self.test_metrics)
+        self._evaluate(batch, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """`index` (B,) where the batch has it, and `probabilities` (B, num_classes), or `values` (B,) of a number."""
@@ -180,33 +175,36 @@ class GLUEClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # 
             return {"values": outputs[:, 0] * STSB_SCALE, **index}
         return {"probabilities": outputs.softmax(dim=-1), **index}
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of each sample (B,), and the outputs."""
         require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
         outputs = self(batch["inputs"], batch.get("padding_mask")).float()
         if self.kind.num_classes == 1:
-            return F.mse_loss(outputs[:, 0], batch["labels"].float() / STSB_SCALE), outputs
-        return F.cross_entropy(outputs, batch["labels"]), outputs
+            targets = batch["labels"].float() / STSB_SCALE
+            return F.mse_loss(outputs[:, 0], targets, reduction="none"), outputs
+        return F.cross_entropy(outputs, batch["labels"], reduction="none"), outputs
 
-    def _evaluate(self, prefix: str, batch: Batch, metrics: Any, dataloader_idx: int) -> None:
-        loss, outputs = self._loss(batch)
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
+        losses, outputs = self._losses(batch)
+        labels, rows = batch["labels"], counted(batch)
+        figures = self.figures(dataloader_idx, "mismatched_" if self.task == "mnli" and dataloader_idx == 1 else "")
+        figures["loss"].update(losses, rows)
+        if rows is not None:
+            outputs, labels = outputs[rows], labels[rows]
         if self.kind.num_classes == 1:
-            metrics.update(outputs[:, 0] * STSB_SCALE, batch["labels"].float())
+            found, labels = (outputs[:, 0] * STSB_SCALE).to(self.sum_dtype), labels.to(self.sum_dtype)
         else:
-            metrics.update(outputs.argmax(dim=-1), batch["labels"])
-        if dataloader_idx == 0:
-            size = len(batch["inputs"])
-            self.log(f"{prefix}loss", loss, batch_size=size, sync_dist=True, add_dataloader_idx=False)
+            found = outputs.argmax(dim=-1)
+        for name in self.kind.metrics if len(labels) else ():
+            figures[name].update(found, labels)
 
-    def _log_scores(self, prefix: str, collections: nn.ModuleList) -> None:
-        for metrics, name in zip(collections, ("", "mismatched_"), strict=True):
-            assert isinstance(metrics, MetricCollection)
-            if not all(metric.update_called for metric in metrics.values()):
-                continue  # a second set of pairs is MNLI's alone
-            values = metrics.compute()
-            metrics.reset()
-            self.log_dict({f"{prefix}{name}{metric}": value for metric, value in values.items()})
-            if not name:
-                self.log(f"{prefix}score", torch.stack(list(values.values())).mean(), prog_bar=True)
+    def new_figures(self, label: str) -> dict[str, Metric]:
+        """The loss and the task's metrics."""
+        return {"loss": self.mean_loss(), **_metrics(self.kind, self.sum_dtype)}
+
+    def scores(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """And the mean of the metrics."""
+        return {**values, "score": torch.stack([values[name] for name in self.kind.metrics]).mean()}
 
     def setup(self, stage: str) -> None:
         """Compile where asked to; take the names of the classes from the datamodule.
@@ -244,12 +242,12 @@ class Matthews(MulticlassMatthewsCorrCoef):
         return super().compute() if used > 1 else self.confmat.new_zeros((), dtype=torch.float32)
 
 
-def _metrics(kind: Task) -> MetricCollection:
+def _metrics(kind: Task, dtype: torch.dtype) -> dict[str, Metric]:
     makers: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: MulticlassAccuracy(max(2, kind.num_classes), average="micro"),
         "f1": BinaryF1Score,
         "matthews": lambda: Matthews(max(2, kind.num_classes)),
-        "pearson": PearsonCorrCoef,
+        "pearson": lambda: PearsonCorrCoef().set_dtype(dtype),  # sums of squares: float32 would cost digits
         "spearman": SpearmanCorrCoef,
     }
-    return MetricCollection({name: makers[name]() for name in kind.metrics}, compute_groups=False)
+    return {name: makers[name]() for name in kind.metrics}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from d2v_lightning.backbone import Backbone
@@ -15,6 +15,7 @@ from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.errors import UserError
+from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
@@ -22,7 +23,7 @@ from d2v_lightning.types import Batch, require
 _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"
 
 
-class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class ImageClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone, the mean of its patches, a layer norm and a linear head.
 
     The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (RECIPES "ImageNet, 1.0").
@@ -53,6 +54,8 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
     Raises:
         ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
     """
+
+    on_progress_bar = ("loss", "top1", "top5")
 
     def __init__(
         self,
@@ -123,8 +126,6 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         if pooling == "mean":  # the final norm is not used, and plain DDP waits for every trainable parameter
             backbone.transformer.norm.requires_grad_(False)
         self.mix = _mixer(mixup, cutmix, mixup_probability, label_smoothing, num_classes)
-        self.val_metrics = _accuracies("val/", num_classes)
-        self.test_metrics = _accuracies("test/", num_classes)
 
     @property
     def encoder(self) -> ImageEncoder:
@@ -162,21 +163,34 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
         mixed: tuple[Tensor, Tensor] = self.mix(images.clone(), labels)
         return mixed
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val/", batch, self.val_metrics)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`val/loss`, cross-entropy without smoothing, top-1 and top-5: means over all pictures."""
+        self._evaluate(batch, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test/", batch, self.test_metrics)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`, logged as `test/loss` and so on."""
+        self._evaluate(batch, dataloader_idx)
 
-    def _evaluate(self, prefix: str, batch: Batch, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Batch, dataloader_idx: int) -> None:
         require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
-        logits, size = self(batch["inputs"]).float(), len(batch["inputs"])
-        loss = F.cross_entropy(logits, batch["labels"])
-        metrics.update(logits, batch["labels"])
-        self.log(f"{prefix}loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        self.log_dict(metrics, prog_bar=True, batch_size=size)
+        logits, labels, rows = self(batch["inputs"]).float(), batch["labels"], counted(batch)
+        if rows is not None:
+            logits, labels = logits[rows], labels[rows]
+        figures = self.figures(dataloader_idx)
+        figures["loss"].update(F.cross_entropy(logits, labels, reduction="none"))
+        for name in figures if len(labels) else ():
+            if name != "loss":
+                figures[name].update(logits, labels)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def new_figures(self, label: str) -> dict[str, Metric]:
+        """The loss, top-1, and top-5 where there are more than five classes."""
+        figures: dict[str, Metric] = {"loss": self.mean_loss()}
+        figures["top1"] = MulticlassAccuracy(self.num_classes, average="micro")
+        if self.num_classes > 5:
+            figures["top5"] = MulticlassAccuracy(self.num_classes, top_k=5, average="micro")
+        return figures
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """`index` (B,) of each sample, where the batch has it, and `probabilities` (B, num_classes)."""
         probabilities = self(batch["inputs"]).float().softmax(dim=-1)
         return {"probabilities": probabilities, **({"index": batch["index"]} if "index" in batch else {})}
@@ -203,14 +217,6 @@ class ImageClassifier(FromPretrained, LightningModule):  # type: ignore[misc]  #
 
     def configure_callbacks(self) -> list[Callback]:
         return [StepSeed(), FiniteLoss()]
-
-
-def _accuracies(prefix: str, num_classes: int) -> MetricCollection:
-    """Top-1, and top-5 where there are more than five classes."""
-    metrics = {"top1": MulticlassAccuracy(num_classes, average="micro")}
-    if num_classes > 5:
-        metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-    return MetricCollection(dict(metrics), prefix=prefix)
 
 
 def _mixer(mixup: float, cutmix: float, probability: float, label_smoothing: float, num_classes: int) -> Any:

@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.backbone import Backbone
@@ -20,6 +21,7 @@ from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
@@ -31,7 +33,7 @@ NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 
 
-class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: ignore[misc]  # load_from_checkpoint
+class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]
     """A backbone and a linear map of its output to letters, trained with CTC.
 
     The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters").
@@ -59,6 +61,8 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
     Raises:
         ValueError: neither or both of `backbone` and `checkpoint`, or a bad file or argument.
     """
+
+    on_progress_bar = ("wer", "cer")
 
     def __init__(
         self,
@@ -141,13 +145,6 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         self.head: nn.Linear | None = None
         if vocabulary != "data":
             self._set_vocabulary(LIBRISPEECH if vocabulary is None else vocabulary)
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage}_{name}": kind()
-                for stage in ("val", "test")
-                for name, kind in (("wer", WordErrorRate), ("cer", CharErrorRate))
-            }
-        )
         self._heard = Heard()
         self._pieces: dict[int, list[Tensor]] = {}
 
@@ -234,9 +231,13 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
         return loss
 
     def _ctc(self, log_probs: Tensor, padding: Tensor | None, batch: Batch) -> Tensor:
+        return self._losses(log_probs, padding, batch).mean()
+
+    def _losses(self, log_probs: Tensor, padding: Tensor | None, batch: Batch) -> Tensor:
+        """Loss of each sentence (B,)."""
         rows, frames, _ = log_probs.shape
         lengths = torch.full((rows,), frames, device=log_probs.device) if padding is None else (~padding).sum(dim=1)
-        losses = F.ctc_loss(
+        return F.ctc_loss(
             log_probs.transpose(0, 1),
             batch["labels"],
             lengths,
@@ -244,7 +245,6 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
             reduction="none",
             zero_infinity=True,
         )
-        return losses.mean()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
@@ -260,29 +260,39 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, None)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`val/loss`, the mean over sentences, `val/wer` and `val/cer`, errors of all by words and letters of all."""
+        self._evaluate(batch, dataloader_idx, None)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("test", batch, self.decoder)
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As `validation_step`, with the decoder, logged as `test/loss` and so on."""
+        self._evaluate(batch, dataloader_idx, self.decoder)
 
-    def _evaluate(self, stage: str, batch: Batch, decoder: BeamSearch | None) -> None:
+    def _evaluate(self, batch: Batch, dataloader_idx: int, decoder: BeamSearch | None) -> None:
         require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
         log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
-        loss, size = self._ctc(log_probs, padding, batch), len(batch["inputs"])
+        rows, said = counted(batch), self.transcripts(batch)
         found = [hypothesis.text for hypothesis in self.decode(log_probs, padding, decoder)]
-        said = self.transcripts(batch)
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
-        for name in ("wer", "cer"):
-            metric: Any = self.metrics[f"{stage}_{name}"]
-            metric.update(found, said)
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=size)
+        figures = self.figures(dataloader_idx)
+        figures["loss"].update(self._losses(log_probs, padding, batch), rows)
+        if rows is not None:
+            places = rows.nonzero()[:, 0].tolist()
+            found, said = [found[place] for place in places], [said[place] for place in places]
+            log_probs, padding = log_probs[rows], None if padding is None else padding[rows]
+        for name in ("wer", "cer") if said else ():
+            figures[name].update(found, said)
         self._heard.add(said, found, log_probs, padding)
 
+    def new_figures(self, label: str) -> dict[str, Metric]:
+        """The loss, and error rates of words and letters."""
+        return {"loss": self.mean_loss(), "wer": WordErrorRate(), "cer": CharErrorRate()}
+
     def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
         self._show("val")
 
     def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
         self._show("test")
 
     def _show(self, stage: str) -> None:
@@ -307,7 +317,7 @@ class SpeechCTC(WeighsMicroBatches, FromPretrained, LightningModule):  # type: i
 
     # ---- transcription -----------------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Transcripts: {"index": (R,), "lines": one dictionary a recording}.
 
         A batch of windows of one long recording (`keep`, `last`, see `datamodules.speech_windows`) gives its line with the

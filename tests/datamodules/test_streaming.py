@@ -133,6 +133,45 @@ def test_broken_pictures_of_a_stream_are_named_and_evaluation_is_in_order(folder
         data.probe_dataloaders()
 
 
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_every_readable_row_counts_once_in_evaluation_on_any_number_of_ranks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datamodules import samplers, streaming
+
+    seen: dict[int, dict[int, tuple[int, bytes]]] = {}
+    for world_size in (1, 2, 3, 6):
+        seen[world_size] = {}
+        for rank in range(world_size):
+            monkeypatch.setattr(samplers, "world", lambda rank=rank, size=world_size: (rank, size))
+            monkeypatch.setattr(streaming, "world", lambda rank=rank, size=world_size: (rank, size))
+            for batch in stream(folder).val_dataloader():  # type: ignore[union-attr]
+                counts = ~batch.get("repeated", torch.zeros(len(batch["inputs"]), dtype=torch.bool))
+                for row, index, mask, own in zip(
+                    rows_of(batch), batch["index"].tolist(), batch["mask"], counts.tolist(), strict=True
+                ):
+                    if own:
+                        assert row not in seen[world_size]
+                        seen[world_size][row] = index, mask.numpy().tobytes()
+        assert seen[world_size].keys() == set(range(ROWS)) - {5}
+        assert seen[world_size] == seen[1], "the same masks too"
+
+
+def test_a_broken_last_row_of_an_evaluation_is_replaced(folder: Path, tmp_path: Path) -> None:
+    table = datasets.load_dataset("parquet", data_files=str(folder / "validation-0.parquet"), split="train")
+    table = (
+        table.cast_column("image", datasets.Image(decode=False))
+        .select([3, 4, 5])
+        .cast_column("image", datasets.Image())
+    )
+    table.to_parquet(tmp_path / "train-0.parquet")
+    table.to_parquet(tmp_path / "validation-0.parquet")
+    with pytest.warns(UserWarning, match="1 unreadable.*five.png"):
+        (batch,) = list(stream(tmp_path, samples_per_epoch=3).val_dataloader())  # type: ignore[arg-type]
+    assert rows_of(batch) == [3, 4, 4]
+    assert batch["repeated"].tolist() == [False, False, True]
+
+
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Row i is i + 1 tenths of a second of loudness i; row 3 is broken, row 5 has no transcript, row 6 an unknown letter."""
