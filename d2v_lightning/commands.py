@@ -105,10 +105,11 @@ def _runtime_error(text: str) -> str | None:
         how = re.search(r"killed by signal: ([\w ]+)|exit code \d+", text)
         return (
             f"a loading process ended unexpectedly ({how[1] or how[0] if how else 'no reason is known'}): the memory may be"
-            f" full, or what the processes share{_shared_memory()}. Lower data.num_workers, or raise the limit"
-            " (Docker: --shm-size=8g)"
+            f" full, or what the processes share{_shared_memory()}. Lower data.num_workers, or raise the limits"
+            " (ulimit -n; Docker: --shm-size=8g)"
         )
-    if "shared memory" in text or "ancdata" in text:  # no room in it; no file descriptor left to hand it over
+    if any(words in text for words in ("shared memory", "ancdata", "Too many open files")):
+        # no room in it; no file descriptor left to hand it over
         return f"{_joined(text).rstrip('.')}: lower data.num_workers, or raise the limits (ulimit -n; Docker: --shm-size=8g)"
     return None
 

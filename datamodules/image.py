@@ -41,6 +41,7 @@ from datamodules.transforms import (
     evaluation_transform,
     pretrain_transform,
 )
+from datamodules.workers import SafeLoader
 
 Size = int | tuple[int, int]
 
@@ -353,9 +354,9 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     def _probe_loader(self, source: ImageSource) -> DataLoader[Any]:
         order = sorted(range(len(source)), key=lambda place: derived_seed("probe", self.seed, place))
         chosen = SubsetSource(source, sorted(order[: self.probe_samples]))
-        return DataLoader(
+        return SafeLoader(
             self._images(chosen, training=False),
-            self.batch_size,
+            batch_size=self.batch_size,
             collate_fn=ImageCollator(),
             num_workers=self.num_workers,
         )

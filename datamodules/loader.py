@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.types import Batch
 from datamodules.samplers import EpochBatchSampler, world
+from datamodules.workers import SafeLoader
 
 NAMES_IN_WARNING = 20
 
@@ -90,7 +91,7 @@ class ResumableLoader:
         # A DataLoader draws a seed for its workers at every start; a generator of its own keeps the model's draws
         # apart.
         if loader is None:
-            loader = DataLoader(
+            loader = SafeLoader(
                 dataset,
                 batch_sampler=sampler,
                 collate_fn=collate_fn,

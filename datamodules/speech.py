@@ -37,6 +37,7 @@ from datamodules.speech_streaming import StreamedClips
 from datamodules.speech_windows import SpeechWindows
 from datamodules.streaming import StreamingLoader, count_rows
 from datamodules.waveform import RATE
+from datamodules.workers import SafeLoader
 
 
 class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
@@ -346,7 +347,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         windows.share = world()
         if hasattr(module, "transcribed_before"):
             windows.done = module.transcribed_before(self.predict_paths)
-        return DataLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
+        return SafeLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
         source = self._sources[split]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.errors import UserError
 from d2v_lightning.types import Batch
@@ -18,6 +18,7 @@ from datamodules.keyed_images import UNREADABLE, one_line, refuse_too_small
 from datamodules.loader import ResumableLoader, ignore_interrupts
 from datamodules.samplers import EpochBatchSampler, derived_seed, seeded, world
 from datamodules.transforms import ImageTransform, as_channels
+from datamodules.workers import SafeLoader
 
 LOOK_AHEAD = 32
 
@@ -199,7 +200,7 @@ class StreamingLoader(ResumableLoader):
         self.stream = dataset
         self.num_workers = min(num_workers, dataset.most_workers(world()[1]))
         sampler = EpochBatchSampler(samples_per_epoch, dataset.batch_size, dataset.seed, dataset.shuffle)
-        loader: DataLoader[Any] = DataLoader(
+        loader = SafeLoader(
             dataset,
             batch_size=dataset.batch_size,
             collate_fn=_SkippingCollator(collate_fn),
