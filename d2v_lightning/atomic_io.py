@@ -1,4 +1,4 @@
-"""AtomicCheckpointIO: a checkpoint is there as a whole or not at all."""
+"""AtomicCheckpointIO: a checkpoint is there as a whole or not at all, and a damaged one is never used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from d2v_lightning.atomic import atomic_write
+from d2v_lightning.tensor_files import read_tensors
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -17,7 +18,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning itself writes to the system's temporary folder and moves the file. Where that is another file system, which is
     usual, the move is a copy onto the old checkpoint, and a kill in the middle of it loses both. The CLI uses this plugin
     always; in a script: `Trainer(plugins=[AtomicCheckpointIO()])`.
+
+    Files are read as tensors and plain data, see `read_tensors`, whatever `weights_only` is: nothing in them is executed.
     """
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_tensors(path, map_location)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if "://" in str(path):  # object stores write whole objects

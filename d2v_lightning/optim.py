@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from d2v_lightning import schedules
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import UserError
+from d2v_lightning.training_state import CheckedLambdaLR, checkpoint_name, refuse_optimizer_state
 
 
 class Optimization(Configurable):
@@ -87,10 +87,11 @@ class Optimization(Configurable):
 
         def keep_kernel(_: Any, state: dict[str, Any]) -> dict[str, Any]:
             """A checkpoint would bring the kernel of the device that it was written on."""
+            refuse_optimizer_state(optimizer, state, f"{checkpoint_name(module)}: optimizer_states.0")
             return {**state, "param_groups": [{**group, "fused": fused or None} for group in state["param_groups"]]}
 
         optimizer.register_load_state_dict_pre_hook(keep_kernel)
-        scheduler = LambdaLR(optimizer, self.factor(total_steps))
+        scheduler = CheckedLambdaLR(optimizer, self.factor(total_steps), module)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def factor(self, total_steps: int) -> Callable[[int], float]:

@@ -17,13 +17,13 @@ from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import is_own, read_directory, write_directory
 from d2v_lightning.checkpoints.huggingface import huggingface_content
 from d2v_lightning.checkpoints.official import convert_official, is_official
-from d2v_lightning.checkpoints.tables import Row, State, named_tensors
+from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
-from d2v_lightning.tensor_files import read_tensors
+from d2v_lightning.tensor_files import named_tensors, read_tensors
 from d2v_lightning.tokenizer import of_directory
 
 
@@ -141,9 +141,6 @@ def _refuse_unfit(content: Content, path: str) -> None:
     if cls is Backbone:
         state.pop("mask_token", None)
     refuse_others(module, state, path)
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: weight {name!r} holds NaN or infinity")
 
 
 def _depths(tree: Any) -> Iterator[Any]:

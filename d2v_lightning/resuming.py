@@ -50,6 +50,10 @@ class StoredRun:
     def __init__(self, path: str) -> None:
         # "meta": settings are wanted, not a second copy of the weights.
         checkpoint = read_checkpoint(path, map_location="meta")
+        if not re.match(r"\d+\.\d+", str(version := checkpoint.get("pytorch-lightning_version"))):
+            raise UserError(
+                f"{path}: pytorch-lightning_version is {str(version)[:60]!r}, so Lightning cannot restore it"
+            )
         self.path = path
         model = checkpoint.get("hyper_parameters")
         if not isinstance(model, dict) or "class_path" not in model:

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
 from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
-from d2v_lightning.tensor_files import read_tensors
+from d2v_lightning.tensor_files import REAL, compare_checksums, named_tensors, read_tensors
 from d2v_lightning.tokenizer import refuse_another
+from d2v_lightning.training_state import checkpoint_name, refuse_training_state
 
 FORMAT_VERSION = 1
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint
@@ -36,7 +39,14 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         checkpoint["hyper_parameters"] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_format(checkpoint, "this checkpoint")
+        module: Any = self  # a mixin of LightningModules
+        name = checkpoint_name(module)
+        compare_checksums(name)
+        check_format(checkpoint, name)
+        own = module.state_dict()
+        refuse_odd_numbers(own, checkpoint["state_dict"], name)
+        _say_other_precision(own, checkpoint["state_dict"], module.trainer.precision, name)
+        refuse_training_state(checkpoint, module, name)
         stamp = checkpoint["d2v_lightning"]
         if self.backbone.tokenizer is not None:  # of the data, which was read before
             refuse_another("of the data", self.backbone.tokenizer, stamp.get("tokenizer"))
@@ -113,6 +123,31 @@ def refuse_others(module: nn.Module, state: Mapping[str, Tensor], path: str) -> 
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+    refuse_odd_numbers(own, state, path)
+
+
+def refuse_odd_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str) -> None:
+    """Compare the kind of numbers of weights with that of a module's, where both have a weight of the name.
+
+    Raises:
+        ValueError: a weight is no tensor, of another kind of numbers, or holds NaN or infinity.
+    """
+    for name, tensor in named_tensors(state, path).items():
+        if name in own and (tensor.dtype in REAL) != (own[name].dtype in REAL):
+            raise UserError(f"{path}: {name} holds {tensor.dtype}, where {own[name].dtype} is expected")
+        if tensor.dtype in REAL and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds NaN or infinity")
+
+
+def _say_other_precision(own: Mapping[str, Tensor], state: Mapping[str, Tensor], precision: str, name: str) -> None:
+    """Say where weights were stored with other precision than the run's, which no exact resume survives."""
+    others = {(state[key].dtype, own[key].dtype) for key in set(own) & set(state)}
+    for theirs, ours in sorted(((a, b) for a, b in others if a != b), key=str):
+        # A run in half precision converts its module later than its checkpoint is read.
+        if precision not in ("16-true", "bf16-true", "64-true"):
+            rank_zero_warn(
+                f"{name}: weights are stored as {theirs} and were converted to {ours}, so some digits are lost"
+            )
 
 
 def check_format(checkpoint: Any, name: str) -> None:
@@ -130,6 +165,9 @@ def check_format(checkpoint: Any, name: str) -> None:
         raise UserError(
             f"{name} is not a whole checkpoint: it lacks format version, the model's arguments or its weights"
         )
+    for entry in ("epoch", "global_step"):
+        if not isinstance(checkpoint.get(entry, 0), int):
+            raise UserError(f"{name}: {entry} is {str(checkpoint[entry])[:60]!r}, where a count is expected")
     if version > FORMAT_VERSION:
         raise UserError(
             f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"

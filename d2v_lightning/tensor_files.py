@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pickle
 import re
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy._core.multiarray import scalar
+from torch import Tensor
 
 from d2v_lightning.errors import NotFoundError, UserError
 
@@ -23,6 +26,24 @@ _DAMAGE = (
     *(RuntimeError, EOFError, OSError, zipfile.BadZipFile, LookupError, AttributeError, TypeError, ValueError),
     *(AssertionError, ArithmeticError, MemoryError, struct.error, NotImplementedError),
 )
+
+
+# Numbers that weights are stored as.
+REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Weights(dict[str, Tensor]):
+    """The named tensors of a file; one that is looked for and not there is a `ValueError`."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(f"weight {name!r} is missing")
+
+    def sizes(self, name: str, count: int) -> tuple[int, ...]:
+        """The shape of a weight, which must have `count` dimensions, none of them empty."""
+        sizes = tuple(self[name].shape)
+        if len(sizes) != count or 0 in sizes:
+            raise UserError(f"weight {name!r} has shape {sizes}, where {count} dimensions are expected")
+        return sizes
 
 
 class Inert:
@@ -69,9 +90,11 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
     if not start.startswith(_CHECKPOINTS_BEGIN_WITH):
         what = f"it begins with {start!r}, as no file of torch.save does" if start else "it is empty"
         raise UserError(f"{path} is damaged or no checkpoint: {what}")
+    compare_checksums(path)
     try:
         archive = zipfile.is_zipfile(path)
-        inert = _look_through(path, checked=map_location != "meta") if archive else []
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
+        inert = [(Inert, name) for name in names if _INERT.fullmatch(name)]
         with torch.serialization.safe_globals([*_HARMLESS, *inert]):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped and archive)
     except pickle.UnpicklingError as error:
@@ -83,18 +106,52 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
         raise UserError(f"{path} is damaged or no checkpoint: {reason}") from error
 
 
-def _look_through(path: str | Path, checked: bool) -> list[tuple[type, str]]:
-    """The names in an archive that are read as `Inert`.
+def named_tensors(state: Any, path: str) -> Weights:
+    """A file's weights, without the "module." that a model saved inside DistributedDataParallel carries before each name.
 
-    `torch.save` packs nothing, so an archive that unpacks to more than its size was made to fill the memory; and it writes
-    checksums, which torch's reader never looks at.
+    Raises:
+        ValueError: something else is among them.
     """
-    with zipfile.ZipFile(path) as archive:
-        inside = sum(entry.file_size for entry in archive.infolist())
-        if inside > os.path.getsize(path):
-            raise UserError(f"it unpacks to {inside:,} bytes, more than its {os.path.getsize(path):,}")
-        damaged = archive.testzip() if checked else None
-    if damaged is not None:
-        raise UserError(f"its entry {damaged} is not as it was written")
-    named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    return [(Inert, name) for name in named if _INERT.fullmatch(name)]
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path}: its weights are a {type(state).__name__}, where named tensors are expected")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: among its weights is {name!r}, which is no tensor but {type(tensor).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UserError(
+                f"{path}: weight {name!r} is sparse, quantised or without numbers, which no released one is"
+            )
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
+    wrapped = bool(state) and all(name.startswith("module.") for name in state)
+    return Weights({name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()})
+
+
+def compare_checksums(path: str | Path) -> None:
+    """Compare every byte of an archive of `torch.save` with its checksums, which torch's reader never looks at.
+
+    Files of torch before 1.6 have none. A process reads a file once for this, however often it asks.
+
+    Raises:
+        ValueError: the file is not as it was written.
+    """
+    if os.path.isfile(path) and zipfile.is_zipfile(path):
+        stat = os.stat(path)
+        reason = _damage(os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        if reason is not None:
+            raise UserError(f"{path} is damaged or no checkpoint: {reason}")
+
+
+@functools.lru_cache(maxsize=64)
+def _damage(path: str, *state_of_the_file: int) -> str | None:
+    """What is wrong with an archive; None where nothing is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = sum(entry.file_size for entry in archive.infolist())
+            # torch packs nothing: an archive that unpacks to more than its size was made to fill the memory.
+            if inside > os.path.getsize(path):
+                return f"it unpacks to {inside:,} bytes, more than its {os.path.getsize(path):,}"
+            damaged = archive.testzip()
+    except _DAMAGE as error:
+        return str(error) or type(error).__name__
+    return None if damaged is None else f"its entry {damaged} is not as it was written"

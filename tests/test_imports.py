@@ -16,6 +16,7 @@ LAYERS = [
     ["errors", "atomic"],
     ["commands"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution"],
+    ["training_state"],
     ["figures", "recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving"],
     ["targets", "backbone"],

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from d2v_lightning.errors import UserError
+
 
 class StepSeed(Callback):
     """Re-seed torch's, Python's and NumPy's global generators before every training micro-batch.
@@ -24,7 +26,12 @@ class StepSeed(Callback):
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seed = state_dict["seed"]
+        seed = state_dict["seed"]
+        if seed is not None and (not isinstance(seed, int) or seed < 0):
+            raise UserError(
+                f"the checkpoint's state of StepSeed has the seed {str(seed)[:60]!r}: a whole number is expected"
+            )
+        self.seed = seed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.seed is None:

@@ -22,11 +22,11 @@ from d2v_lightning.checkpoints import huggingface_audio, huggingface_image, hugg
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_safetensors, write_safetensors
 from d2v_lightning.checkpoints.hub import directory_of
-from d2v_lightning.checkpoints.tables import Row, State, drop, named_tensors, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import Row, State, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.tensor_files import read_tensors
+from d2v_lightning.tensor_files import named_tensors, read_tensors
 
 FORMATS: dict[type, ModuleType] = {
     ImageEncoder: huggingface_image,

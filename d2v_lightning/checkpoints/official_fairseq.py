@@ -15,22 +15,12 @@ from d2v_lightning.checkpoints.official_fairseq_options import TEXT_PREFIX, audi
 from d2v_lightning.checkpoints.options import (
     as_options,
 )
-from d2v_lightning.checkpoints.tables import (
-    Names,
-    Row,
-    State,
-    Weights,
-    both,
-    drop,
-    named_tensors,
-    prefixed,
-    to_ours,
-    to_theirs,
-)
+from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build
 from d2v_lightning.decoder import MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
 from d2v_lightning.errors import UserError
+from d2v_lightning.tensor_files import Weights, named_tensors
 
 if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec

@@ -15,7 +15,7 @@ from d2v_lightning.checkpoints.options import (
     refuse_contradictions,
     target_norms,
 )
-from d2v_lightning.checkpoints.tables import State, Weights, depth_of
+from d2v_lightning.checkpoints.tables import State, depth_of
 from d2v_lightning.configurable import Tree, plain
 from d2v_lightning.decoder import LinearDecoder, MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
@@ -25,6 +25,7 @@ from d2v_lightning.optim import Optimization
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope
+from d2v_lightning.tensor_files import Weights
 from d2v_lightning.transformer import Transformer
 
 TEXT_PREFIX = "encoder.sentence_encoder."

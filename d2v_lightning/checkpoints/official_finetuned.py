@@ -11,10 +11,11 @@ from d2v_lightning.checkpoints import official_fairseq, official_image, official
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, model_options, text_backbone
 from d2v_lightning.checkpoints.options import as_options, option
-from d2v_lightning.checkpoints.tables import Names, Row, State, Weights, both, drop, named_tensors, prefixed, to_ours
+from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.errors import UserError
+from d2v_lightning.tensor_files import Weights, named_tensors
 
 CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."

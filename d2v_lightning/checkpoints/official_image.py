@@ -13,18 +13,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.options import as_options, option, refuse_contradictions
-from d2v_lightning.checkpoints.tables import (
-    Row,
-    State,
-    Weights,
-    both,
-    depth_of,
-    drop,
-    named_tensors,
-    prefixed,
-    to_ours,
-    to_theirs,
-)
+from d2v_lightning.checkpoints.tables import Row, State, both, depth_of, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders.image import ImageEncoder
@@ -34,6 +23,7 @@ from d2v_lightning.optim import Optimization
 from d2v_lightning.position import RelativePositionBias, relative_position_index
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Norm, Targets
+from d2v_lightning.tensor_files import Weights, named_tensors
 from d2v_lightning.transformer import Transformer
 
 if TYPE_CHECKING:

@@ -21,19 +21,7 @@ from d2v_lightning.checkpoints.options import (
     refuse_contradictions,
     target_norms,
 )
-from d2v_lightning.checkpoints.tables import (
-    Names,
-    Row,
-    State,
-    Weights,
-    both,
-    depth_of,
-    drop,
-    named_tensors,
-    prefixed,
-    to_ours,
-    to_theirs,
-)
+from d2v_lightning.checkpoints.tables import Names, Row, State, both, depth_of, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import ConvDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
@@ -44,6 +32,7 @@ from d2v_lightning.position import Alibi, sine_cosine_positions
 from d2v_lightning.student import VisibleStudent
 from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope
+from d2v_lightning.tensor_files import Weights, named_tensors
 from d2v_lightning.transformer import Transformer
 
 if TYPE_CHECKING:

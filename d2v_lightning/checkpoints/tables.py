@@ -14,24 +14,11 @@ import torch
 from torch import Tensor
 
 from d2v_lightning.errors import UserError
+from d2v_lightning.tensor_files import REAL
 
 State = dict[str, Tensor]
 Table = Mapping[str, tuple[str, ...]]
 Names = dict[str, tuple[str, ...]]
-
-
-class Weights(dict[str, Tensor]):
-    """The named tensors of a file; one that is looked for and not there is a `ValueError`."""
-
-    def __missing__(self, name: str) -> Tensor:
-        raise UserError(f"weight {name!r} is missing")
-
-    def sizes(self, name: str, count: int) -> tuple[int, ...]:
-        """The shape of a weight, which must have `count` dimensions, none of them empty."""
-        sizes = tuple(self[name].shape)
-        if len(sizes) != count or 0 in sizes:
-            raise UserError(f"weight {name!r} has shape {sizes}, where {count} dimensions are expected")
-        return sizes
 
 
 class Row(NamedTuple):
@@ -88,7 +75,7 @@ def to_ours(
             continue
         parts = [theirs.pop(name) for name in names]
         for name, part in zip(names, parts, strict=True):
-            if not part.is_floating_point():
+            if part.dtype not in REAL:
                 raise UserError(f"{path}: weight {name!r} holds {part.dtype}, where real numbers are expected")
             if part.shape != parts[0].shape:
                 raise UserError(f"{path}: weight {name!r} has shape {tuple(part.shape)}, {names[0]!r} has another")
@@ -131,27 +118,6 @@ def to_theirs(state: Mapping[str, Tensor], table: Table, flat: Mapping[str, Any]
 def prefixed(table: Table, ours: str = "", theirs: str = "") -> Names:
     """The table of a module that sits below a prefix on either side."""
     return {ours + name: tuple(theirs + other for other in others) for name, others in table.items()}
-
-
-def named_tensors(state: Any, path: str) -> Weights:
-    """A file's weights, without the "module." that a model saved inside DistributedDataParallel carries before each name.
-
-    Raises:
-        ValueError: something else is among them.
-    """
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path}: its weights are a {type(state).__name__}, where named tensors are expected")
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"{path}: among its weights is {name!r}, which is no tensor but {type(tensor).__name__}")
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-            raise UserError(
-                f"{path}: weight {name!r} is sparse, quantised or without numbers, which no released one is"
-            )
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise UserError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
-    wrapped = bool(state) and all(name.startswith("module.") for name in state)
-    return Weights({name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()})
 
 
 def depth_of(state: Mapping[str, Any], prefix: str) -> int:
