@@ -13,6 +13,7 @@ from torch import Tensor
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import read_lines
 
 BLANK, SEPARATOR, UNKNOWN = "<blank>", "|", "<unk>"
 LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
@@ -258,7 +259,7 @@ def read_lexicon(path: str | Path) -> dict[str, list[list[str]]]:
         ValueError: there are none.
     """
     spellings: dict[str, list[list[str]]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in read_lines(path):
         if line.strip():
             word, *letters = line.split()
             letters = letters or list(word)
@@ -282,10 +283,9 @@ def _is_arpa(path: str) -> bool:
 def _arpa_words(path: str) -> list[str]:
     """The words of an ARPA file, without its marks for begin, end and unknown."""
     words, inside = [], False
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("\\"):
-                inside = line.strip() == "\\1-grams:"
-            elif inside and (fields := line.split("\t")) and len(fields) > 1:
-                words.append(fields[1].strip())
+    for line in read_lines(path):
+        if line.startswith("\\"):
+            inside = line.strip() == "\\1-grams:"
+        elif inside and (fields := line.split("\t")) and len(fields) > 1:
+            words.append(fields[1].strip())
     return [word for word in words if not word.startswith("<")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +14,33 @@ from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import decoded, numbered_lines, whole_text
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.files import expanded
 from datamodules.image_sources import open_table
 from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import EpochBatchSampler, Key
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.text_collators import TextCollator
+from datamodules.text_sources import json_record
 from datamodules.vocabulary import agreed_tokenizer
 
-Row = dict[str, str]
-Rows = list[tuple[str, Row]]  # each with the place that messages call it
+Row = dict[str, Any]
 NAMED = 3  # bad lines whose places a warning gives
+
+
+class Rows(NamedTuple):
+    """Rows of one file or table.
+
+    name: of it.
+    rows: each with the place that messages call it.
+    bad: "place: reason" of lines that cannot be read.
+    """
+
+    name: str
+    rows: list[tuple[str, Row]]
+    bad: list[str]
 
 
 class TaskFiles(NamedTuple):
@@ -157,7 +171,8 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
         Raises:
             FileNotFoundError: a split is missing.
-            ValueError: a column is missing, a label is none of the task's, or the tokenizer does not fit the model.
+            ValueError: half of the rows or more cannot be used, or one of a test set, because a column is missing or a label
+                is none of the task's; or the tokenizer does not fit the model.
         """
         if self.root is None and self.dataset is None and self.predict_file is None:
             raise UserError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
@@ -175,32 +190,29 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         length = min(self.max_length, room or self.max_length)
         for split in needed.get(stage or "", ("train", "val")):
             if split not in self._examples:
-                self._examples[split] = [
-                    self._encode(rows, name, tokenizer, length) for name, rows in self._read(split)
-                ]
+                self._examples[split] = [self._encode(rows, split, tokenizer, length) for rows in self._read(split)]
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_size", self.batch_size, self.effective_batch, "samples")
         if stage == "predict":
             self.predict_paths = self._examples["predict"][0].places
 
-    def _read(self, split: str) -> list[tuple[str, Rows]]:
-        """Rows of the files of one split, each file with the name that messages call it."""
+    def _read(self, split: str) -> list[Rows]:
+        """Rows of the files of one split."""
         if split == "predict" and self.predict_file is not None:
-            return [(self.predict_file, read_rows(Path(self.predict_file), None, skip=False))]
+            return [read_rows(expanded(self.predict_file), None)]
         names = SPLITS["test" if split == "predict" else split]
         if self.dataset is not None:
             return self._read_table(names)
         assert self.root is not None
-        folder = Path(self.root) / self.files.folder
+        folder = expanded(self.root) / self.files.folder
         found = [path for name in names for end in (".tsv", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
         if not found:
             there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
             raise NotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
         header = self.files.header if "test" not in found[0].name else None
-        # Answers to a test set are handed in by their place: no row of it may be missing.
-        return [(str(path), read_rows(path, header, skip=split in ("train", "val"))) for path in found]
+        return [read_rows(path, header) for path in found]
 
-    def _read_table(self, names: Sequence[str]) -> list[tuple[str, Rows]]:
+    def _read_table(self, names: Sequence[str]) -> list[Rows]:
         assert self.dataset is not None
         tables = open_table(self.dataset, self.task, streaming=False)
         wanted = [name for name in (*names, *(name.replace("dev", "validation") for name in names)) if name in tables]
@@ -208,54 +220,75 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise NotFoundError(
                 f"{self.dataset} ({self.task}) has none of {', '.join(names)}: it has {', '.join(tables)}"
             )
-        rows = []
+        found = []
         for name in wanted:
             texts = [
                 column for column in (*self.files.texts, "sentence1", "sentence2") if column in tables[name].features
             ]
             columns = dict(zip(self.files.texts, texts, strict=False))
             table = f"{self.dataset}[{name}]"
-            rows.append(
-                (table, [(f"{table} row {n}", self._table_row(row, columns)) for n, row in enumerate(tables[name])])
-            )
-        return rows
+            rows = [(f"{table} row {n}", self._table_row(row, columns)) for n, row in enumerate(tables[name])]
+            found.append(Rows(table, rows, []))
+        return found
 
     def _table_row(self, row: dict[str, Any], columns: dict[str, str]) -> Row:
         """A row of a table under the names of GLUE's files; classes there are numbers in the order of ours."""
         made = {ours: row[theirs] for ours, theirs in columns.items()}
         label = row.get(self.files.label, row.get("label", -1))
-        if label != -1:
+        if label not in (-1, None):
             number = isinstance(label, int) and len(self.files.classes) > label >= 0
             made[self.files.label] = self.files.classes[label] if number else str(label)
         return made
 
-    def _encode(self, rows: Rows, name: str, tokenizer: Any, length: int) -> Examples:
-        if not rows:
-            raise UserError(f"{name} holds no rows")
-        for place, row in rows:  # records of JSON lines need not be alike
-            if missing := [column for column in self.files.texts if column not in row]:
-                there = ", ".join(column[:40] for column in row)
-                raise UserError(f"{place}: there is no column {missing[0]!r}, only {there}")
-        if empty := [place for place, row in rows if not all(row[column].strip() for column in self.files.texts)]:
-            rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {_first(empty)}")
-        texts = [[row[column] for _, row in rows] for column in self.files.texts]
-        ids = tokenizer(*texts, truncation=True, max_length=length, padding=False)["input_ids"]
-        places = [place for place, _ in rows]
-        if not any(self.files.label in row for _, row in rows):
-            return Examples(ids, None, places)
-        return Examples(ids, [self._label(row.get(self.files.label), place) for place, row in rows], places)
+    def _encode(self, found: Rows, split: str, tokenizer: Any, length: int) -> Examples:
+        """Tokenises the rows that can be used.
 
-    def _label(self, given: str | None, place: str) -> int | float:
+        Answers to a test set are handed in by their place, so no row of it may be missing. Of other rows those that cannot
+        be used are left out, counted and named.
+
+        Raises:
+            ValueError: a row of a test set cannot be used, or half of all rows or more.
+        """
+        if not found.rows and not found.bad:
+            raise UserError(f"{found.name} holds no rows")
+        labelled = split != "predict" and any(self.files.label in row for _, row in found.rows)
+        bad = list(found.bad)
+        texts: list[list[str]] = []
+        labels: list[int | float] = []
+        places: list[str] = []
+        for place, row in found.rows:
+            try:
+                texts.append([_text(row, column) for column in self.files.texts])
+                if labelled:
+                    labels.append(self._label(row.get(self.files.label)))
+            except UserError as error:
+                bad.append(f"{place}: {error}")
+                del texts[len(places) :]
+                continue
+            places.append(place)
+        if bad and (split == "test" or (split == "predict" and self.predict_file is None)):
+            raise UserError(f"{bad[0]}: no row of a test set may be missing, {len(bad)} cannot be used")
+        if bad and len(bad) >= len(places):
+            raise UserError(f"{len(bad)} of {len(bad) + len(places)} lines cannot be used: {_first(bad)}")
+        if bad:
+            rank_zero_warn(f"{len(bad)} line(s) are left out: {_first(bad)}")
+        if empty := [place for place, row in zip(places, texts, strict=True) if not all(text.strip() for text in row)]:
+            rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {_first(empty)}")
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        ids = tokenizer(*columns, truncation=True, max_length=length, padding=False)["input_ids"]
+        return Examples(ids, labels if labelled else None, places)
+
+    def _label(self, given: Any) -> int | float:
         if self.files.classes:
-            if given not in self.files.classes:
-                raise UserError(f"{place}: label {given!r}, permitted are {', '.join(self.files.classes)}")
-            return self.files.classes.index(given)
+            if str(given) not in self.files.classes:
+                raise UserError(f"label {given!r}, permitted are {', '.join(self.files.classes)}")
+            return self.files.classes.index(str(given))
         try:
-            number = float(given or "")
-        except ValueError as error:
-            raise UserError(f"{place}: label {given!r}, a number is needed") from error
+            number = float("" if given is None else given)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"label {given!r}, a number is needed") from error
         if not math.isfinite(number):
-            raise UserError(f"{place}: label {given!r}, a finite number is needed")
+            raise UserError(f"label {given!r}, a finite number is needed")
         return number
 
     # ------------------------------------------------------------------ loaders
@@ -315,74 +348,59 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         )
 
 
-def read_rows(path: Path, header: Sequence[str] | None, skip: bool) -> Rows:
+def read_rows(path: Path, header: Sequence[str] | None) -> Rows:
     """Rows of a `.tsv` (without quoting, as GLUE's) or `.jsonl` file.
 
     Args:
         header: names of the columns, for files whose first line is a row.
-        skip: leave out lines that cannot be read (not UTF-8, no JSON object, not as many fields as the header), count and
-            name them; otherwise the first of them is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or half of its lines or more.
+        ValueError: it has another ending, is not text, or its header cannot be read.
     """
     if not path.is_file():
         raise NotFoundError(f"no file at {path}")
     if path.suffix not in (".tsv", ".jsonl"):
         raise UserError(f"{path} must end in .tsv (with a header) or .jsonl")
     names = list(header) if header is not None else None
-    rows: Rows = []
-    bad: list[str] = []
-    # Not `splitlines`: sentences hold characters that it takes for the end of a line.
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    found = Rows(str(path), [], [])
+    for number, line in numbered_lines(path):
         place = f"{path}:{number}"
         if not line.strip():
             continue
         try:
+            text = decoded(line)
             if path.suffix == ".jsonl":
-                rows.append((place, _json_row(line)))
+                found.rows.append((place, json_record(text)))
             elif names is None:
-                names = _fields(line)
+                names = text.split("\t")
             else:
-                rows.append((place, dict(zip(names, _as_many(_fields(line), len(names)), strict=True))))
-        except ValueError as error:
-            if not skip or (names is None and path.suffix == ".tsv"):
+                found.rows.append((place, dict(zip(names, _as_many(text.split("\t"), len(names)), strict=True))))
+        except UserError as error:
+            if path.suffix == ".tsv" and names is None:
                 raise UserError(f"{place}: {error}") from error
-            bad.append(f"{place} ({error})")
-    if bad and len(bad) >= len(rows):
-        raise UserError(f"{len(bad)} of {len(bad) + len(rows)} lines cannot be read: {_first(bad)}")
-    if bad:
-        rank_zero_warn(f"{len(bad)} line(s) are left out: {_first(bad)}")
-    return rows
+            found.bad.append(f"{place}: {error}")
+    return found
+
+
+def _text(row: Row, column: str) -> str:
+    """One text of a row.
+
+    Raises:
+        ValueError: it is missing, no text, or not whole.
+    """
+    if column not in row:
+        raise UserError(f"there is no column {column!r}, only {', '.join(name[:40] for name in row)}")
+    if not isinstance(row[column], str):
+        raise UserError(f"{type(row[column]).__name__} in place of text in {column!r}")
+    return whole_text(row[column])
 
 
 def _first(places: Sequence[str]) -> str:
     return "; ".join(places[:NAMED]) + ("; ..." if len(places) > NAMED else "")
 
 
-def _text(line: bytes) -> str:
-    try:
-        return line.decode("utf-8").rstrip("\r")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 at byte {error.start} of the line") from error
-
-
-def _fields(line: bytes) -> list[str]:
-    return _text(line).split("\t")
-
-
 def _as_many(fields: list[str], number: int) -> list[str]:
     if len(fields) != number:
         raise UserError(f"{len(fields)} fields, the header has {number}")
     return fields
-
-
-def _json_row(line: bytes) -> Row:
-    try:
-        row = json.loads(_text(line))
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON, {error.msg}") from error
-    if not isinstance(row, dict):
-        raise UserError("not a JSON object")
-    return {name: str(value) for name, value in row.items() if value is not None}

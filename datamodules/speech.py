@@ -23,8 +23,8 @@ from datamodules.loader import ResumableLoader, begin_epoch_anew
 from datamodules.samplers import world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
+from datamodules.speech_manifests import Clip
 from datamodules.speech_sources import (
-    Clip,
     JoinedSource,
     SpeechSource,
     find_split,
@@ -210,7 +210,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if not len(source):
             raise UserError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
         if self.task == "ctc":
-            self._check_transcripts(source, split)
+            source = self._check_transcripts(source, split)
         check_budget(self._lengths(source), self.batch_samples)
         return source
 
@@ -253,14 +253,21 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         layers: Sequence[Sequence[int]] = getattr(encoder, "conv_layers", CONV_LAYERS)
         return layers
 
-    def _check_transcripts(self, source: SpeechSource, split: str) -> None:
+    def _check_transcripts(self, source: SpeechSource, split: str) -> SpeechSource:
+        """The clips with tidy transcripts; those without any are left out, counted and named."""
+        if self.upper and any("\u0131" in (clip.text or "") for clip in source.clips):
+            rank_zero_warn(
+                f"transcripts of the {split} split have the letters i and \u0131, which data.upper makes one, I: set it to "
+                "false for Turkish and Azerbaijani"
+            )
         for number, clip in enumerate(source.clips):
             source.clips[number] = clip._replace(text=tidy(clip.text, self.upper))
-        if silent := [clip.name for clip in source.clips if not clip.text]:
+        if all(not clip.text for clip in source.clips):
             raise UserError(
-                f"{len(silent)} of {len(source)} clips of the {split} split have no transcript, the first is {silent[0]}: "
-                "fine-tuning needs one for every clip"
+                f"{len(source)} of {len(source)} clips of the {split} split have no transcript, the first is "
+                f"{source.clips[0].name}: fine-tuning needs them"
             )
+        source = _left_out(source, split, lambda clip: not clip.text, "without a transcript")
         layers = self._conv_layers()
         hasty = [clip.name for clip in source.clips if _frames_needed(clip) > feature_lengths(clip.samples, layers)]
         if hasty:
@@ -273,6 +280,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if isinstance(vocabulary, list):
             remedy = "set data.upper to false for small letters and true for capitals, or model.vocabulary to data"
             self._refuse_unknown(source, split, set(vocabulary), "the model's vocabulary", remedy)
+        return source
 
     @staticmethod
     def _refuse_unknown(source: SpeechSource, split: str, known: set[str], whose: str, remedy: str) -> None:

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import listed, whole_text
 from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
+from datamodules.speech_manifests import Clip, is_piece, read_manifest, transcripts_of
 from datamodules.waveform import RATE, UNREADABLE, Waveform, measure, read_waveform
 
 NAMES_IN_WARNING = 20
 PROGRESS_FROM = 1000
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
-
-
-class Clip(NamedTuple):
-    """One recording: its name, its `samples` at 16 kHz, its transcript or None, and where it is."""
-
-    name: str
-    samples: int
-    text: str | None
-    file: Any
 
 
 class SpeechSource:
@@ -123,80 +115,38 @@ def _is_table(folder: Path) -> bool:
     return saved or any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
 
 
-def _lines(path: Path) -> list[str]:
-    """Lines of a text file in UTF-8, with or without a byte order mark."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 (byte {error.start}): convert it with iconv") from error
-
-
 def _from_folder(folder: Path) -> SpeechSource:
-    """All recordings below a folder, with the transcripts of `*.trans.txt` files ("<id> WORDS" a line) beside them."""
+    """All recordings below a folder, with the transcripts of `*.trans.txt` files beside them."""
     found = files_below(folder, (*RECORDINGS, TRANSCRIPTS))
-    texts: dict[str, str] = {}
-    for transcripts in found:
-        if transcripts.lower().endswith(TRANSCRIPTS):
-            for line in _lines(Path(transcripts)):
-                name, _, words = line.strip().partition(" ")
-                texts[composed(os.path.join(os.path.dirname(transcripts), name))] = words.strip()
+    bad: list[str] = []
+    texts = transcripts_of((path for path in found if path.lower().endswith(TRANSCRIPTS)), bad)
+    _say_lines(bad, str(folder))
     paths = [path for path in found if not path.lower().endswith(TRANSCRIPTS)]
     clips = [Clip(path, -1, texts.get(composed(os.path.splitext(path)[0])), path) for path in paths]
     return SpeechSource(_with_lengths(clips, str(folder)))
 
 
 def _from_manifest(path: Path) -> SpeechSource:
-    """Fairseq's `.tsv` (with `.ltr` or `.wrd` beside it), or JSON lines: "audio" (or NeMo's "audio_filepath") and "text"."""
-    lines = [line for line in _lines(path) if line.strip()]
-    pieces: dict[str, tuple[int, Any, Any]] = {}  # NeMo's, by recording
-    if not lines:
-        raise UserError(f"{path} is empty: a manifest lists recordings")
-    if path.suffix == ".tsv":
-        clips = _tsv_clips(path, lines)
-    else:
-        clips = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = json.loads(line)
-                file, text = entry["audio" if "audio" in entry else "audio_filepath"], entry.get("text")
-                if not isinstance(file, str) or not isinstance(text, str | None):
-                    raise TypeError("a name and a transcript are strings")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f'{path}:{number} is not a line like {{"audio": "clip.wav", "text": "..."}}') from error
-            place = str(path.parent / expanded(file))
-            clips.append(Clip(place, -1, text, place))
-            if "offset" in entry:
-                pieces[place] = (number, entry["offset"], entry.get("duration"))
-    clips = _with_lengths(clips, str(path))
-    for clip in clips if pieces else ():
-        number, offset, seconds = pieces.get(clip.name, (0, 0, None))
-        if offset not in (0, None) or (isinstance(seconds, (int, float)) and clip.samples / RATE - seconds > 0.1):
-            raise UserError(
-                f"{path}:{number} is a piece of {clip.name} (offset {offset}, duration {seconds}): whole recordings are "
-                "read, cut it out"
+    bad: list[str] = []
+    entries = {(entry.path, entry.text): entry for entry in read_manifest(path, bad)}
+    clips = _with_lengths([Clip(entry.path, -1, entry.text, entry.path) for entry in entries.values()], str(path))
+    whole = [clip for clip in clips if not is_piece(entries[clip.name, clip.text], clip.samples / RATE)]
+    for clip in clips:
+        if is_piece(entry := entries[clip.name, clip.text], clip.samples / RATE):
+            offset, duration = entry.piece or (None, None)
+            bad.append(
+                f"{entry.place} is a piece of {clip.name} (offset {offset}, duration {duration}): whole recordings are read, "
+                "cut it out"
             )
-    return SpeechSource(clips)
+    if not whole:
+        raise UserError(f"none of the {len(bad)} lines of {path} can be used, the first is {bad[0]}")
+    _say_lines(bad, str(path))
+    return SpeechSource(whole)
 
 
-def _tsv_clips(path: Path, lines: list[str]) -> list[Clip]:
-    root, *rows = lines
-    letters, words = path.with_suffix(".ltr"), path.with_suffix(".wrd")
-    texts: list[str | None] = [None] * len(rows)
-    if letters.is_file():
-        spelt = _lines(letters)
-        texts = [line.replace(" ", "").replace("|", " ").strip() for line in spelt]
-    elif words.is_file():
-        texts = [line.strip() for line in _lines(words)]
-    if len(texts) != len(rows):
-        raise UserError(f"{path} lists {len(rows)} clips, the transcripts beside it are {len(texts)}: they must agree")
-    clips = []
-    for number, (row, text) in enumerate(zip(rows, texts, strict=True), start=2):
-        name, _, samples = row.partition("\t")
-        if not samples.strip().isdigit():
-            raise UserError(f"{path}:{number} is not '<path><TAB><samples>'")
-        place = str(path.parent / expanded(root) / name)
-        clips.append(Clip(place, -1, text, place))
-    return clips
+def _say_lines(bad: list[str], where: str) -> None:
+    if bad:
+        rank_zero_warn(f"{len(bad)} line(s) of {where} left out: {listed(bad, NAMES_IN_WARNING)}")
 
 
 class TableRows:
@@ -255,9 +205,12 @@ def open_audio_table(
     return wanted.cast_column(column, Audio(decode=False)), column, text
 
 
-def tidy(text: str | None, upper: bool) -> str:
-    """A transcript with single spaces, composed letters and, if asked for, in capitals; "" for none."""
-    words = unicodedata.normalize("NFC", " ".join((text or "").split()))
+def tidy(text: Any, upper: bool) -> str:
+    """A transcript with single spaces, composed letters and, if asked for, in capitals; "" where it is no whole text."""
+    try:
+        words = unicodedata.normalize("NFC", " ".join(whole_text(text).split())) if isinstance(text, str) else ""
+    except UserError:
+        return ""
     return words.upper() if upper else words
 
 
@@ -305,9 +258,8 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
     if bad and len(bad) == len(clips):
         raise UserError(f"none of the {len(bad)} recordings of {where} can be read, the first is {bad[0]}: check them")
     if bad:
-        more = f" and {len(bad) - NAMES_IN_WARNING} more" if len(bad) > NAMES_IN_WARNING else ""
-        rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {'; '.join(bad[:NAMES_IN_WARNING])}{more}")
+        rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {listed(bad, NAMES_IN_WARNING)}")
     if others := {rate: count for rate, count in rates.items() if rate != RATE}:
-        listed = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(others.items()))
-        rank_zero_info(f"{where}: {listed} are resampled to {RATE} Hz")
+        resampled = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(others.items()))
+        rank_zero_info(f"{where}: {resampled} are resampled to {RATE} Hz")
     return [entry for entry in found if isinstance(entry, Clip)]

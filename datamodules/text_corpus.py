@@ -21,7 +21,7 @@ from datamodules.text_sources import Line, Skipped, TextSource
 from datamodules.vocabulary import all_cores, content_hash
 
 Packing = Literal["complete_documents", "blocks"]
-FORMAT = 1  # of the files of a corpus
+FORMAT = 2  # of the files of a corpus, and of what counts as a line
 CHARACTERS_AT_ONCE = 1_000_000
 LARGEST_UINT16 = 65_535
 DESCRIPTION = "corpus.json"

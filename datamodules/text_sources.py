@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import decoded, numbered_lines, whole_text
 from datamodules.files import expanded, files_of
 from datamodules.image_sources import SPLIT_NAMES, open_table
 
@@ -17,7 +18,6 @@ NAMES_KEPT = 20
 ENOUGH_BAD_LINES = 1000
 ROWS_AT_ONCE = 1000
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Line(NamedTuple):
@@ -44,6 +44,11 @@ class Skipped:
         self.count += 1
         if len(self.names) < NAMES_KEPT:
             self.names.append(name)
+
+    def add_file(self, name: str) -> None:
+        """A file that was given up is named before all lines."""
+        self.count += 1
+        self.names = [name, *self.names[: NAMES_KEPT - 1]]
 
 
 class TextSource(Protocol):
@@ -102,12 +107,21 @@ class FileSource:
     def lines(self, skipped: Skipped) -> Iterator[Line]:
         """See `TextSource`.
 
+        A file of which most lines are not UTF-8 text (or JSON with a `text_field`) is left out too, and named.
+
         Raises:
-            ValueError: most of a file is not UTF-8 text (or JSON), or a record has no `text_field`.
+            ValueError: that is so of all files.
         """
+        refused: list[UserError] = []
         for path in self.paths:
-            documents = self._records(path, skipped) if path.suffix in JSON_SUFFIXES else self._plain(path, skipped)
-            yield from documents
+            is_json = path.suffix.lower() in JSON_SUFFIXES
+            try:
+                yield from self._records(path, skipped) if is_json else self._plain(path, skipped)
+            except UserError as error:
+                refused.append(error)
+                skipped.add_file(str(error))
+        if len(refused) == len(self.paths):
+            raise refused[0]
 
     def _plain(self, path: Path, skipped: Skipped) -> Iterator[Line]:
         waiting: Line | None = None  # until it is known whether its document goes on
@@ -119,49 +133,100 @@ class FileSource:
             yield waiting
 
     def _records(self, path: Path, skipped: Skipped) -> Iterator[Line]:
-        good = bad = 0
+        count = _Count(path, skipped, "JSON lines with text", f"a record a line, its text in {self.text_field!r}")
         for number, line, size in self._decoded(path, skipped):
             if not line:
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                bad += 1
-                skipped.add(f"{path}:{number}: not JSON ({error.msg})")
-                if bad > good + 1:
-                    raise UserError(
-                        f"{path} is not JSON lines ({error.msg} in line {number}): a record a line"
-                    ) from error
+                text = _text_of(line, self.text_field)
+            except UserError as error:
+                count.bad(number, str(error))
                 continue
-            good += 1
-            if not isinstance(record, dict) or not isinstance(record.get(self.text_field), str):
-                there = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise UserError(f"{path}:{number} has no text in {self.text_field!r} ({there}): set text_field")
-            yield from split_lines(record[self.text_field], size)
+            count.good += 1
+            yield from split_lines(text, size)
+        count.close()
 
     def _decoded(self, path: Path, skipped: Skipped) -> Iterator[tuple[int, str, int]]:
         """(number, line without its end and outer spaces, bytes) of every line that can be read."""
-        good = bad = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    text = line.removeprefix(BYTE_ORDER_MARK if number == 1 else b"").decode().strip()
-                    reason = "a zero byte" if "\0" in text else ""
-                except UnicodeDecodeError as error:
-                    text, reason = "", f"not UTF-8 at byte {error.start}"
-                if not reason:
-                    good += bool(text)
-                    yield number, text, len(line)
-                    continue
-                bad += 1
-                skipped.add(f"{path}:{number}: {reason}")
-                if bad > max(good, ENOUGH_BAD_LINES):
-                    break
-        if bad > good:
+        count = _Count(path, skipped, "UTF-8 text", "convert it, as by iconv -f ENCODING -t UTF-8")
+        for number, line in numbered_lines(path):
+            try:
+                text = decoded(line).strip()
+            except UserError as error:
+                count.bad(number, str(error))
+                continue
+            count.good += bool(text)
+            yield number, text, len(line) + 1
+        count.close()
+
+
+class _Count:
+    """Good and bad lines of one file, which is given up when most are bad.
+
+    Args:
+        path: of the file.
+        skipped: takes note of bad lines.
+        kind: what the file should be.
+        remedy: what to do if it is not.
+    """
+
+    def __init__(self, path: Path, skipped: Skipped, kind: str, remedy: str) -> None:
+        self.path, self.skipped, self.kind, self.remedy = path, skipped, kind, remedy
+        self.good = self._bad = 0
+        self._first = ""
+
+    def bad(self, number: int, reason: str) -> None:
+        """Note a bad line.
+
+        Raises:
+            ValueError: there are many, and more than good ones.
+        """
+        self._bad += 1
+        self._first = self._first or f"line {number}: {reason}"
+        self.skipped.add(f"{self.path}:{number}: {reason}")
+        if self._bad > max(self.good, ENOUGH_BAD_LINES):
+            self.close()
+
+    def close(self) -> None:
+        """Raises ValueError where more lines are bad than good."""
+        if self._bad > self.good:
             raise UserError(
-                f"{path} is not UTF-8 text, {bad} of its first {good + bad} lines cannot be read: convert it, as by "
-                "iconv -f ENCODING -t UTF-8"
+                f"{self.path} is not {self.kind}, {self._bad} of its first {self.good + self._bad} lines cannot be read "
+                f"({self._first}): {self.remedy}"
             )
+
+
+def _text_of(line: str, text_field: str) -> str:
+    """The text of a record of JSON lines.
+
+    Raises:
+        ValueError: there is none, or it is not whole.
+    """
+    record = json_record(line)
+    text = record.get(text_field)
+    if not isinstance(text, str):
+        there = ", ".join(name[:40] for name in list(record)[:12])
+        raise UserError(
+            f"{type(text).__name__} in place of text in {text_field!r}"
+            if text_field in record
+            else f"no text in {text_field!r} ({there}), set text_field"
+        )
+    return whole_text(text)
+
+
+def json_record(line: str) -> dict[str, Any]:
+    """The object in a line of JSON lines.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON, {getattr(error, 'msg', error)}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"not a JSON object but {type(record).__name__}")
+    return record
 
 
 class TableSource:
@@ -199,16 +264,18 @@ class TableSource:
         row = 0
         for rows in self._table.iter(ROWS_AT_ONCE):
             for text in rows[self.text_field]:
-                if isinstance(text, str):
-                    yield from split_lines(text, 1)
-                else:
-                    skipped.add(f"{self.name}:{row}: {type(text).__name__} in place of text")
+                try:
+                    if not isinstance(text, str):
+                        raise UserError(f"{type(text).__name__} in place of text")
+                    yield from split_lines(whole_text(text), 1)
+                except UserError as error:
+                    skipped.add(f"{self.name}:{row}: {error}")
                 row += 1
 
 
 def split_lines(text: str, size: int) -> Iterator[Line]:
     """The lines of one document that are not empty."""
-    lines = [line for part in text.splitlines() if (line := part.strip())]
+    lines = [line for part in text.split("\n") if (line := part.strip())]
     for number, line in enumerate(lines):
         last = number == len(lines) - 1
         yield Line(line, last, size if last else 0)

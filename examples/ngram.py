@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from d2v_lightning.errors import UserError
+from d2v_lightning.lines import good_lines, listed
 from datamodules.files import TRANSCRIPTS, files_below
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -26,17 +29,18 @@ def sentences(source: Path) -> list[list[str]]:
     Raises:
         ValueError: there are none.
     """
+    bad: list[str] = []
     if source.is_dir():
         lines = [
-            line.partition(" ")[2]
-            for path in files_below(source, [TRANSCRIPTS])
-            for line in Path(path).read_text(encoding="utf-8").splitlines()
+            line.partition(" ")[2] for path in files_below(source, [TRANSCRIPTS]) for _, line in good_lines(path, bad)
         ]
     else:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = [line for _, line in good_lines(source, bad)]
     found = [words for line in lines if (words := line.split())]
     if not found:
-        raise ValueError(f"{source} holds no transcripts: give a folder with *.trans.txt, or a file of sentences")
+        raise UserError(f"{source} holds no transcripts: give a folder with *.trans.txt, or a file of sentences")
+    if bad:
+        print(f"{len(bad)} line(s) are left out: {listed(bad)}", file=sys.stderr)
     return found
 
 

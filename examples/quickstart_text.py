@@ -25,6 +25,7 @@ from quickstart import mean, quieten, read_log, versioned
 from torch import Tensor
 
 from d2v_lightning import Backbone, CollapseMonitor, Data2Vec, Progress
+from d2v_lightning.lines import read_lines
 from d2v_lightning.probing import linear_accuracy
 from datamodules import TextDataModule, load_tokenizer
 from datamodules.text_collators import TextCollator
@@ -98,7 +99,7 @@ def pretrain(recipe: str, seed: int, args: argparse.Namespace) -> Backbone:
 def labelled(data: Path) -> tuple[list[Any], Tensor, list[Any], Tensor]:
     """Token ids and packages of docstrings: four fifths to train the probe, one to test it."""
     tokenizer = load_tokenizer(str(data / "bpe"))
-    rows = [json.loads(line) for line in (data / "packages.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_lines(data / "packages.jsonl")]
     ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=LENGTH)["input_ids"]
     labels = torch.tensor([PACKAGES.index(row["package"]) for row in rows])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()

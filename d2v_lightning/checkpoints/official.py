@@ -19,6 +19,7 @@ from d2v_lightning.checkpoints.options import option, plain_options, truth
 from d2v_lightning.configurable import build
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import read_lines
 from d2v_lightning.saving import load_exactly
 from d2v_lightning.student import VisibleStudent
 from d2v_lightning.tensor_files import read_tensors
@@ -113,7 +114,7 @@ def read_dictionary(path: str | Path) -> list[str]:
     if not Path(path).is_file():
         raise NotFoundError(f"no dictionary at {path}: fairseq calls it dict.ltr.txt or dict.txt")
     symbols = ["<s>", "<pad>", "</s>", "<unk>"]
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         symbol, _, count = line.removesuffix(" #fairseq:overwrite").rpartition(" ")
         if not symbol or not count.isdigit():
             raise UserError(f"{path}:{number} is {line!r}: a symbol and its count are expected")

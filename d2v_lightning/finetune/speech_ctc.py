@@ -23,6 +23,7 @@ from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
+from d2v_lightning.lines import read_lines
 from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
 from d2v_lightning.types import Batch, require
@@ -152,9 +153,7 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
         if isinstance(vocabulary, str):
             if not Path(vocabulary).is_file():
                 raise NotFoundError(f"vocabulary: no file at {vocabulary} (or 'data', or a list of tokens)")
-            vocabulary = [
-                line.strip() for line in Path(vocabulary).read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            vocabulary = [line.strip() for line in read_lines(vocabulary) if line.strip()]
         if len(set(vocabulary)) != len(vocabulary) or vocabulary[:1] != [BLANK] or SEPARATOR not in vocabulary:
             raise UserError(
                 f"vocabulary is {vocabulary[:4]}...: it must begin with {BLANK!r}, hold {SEPARATOR!r}, and no token twice"

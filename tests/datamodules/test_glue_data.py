@@ -161,7 +161,7 @@ def test_mistakes_get_one_line(tmp_path: Path, tokenizer: str) -> None:
     with pytest.raises(ValueError, match=r"dev\.tsv:2: there is no column 'sentence', only text, label"):
         module(tmp_path, "sst2", tokenizer)
     dev.write_bytes(b"sentence\tlabel\n\xff\t1\n")
-    with pytest.raises(ValueError, match=r"1 of 1 lines cannot be read: .*dev.tsv:2 \(not UTF-8 at byte 0"):
+    with pytest.raises(ValueError, match=r"1 of 1 lines cannot be used: .*dev.tsv:2: not UTF-8 at byte 0"):
         module(tmp_path, "sst2", tokenizer)
     dev.write_text("sentence\tlabel\n\t1\n")
     with pytest.warns(UserWarning, match=r"1 row\(s\) have an empty text and are kept: .*dev.tsv:2"):
@@ -178,7 +178,9 @@ def test_a_bad_line_among_good_ones_is_left_out_and_named_but_never_of_a_test_se
     text = "\n".join(["\ufeffsentence\tlabel", *good[:2], *bad, *good[2:], ""]).encode() + b"caf\xe9\t1\n"
     for split in ("train", "dev", "test"):
         (folder / f"{split}.tsv").write_bytes(text)
-    said = r"3 line\(s\) are left out: .*train.tsv:4 \(1 fields, the header has 2\); .*train.tsv:5 .*train.tsv:9 \(not UTF-8"
+    said = (
+        r"3 line\(s\) are left out: .*train.tsv:4: 1 fields, the header has 2; .*train.tsv:5: .*train.tsv:9: not UTF-8"
+    )
     with pytest.warns(UserWarning, match=said):
         data = module(tmp_path, "sst2", tokenizer, batch_size=5)
     examples = data._examples["train"][0]
@@ -195,3 +197,53 @@ def test_a_bad_line_among_good_ones_is_left_out_and_named_but_never_of_a_test_se
         data.setup("predict")
     with pytest.raises(ValueError, match=r"must end in .tsv \(with a header\) or .jsonl"):
         GLUEDataModule("sst2", tokenizer=tokenizer, predict_file=__file__).setup("predict")
+
+
+def test_odd_records_are_left_out_everywhere_but_of_a_test_set(tmp_path: Path, tokenizer: str) -> None:
+    lines = [
+        '{"sentence": "one", "label": 1}', r'{"sentence": "half \ud83d", "label": "1"}', '{"sentence": null, "label": 1}',
+        "", '{"sentence": 7, "label": 1}', '{"text": "x", "label": 1}', '["x"]', '{"sentence": "two", "label": 0}',
+        '{"sentence": "no label"}', '{"sentence": "odd", "label": "maybe"}', '{"sentence": "odd", "label": [1]}',
+        r'{"sentence": "zero \u0000", "label": 0}', *[f'{{"sentence": "{n}", "label": "{n % 2}"}}' for n in range(9)],
+    ]  # fmt: skip
+    (tmp_path / "SST-2").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "SST-2" / f"{split}.jsonl").write_text("\n".join(lines))
+    with pytest.warns(
+        UserWarning, match=r"9 line\(s\) are left out: .*jsonl:7: not a JSON object but list; .*jsonl:2: half a"
+    ):
+        data = module(tmp_path, "sst2", tokenizer)
+    for split in ("train", "val"):
+        examples = data._examples[split][0]
+        assert [int(place.rpartition(":")[2]) for place in examples.places] == [1, 8, *range(13, 22)]
+        assert examples.labels == [1, 0, *(n % 2 for n in range(9))]
+        assert len(examples.ids) == 11
+    with pytest.raises(
+        ValueError, match=r"test.jsonl:7: not a JSON object but list: no row of a test set may be missing, 9"
+    ):
+        data.setup("test")
+    data = GLUEDataModule("sst2", tokenizer=tokenizer, predict_file=str(tmp_path / "SST-2" / "test.jsonl"))
+    with pytest.warns(UserWarning, match=r"6 line\(s\) are left out"):
+        data.setup("predict")
+    assert [int(place.rpartition(":")[2]) for place in data.predict_paths] == [1, 8, 9, 10, 11, *range(13, 22)]
+    assert next(iter(data.predict_dataloader()))["index"].tolist()[:3] == [0, 1, 2]
+
+
+def test_null_cells_of_a_table_are_left_out(tmp_path: Path, tokenizer: str) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = {"sentence": ["one", None, "two", "three"], "label": [1, 0, None, 0], "idx": [0, 1, 2, 3]}
+    table = Dataset.from_dict(rows)
+    DatasetDict({"train": table, "validation": table}).save_to_disk(str(tmp_path / "t"))
+    data = GLUEDataModule("sst2", dataset=str(tmp_path / "t"), tokenizer=tokenizer, batch_size=2)
+    with pytest.raises(ValueError, match=r"2 of 4 lines cannot be used: .*\[train\] row 1: NoneType in place of text"):
+        data.setup("fit")
+    rows["sentence"][1] = "four"
+    table = Dataset.from_dict(rows)
+    DatasetDict({"train": table, "validation": table}).save_to_disk(str(tmp_path / "u"))
+    data = GLUEDataModule("sst2", dataset=str(tmp_path / "u"), tokenizer=tokenizer, batch_size=2)
+    with pytest.warns(
+        UserWarning, match=r"1 line\(s\) are left out: .*\[train\] row 2: label None, permitted are 0, 1"
+    ):
+        data.setup("fit")
+    assert data._examples["train"][0].labels == [1, 0, 0]
