@@ -44,6 +44,7 @@ _NOT_FOR_PEOPLE = (
     r"Be aware that when using `ckpt_path`, callbacks",
     r".*isinstance\(treespec, LeafSpec\)",
     r".*(litlogger|litmodels)",
+    r"Couldn't infer the batch indices",
 )
 
 

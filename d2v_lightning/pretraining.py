@@ -15,6 +15,7 @@ from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.errors import UserError
+from d2v_lightning.extraction import Extraction
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
@@ -29,6 +30,8 @@ _TOKENS_PER_UNIT = 4096
 class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """The part of `Data2Vec` and `MultimodalData2Vec` that does not ask what is predicted."""
 
+    predicts = "features"
+
     def _train_with(
         self, ema_teacher: EMATeacher, optimization: Optimization, compile: bool, on_nonfinite: Literal["stop", "skip"]
     ) -> None:
@@ -37,6 +40,7 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
             raise UserError(f"on_nonfinite is {on_nonfinite!r}: choose 'stop' or 'skip'")
         self.ema_teacher, self.optimization = ema_teacher, optimization
         self.compile_parts, self.on_nonfinite = compile, on_nonfinite
+        self._extraction = Extraction()
         self._running: Batch = {}  # the micro-batch between its loss and its backward pass
 
     def objectives(self) -> Collection[Objective]:
@@ -100,14 +104,18 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
         names = ["loss", "class_token_loss"] if measured.class_loss else ["loss"]
         return {name: self.mean_loss() for name in names}
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Features of the last block, averaged over the tokens of each sample (B, D)."""
-        backbone = self.objective(batch).backbone
-        features = backbone.features(batch["inputs"], batch.get("padding_mask"), layers=[-1])
-        tokens, padding = features.layers[0], features.padding_mask
-        if padding is not None:
-            tokens = tokens.masked_fill(padding[..., None], 0.0)
-        return tokens.sum(dim=1) / features.lengths[:, None]
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor | dict[str, Any]:
+        """Features of the last block, averaged over the tokens of each sample (B, D).
+
+        Of recordings that may come in windows, see `datamodules.speech_windows`: {"features": [(D,), ...], "index": (R,)}, of
+        those that are complete.
+        """
+        index, rows = self._extraction(self.objective(batch).backbone, batch)
+        rows = [row[0] for row in rows]
+        return {"features": rows, "index": index} if "keep" in batch else torch.stack(rows)
+
+    def on_predict_start(self) -> None:
+        self._extraction.clear()
 
     # ---- gradients -------------------------------------------------------------------------------------------------
 

@@ -30,16 +30,20 @@ class ImageCollator:
         self.report_unreadable = report_unreadable
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
-        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}, and "repeated" (B,) where one is."""
-        rows = [_as_dict(sample) for sample in samples]
+        """Samples -> {"inputs" (B, C, H, W) float32, "labels" (B,), "index" (B,)}, and "repeated" (B,) where one is. Samples
+        without "inputs" are left out; where all are, nothing but "unreadable" is left."""
+        listed = [entry for sample in samples if isinstance(sample, dict) for entry in sample.get("unreadable", ())]
+        rows = [row for sample in samples if "inputs" in (row := _as_dict(sample))]
+        if not rows:
+            return {"unreadable": listed}  # type: ignore[typeddict-unknown-key]
         batch: dict[str, Any] = {"inputs": torch.stack([row["inputs"] for row in rows]).float()}
         for name, field in (("index", "index"), ("label", "labels")):
             if all(row.get(name) is not None for row in rows):
                 batch[field] = torch.tensor([int(row[name]) for row in rows])
         if any(repeated := [bool(row.get("repeated")) for row in rows]):
             batch["repeated"] = torch.tensor(repeated)
-        if self.report_unreadable and (unreadable := [entry for row in rows for entry in row.get("unreadable", ())]):
-            batch["unreadable"] = unreadable
+        if self.report_unreadable and listed:
+            batch["unreadable"] = listed
         return batch  # type: ignore[return-value]  # the loader takes the one foreign key out
 
 

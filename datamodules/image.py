@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
@@ -26,7 +27,8 @@ from datamodules.image_sources import (
 )
 from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams
 from datamodules.keyed_images import KeyedImages
-from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.loader import ResumableLoader, begin_epoch_anew, ignore_interrupts
+from datamodules.predicting import PlaceBatches, PredictLoader, done_before
 from datamodules.samplers import EpochBatchSampler, derived_seed
 from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
 from datamodules.transforms import (
@@ -286,10 +288,8 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             given = [files] if isinstance(files, str) else files
             if not given:
                 raise UserError("predict_files is empty: give pictures or folders of pictures")
-            self._predict_source = PictureFiles(
-                list(dict.fromkeys(path for one in given for path in find_pictures(one)))
-            )
-        self._images(self._predict_source, training=False).check_some()
+            found = (path for one in given for path in find_pictures(one))
+            self._predict_source = PictureFiles(list(dict.fromkeys(found)))
         self.predict_paths = [self._predict_source.name(index) for index in range(len(self._predict_source))]
 
     # ------------------------------------------------------------------ loaders
@@ -328,11 +328,28 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         """As `val_dataloader`, of the test split."""
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """Pictures without masks; "index" refers to `predict_paths`."""
-        if self._predict_source is None:
+    def predict_dataloader(self) -> PredictLoader:
+        """Pictures without masks; "index" refers to `predict_paths`. Those that a stopped run has predicted are left out."""
+        source = self._predict_source
+        if source is None:
             raise UserError("nothing to predict: call setup('predict') first")
-        return self._source_loader(self._predict_source, "classify")
+        done = np.zeros(len(source), bool)
+        if isinstance(source, PictureFiles):  # a row of a data set has no version that would tell it from another's
+            done = done_before(
+                self, self.predict_paths, {"size": self._size, "channels": self._channels, **self.seen_as}
+            )
+        images = KeyedImages(source, self._transform(False), self._channels, self._grid, self.seed, replace=False)
+        return PredictLoader(
+            SafeLoader(
+                images,
+                batch_sampler=PlaceBatches(done, self.batch_size),
+                collate_fn=ImageCollator(report_unreadable=True),
+                num_workers=self.num_workers,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=ignore_interrupts,
+                generator=torch.Generator(),
+            )
+        )
 
     def probe_dataloaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """Labelled pictures, not augmented, no masks, for probes: (train, validation), or test where there is no
@@ -405,13 +422,19 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     def _images(self, source: ImageSource, training: bool) -> KeyedImages:
         return KeyedImages(source, self._transform(training), self._channels, self._grid, self.seed)
 
-    def _transform(self, training: bool) -> ImageTransform:
-        assert self._size is not None
+    @property
+    def seen_as(self) -> dict[str, Any]:
+        """How evaluation and prediction show pictures: "crop_share", "interpolation", "mean" and "std" of each channel."""
         released = (IMAGENET_MEAN, IMAGENET_STD) if self.task == "pretrain" else (INCEPTION_MEAN, INCEPTION_STD)
         mean, std = (
-            given or _per_channel(default, self._channels)
+            list(given or _per_channel(default, self._channels))
             for given, default in zip((self.mean, self.std), released, strict=True)
         )
+        return {"crop_share": self.crop_share, "interpolation": self.interpolation, "mean": mean, "std": std}
+
+    def _transform(self, training: bool) -> ImageTransform:
+        assert self._size is not None
+        mean, std = self.seen_as["mean"], self.seen_as["std"]
         if not training:
             return evaluation_transform(self._size, self.crop_share, mean, std, self.interpolation)
         if self.task == "pretrain" or (self.rand_augment is None and not self.random_erasing):

@@ -21,7 +21,8 @@ class KeyedImages(Dataset[dict[str, Any]]):
     """Samples by (epoch, index), or by index for epoch 0: the same key gives the same sample in any process.
 
     A picture that cannot be read is replaced by another one that depends on (seed, index) only, and is listed in the
-    sample's "unreadable" as "name: reason". The other one is "repeated": in evaluation it counts in its own place only.
+    sample's "unreadable" as "name: reason". The other one is "repeated": in evaluation it counts in its own place only. In
+    prediction there is none: a picture that cannot be read gives a sample without "inputs".
 
     Args:
         source: the pictures.
@@ -29,6 +30,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
         num_channels: C.
         grid: (rows, columns) of patches, to refuse pictures that are smaller than that.
         seed: of augmentation and replacements.
+        replace: whether another picture takes the place of one that cannot be read.
     """
 
     def __init__(
@@ -38,14 +40,10 @@ class KeyedImages(Dataset[dict[str, Any]]):
         num_channels: int,
         grid: tuple[int, int] = (1, 1),
         seed: int = 0,
+        replace: bool = True,
     ) -> None:
-        self.source, self.transform, self.num_channels, self.grid, self.seed = (
-            source,
-            transform,
-            num_channels,
-            grid,
-            seed,
-        )
+        self.source, self.transform, self.num_channels = source, transform, num_channels
+        self.grid, self.seed, self.replace = grid, seed, replace
 
     def __len__(self) -> int:
         return len(self.source)
@@ -54,7 +52,10 @@ class KeyedImages(Dataset[dict[str, Any]]):
         """{"inputs" (C, H, W), "index", "key", "unreadable", and "label" where there are labels}."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         unreadable: list[str] = []
-        picture, place = self._readable(index, unreadable)
+        found = self._readable(index, unreadable)
+        if found is None:
+            return {"unreadable": unreadable}
+        picture, place = found
         with seeded(derived_seed("augmentation", self.seed, epoch, index)):
             inputs = self.transform(picture)
         sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
@@ -71,13 +72,17 @@ class KeyedImages(Dataset[dict[str, Any]]):
         """
         self._readable(0, [])
 
-    def _readable(self, index: int, unreadable: list[str]) -> tuple[Image.Image, int]:
+    def _readable(self, index: int, unreadable: list[str]) -> tuple[Image.Image, int] | None:
         place = index
         for attempt in range(REPLACEMENTS):
             try:
                 picture = as_channels(self.source.picture(place), self.num_channels)
+                if not self.replace:
+                    refuse_too_small(picture, self.grid, self.source.name(place))
             except UNREADABLE as error:
                 unreadable.append(f"{self.source.name(place)}: {one_line(error)}")
+                if not self.replace:
+                    return None
                 place = derived_seed("replacement", self.seed, index, attempt) % len(self.source)
                 continue
             refuse_too_small(picture, self.grid, self.source.name(place))

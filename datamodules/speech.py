@@ -10,7 +10,6 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
@@ -18,8 +17,10 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
+from datamodules.files import RECORDINGS, files_of
 from datamodules.keyed_clips import KeyedClips
-from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.loader import ResumableLoader, begin_epoch_anew, ignore_interrupts
+from datamodules.predicting import PredictLoader, done_before
 from datamodules.samplers import world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
@@ -38,6 +39,8 @@ from datamodules.speech_windows import SpeechWindows
 from datamodules.streaming import StreamingLoader, count_rows
 from datamodules.waveform import RATE
 from datamodules.workers import SafeLoader
+
+CONTEXT_SECONDS = 5  # before and after a window of a long recording
 
 
 class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
@@ -71,6 +74,9 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             `max_seconds` long, whatever they are.
         samples_per_epoch: clips of a stream; by default all there are, counted first where its description does not say.
         shuffle_buffer: rows of a stream that are shuffled among each other.
+        predict_files: recordings to predict, a folder, a file, a pattern or a list of them; by default the test splits, or
+            all of `root`.
+        window_seconds: longest recording that prediction reads as a whole, see `SpeechWindows`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -106,6 +112,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         streaming: bool = False,
         samples_per_epoch: int | None = None,
         shuffle_buffer: int = 1_000,
+        predict_files: str | list[str] | None = None,
+        window_seconds: int = 20,
     ) -> None:
         super().__init__()
         for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
@@ -124,6 +132,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ("effective_batch", effective_batch),
             ("samples_per_epoch", samples_per_epoch),
             ("shuffle_buffer", shuffle_buffer),
+            ("window_seconds", window_seconds),
         ):
             if value is not None and value < 1:
                 raise UserError(f"{name} {value}: permitted is 1 or more")
@@ -147,6 +156,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self.time_mask = (time_mask_prob, time_mask_length)
         self.channel_mask = (channel_mask_prob, channel_mask_length)
         self.upper, self.num_workers, self.seed = upper, num_workers, seed
+        self.predict_files, self.window_seconds = predict_files, window_seconds
         self.predict_paths: list[str] = []
         self._sources: dict[str, SpeechSource] = {}
 
@@ -161,9 +171,11 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 letters that the model does not know.
         """
         if stage == "predict":
-            if self.root is None:
-                raise UserError("nothing to transcribe: set data.root to a recording or a folder of them")
-            self._find_recordings(self.root)
+            if self.root is None and self.predict_files is None:
+                raise UserError(
+                    "nothing to predict: set data.predict_files, or data.root, to a recording or a folder of them"
+                )
+            self._find_recordings()
             return
         if self.root is not None and self.dataset is not None:
             raise UserError(f"root {self.root!r} and dataset {self.dataset!r}: set one of them to null")
@@ -188,8 +200,15 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_samples", self.batch_samples, self.effective_batch, "samples")
 
-    def _find_recordings(self, root: str) -> None:
-        """What predict transcribes: the test splits, or all of `root` where it has none of them."""
+    def _find_recordings(self) -> None:
+        """What is predicted: `predict_files`, or the test splits, or all of `root` where it has none of them."""
+        if self.predict_files is not None:
+            given = [self.predict_files] if isinstance(self.predict_files, str) else self.predict_files
+            found = (path for one in given for path in files_of(one, RECORDINGS, "recording"))
+            self.predict_paths = list(dict.fromkeys(found))
+            return
+        root = self.root
+        assert root is not None
         there = [name for name in self.splits["test"] if find_split(root, name) is not None] or [""]
         self.predict_paths = [clip.file for name in there for clip in open_split(root, name).clips]
         within = f", those of {', '.join(there)} (data.test_split)" if there != [""] else ""
@@ -347,15 +366,30 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         """As `val_dataloader`, of the test split."""
         return self._loader("test", self._collator(training=False))
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Windows of recordings of any length, see `SpeechWindows`; "index" refers to `predict_paths`."""
-        module = attached_model(self)
-        normalised = getattr(module, "normalize", self.normalize)
-        windows = SpeechWindows(self.predict_paths, normalised, self._conv_layers())
+    def predict_dataloader(self) -> PredictLoader:
+        """Recordings of any length, see `SpeechWindows`; "index" refers to `predict_paths`. Those that a stopped run has
+        predicted are left out."""
+        normalised = getattr(attached_model(self), "normalize", self.normalize)
+        full = (self.window_seconds + 2 * CONTEXT_SECONDS) * RATE
+        windows = SpeechWindows(
+            self.predict_paths,
+            normalised,
+            self._conv_layers(),
+            self.window_seconds,
+            CONTEXT_SECONDS,
+            max(1, self.batch_samples // full),
+        )
         windows.share = world()
-        if hasattr(module, "transcribed_before"):
-            windows.done = module.transcribed_before(self.predict_paths)
-        return SafeLoader(windows, batch_size=None, num_workers=min(1, self.num_workers))
+        windows.done = done_before(self, self.predict_paths, [normalised, self.window_seconds])
+        return PredictLoader(
+            SafeLoader(
+                windows,
+                batch_size=None,
+                num_workers=self.num_workers,
+                worker_init_fn=ignore_interrupts,
+                generator=torch.Generator(),
+            )
+        )
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
         source = self._sources[split]

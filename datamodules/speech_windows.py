@@ -1,4 +1,4 @@
-"""Recordings of any length, in overlapping windows that give the frames of the whole."""
+"""Recordings of any length: short ones with others of like length, long ones in windows that give the frames of the whole."""
 
 from __future__ import annotations
 
@@ -7,27 +7,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.errors import UserError
 from datamodules.keyed_images import one_line
-from datamodules.waveform import RATE, UNREADABLE, Recording, stream_waveform
+from datamodules.predicting import Done
+from datamodules.waveform import (
+    RATE,
+    UNREADABLE,
+    Recording,
+    Waveform,
+    measure,
+    normalise,
+    read_waveform,
+    stream_waveform,
+)
 
+POOL = 256  # recordings among which those of like length are found
 TICKS = 5  # a second; windows begin on one
 
 
 class SpeechWindows(IterableDataset[dict[str, Any]]):
-    """Batches of windows of one recording, in order, each read when it is needed.
+    """Batches of recordings, and of windows of one recording that is longer than a window, each read when it is needed.
 
-    A window has a core, of which the frames are kept, and `context_seconds` of what lies before and after it. A core ends at
-    the quietest place between a quarter and all of `core_seconds`, so that it follows from what is heard there and not from
-    where the recording began. Windows begin on fifths of a second, where frames of the window and of the recording coincide.
-    Normalisation is that of the whole recording, from a first pass over it. A recording no longer than one core is one.
+    Recordings no longer than one core come whole. Of each `POOL` in a row, which share a worker, those of like length share a
+    batch of no more samples than `windows` windows have. Who shares a batch follows from the list of paths alone.
+
+    A longer recording comes in windows, in order. A window has a core, of which the frames are kept, and `context_seconds` of
+    what lies before and after it. A core ends at the quietest place between a quarter and all of `core_seconds`, so that it
+    follows from what is heard there and not from where the recording began. Windows begin on fifths of a second, where
+    frames of the window and of the recording coincide. Normalisation is that of the whole recording, from a first pass.
 
     Args:
-        paths: of the recordings; one that cannot be read is left out and named.
+        paths: of the recordings; one that cannot be read is left out, and listed in a batch's "unreadable".
         normalised: mean 0 and variance 1 over the whole recording.
         conv_layers: of the encoder.
         core_seconds, context_seconds: see above.
@@ -54,22 +67,58 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
             )
         self.paths, self.normalised, self.conv_layers = list(paths), normalised, conv_layers
         self.share = (0, 1)  # (rank, world size); a worker process cannot ask for it
-        self.done: set[int] = set()  # places of recordings to leave out
+        self.done: Done = np.zeros(len(self.paths), bool)  # recordings to leave out
         self.core, self.context, self.windows = core_seconds * TICKS, context_seconds * TICKS, windows
         self.frames_per_tick = RATE // TICKS // stride
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """{"inputs" (W, S), "padding_mask" (W, S), "keep" (W, 2) first and end frame, "index" (W,), "last"}."""
+        """{"inputs" (W, S), "padding_mask" (W, S), "keep" (W, 2) first and end frame, "index" (W,), "last" (W,) bool, True =
+        a recording's last window}, and {"unreadable": [...]}."""
         rank, world_size = self.share
         worker = get_worker_info()
         number, of = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for index in range(rank * of + number, len(self.paths), world_size * of):
-            if index in self.done:
-                continue
+        step = POOL * world_size * of
+        for start in range(POOL * (rank * of + number), len(self.paths), step):
+            places = range(start, min(start + POOL, len(self.paths)))
+            if not self.done[start : places.stop].all():
+                yield from self._pool(places)
+
+    def _pool(self, places: range) -> Iterator[dict[str, Any]]:
+        unreadable: list[str] = []
+        lengths: dict[int, int] = {}
+        for index in places:
             try:
-                yield from self._recording(index)
+                lengths[index] = measure(self.paths[index])[0]
             except UNREADABLE as error:
-                rank_zero_warn(f"1 unreadable recording left out: {self.paths[index]}: {one_line(error)}")
+                unreadable.append(f"{self.paths[index]}: {one_line(error)}")
+        longest = self.core * RATE // TICKS
+        budget = self.windows * (self.core + 2 * self.context) * RATE // TICKS
+        short = sorted((length, index) for index, length in lengths.items() if length <= longest)
+        for batch in _batches(short, budget):
+            yield from self._whole([index for index in batch if not self.done[index]], unreadable)
+        for index, length in lengths.items():
+            if length > longest and not self.done[index]:
+                try:
+                    yield from self._recording(index)
+                except UNREADABLE as error:
+                    unreadable.append(f"{self.paths[index]}: {one_line(error)}")
+        if unreadable:
+            yield {"unreadable": unreadable}
+
+    def _whole(self, places: Sequence[int], unreadable: list[str]) -> Iterator[dict[str, Any]]:
+        """A batch of whole recordings, where any can be read."""
+        clips: dict[int, Waveform] = {}
+        for index in places:
+            try:
+                waveform = read_waveform(self.paths[index])
+                if feature_lengths(len(waveform), self.conv_layers) < 1:
+                    raise UserError(f"{len(waveform)} samples are too few for one frame")
+                clips[index] = normalise(waveform) if self.normalised else waveform
+            except UNREADABLE as error:
+                unreadable.append(f"{self.paths[index]}: {one_line(error)}")
+        if clips:
+            keep = [[0, feature_lengths(len(clip), self.conv_layers)] for clip in clips.values()]
+            yield _padded(list(clips.values()), keep, list(clips), [True] * len(clips))
 
     def _recording(self, index: int) -> Iterator[dict[str, Any]]:
         path = self.paths[index]
@@ -95,17 +144,36 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                     frames = feature_lengths(len(clip), self.conv_layers)
                     kept = frames if after is None else min(frames, (after - begin) * self.frames_per_tick)
                     keep.append([(start - begin) * self.frames_per_tick, kept])
-                    clips.append(torch.from_numpy(clip.astype(np.float32)))
-                lengths = torch.tensor([len(clip) for clip in clips])
-                batch = {
-                    "inputs": torch.nn.utils.rnn.pad_sequence(clips, batch_first=True),
-                    "keep": torch.tensor(keep),
-                    "index": torch.full((len(clips),), index),
-                    "last": chosen[-1] == starts[-1],
-                }
-                if (lengths != lengths[0]).any():
-                    batch["padding_mask"] = torch.arange(int(lengths.max())) >= lengths[:, None]
-                yield batch
+                    clips.append(clip.astype(np.float32))
+                yield _padded(clips, keep, [index] * len(clips), [start == starts[-1] for start in chosen])
+
+
+def _batches(clips: Sequence[tuple[int, int]], budget: int) -> Iterator[list[int]]:
+    """Places of (length, place), sorted, in batches of no more than `budget` samples, or of one."""
+    batch: list[int] = []
+    for length, place in clips:
+        if batch and (len(batch) + 1) * length > budget:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _padded(
+    clips: Sequence[Waveform], keep: list[list[int]], index: list[int], last: list[bool]
+) -> dict[str, torch.Tensor]:
+    """A batch as `SpeechWindows` gives it."""
+    lengths = torch.tensor([len(clip) for clip in clips])
+    batch = {
+        "inputs": torch.nn.utils.rnn.pad_sequence([torch.from_numpy(clip) for clip in clips], batch_first=True),
+        "keep": torch.tensor(keep),
+        "index": torch.tensor(index),
+        "last": torch.tensor(last),
+    }
+    if (lengths != lengths[0]).any():
+        batch["padding_mask"] = torch.arange(int(lengths.max())) >= lengths[:, None]
+    return batch
 
 
 def _statistics(path: str) -> tuple[float, float, int, np.ndarray]:

@@ -54,7 +54,7 @@ def tiny_image_model(
 ) -> Data2Vec:
     """A `Data2Vec` with the same weights at every call."""
     torch.manual_seed(0)
-    return _pretraining(
+    return pretraining(
         tiny_backbone(**transformer),
         RegressionLoss(beta=2.0),
         ema_teacher or EMATeacher(decay_start=0.9, decay_end=0.99, anneal_steps=10),
@@ -75,10 +75,10 @@ def tiny_model(seed: int = 0, learned_positions: bool = True, dropout: float = 0
     positions: Literal["none", "learned"] = "learned" if learned_positions else "none"
     encoder = ImageEncoder(image_size=8, patch_size=2, in_channels=1, dim=16, positions=positions)
     optimization = Optimization(lr=lr, warmup=2)
-    return _pretraining(Backbone(encoder, trunk), RegressionLoss(), EMATeacher(0.9, 0.9), optimization)
+    return pretraining(Backbone(encoder, trunk), RegressionLoss(), EMATeacher(0.9, 0.9), optimization)
 
 
-def _pretraining(
+def pretraining(
     backbone: Backbone,
     loss: RegressionLoss,
     ema_teacher: EMATeacher,

@@ -1,17 +1,33 @@
-"""Parts of predictions, and whether their lines are of this network and these recordings."""
+"""What a run has predicted so far, on the disk: rows by the name and version of what they are about.
+
+A part is a header and blocks, one a batch. The header's first line is the run's key, the second says as JSON what kind of
+rows follow. A block is `_BLOCK`, the ids of its rows and their sizes (uint64 each), the rows, and zeros up to 8 bytes.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
+
+from d2v_lightning.errors import UserError
+
+Ids = NDArray[np.uint64]
+
+_BLOCK = struct.Struct("<4sIQQ")  # b"ROWS", CRC of all that follows, rows, bytes of the rows
+_ROWS_AT_ONCE = 4096
 
 
 def part_of(target: Path, rank: int) -> Path:
@@ -24,16 +40,21 @@ def parts_of(target: Path) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.rank*"))
 
 
-def network_key(module: LightningModule) -> bytes:
-    """First line of a part: which network it is, with its weights, its decoder and the files that it names."""
-    trees = [getattr(module, "config", None), getattr(getattr(module, "decoder", None), "config", None)]
-    digest = hashlib.sha256(json.dumps(trees).encode())
+def network_key(module: LightningModule, settings: Any) -> bytes:
+    """Which network it is, with its weights, its decoder and the files that it names, and how it is asked.
+
+    Args:
+        module: that predicts.
+        settings: plain data that the predictions depend on beside the network and its inputs.
+    """
+    trees = [getattr(module, "config", None), getattr(getattr(module, "decoder", None), "config", None), settings]
+    digest = hashlib.sha256(json.dumps(trees, sort_keys=True).encode())
     for file in filter(os.path.isfile, _strings(trees)):
-        digest.update(stamp(file).encode())
+        digest.update(stamp(file))
     for name, tensor in module.state_dict().items():
         values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         digest.update(name.encode() + values.tobytes())
-    return digest.hexdigest().encode() + b"\n"
+    return digest.hexdigest().encode()
 
 
 def _strings(tree: Any) -> Iterator[str]:
@@ -43,26 +64,131 @@ def _strings(tree: Any) -> Iterator[str]:
         yield from _strings(value)
 
 
-def stamp(path: str) -> str:
-    """Which file it is, and which version of it."""
-    status = os.stat(path) if os.path.isfile(path) else None
-    return f"{os.path.abspath(path)} {status and (status.st_size, status.st_mtime_ns)}"
+def stamp(path: str) -> bytes:
+    """Which file it is, and which version of it; for what is no file, its name."""
+    try:
+        status = os.stat(path)
+        version = f" {status.st_size} {status.st_mtime_ns}"
+    except (OSError, ValueError):
+        version = ""
+    return os.fsencode(os.path.abspath(path)) + version.encode()
 
 
-def read_lines(part: Path, key: bytes) -> list[tuple[Any, dict[str, Any]]] | None:
-    """Rows of a part up to the first that is torn, from which on the file is cut off; None where it is of another run."""
-    with open(part, "rb+") as file:
-        if file.read(len(key)) != key:
+def ids_of(stamps: Iterator[bytes] | Sequence[bytes]) -> Ids:
+    """A number for each stamp (n,), the same in every run."""
+    digests = (hashlib.blake2b(one, digest_size=8).digest() for one in stamps)
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+class Part:
+    """A part that is open for writing.
+
+    Args:
+        path: of the file; a block that is torn, and all after it, has been cut off by `read_part`.
+        key: see `network_key`; empty for a run that cannot be gone on with.
+        kind: of the rows.
+    """
+
+    def __init__(self, path: Path, key: bytes, kind: dict[str, Any]) -> None:
+        self.path = path
+        self._file: BinaryIO = open(path, "ab")  # noqa: SIM115  # open until the last batch
+        if not self._file.tell():
+            header = key + b"\n" + json.dumps(kind).encode()
+            self._file.write(header.ljust(-(len(header) + 1) % 8 + len(header)) + b"\n")
+
+    def append(self, ids: Ids, rows: Sequence[bytes]) -> None:
+        """Add the rows of one batch, as a whole or, where the run is killed meanwhile, not at all."""
+        sizes = np.array([len(row) for row in rows], np.uint64)
+        size = int(sizes.sum())
+        content = b"".join([ids.astype(np.uint64).tobytes(), sizes.tobytes(), *rows, bytes(-size % 8)])
+        self._file.write(_BLOCK.pack(b"ROWS", zlib.crc32(content), len(rows), size) + content)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Nothing is lost without it; but the system may say now that a block did not fit on the disk."""
+        self._file.close()
+
+
+class Rows(NamedTuple):
+    """Rows of one or more parts: their `kind`, `ids` (r,), and `where` (r, 3): number of the part, first byte, bytes."""
+
+    kind: dict[str, Any]
+    ids: Ids
+    where: NDArray[np.int64]
+
+    def of(self, ids: Ids) -> NDArray[np.int64]:
+        """Number of the row of each id (n,), the first where there are several; -1 where there is none."""
+        known, first = np.unique(self.ids, return_index=True)
+        if not len(known):
+            return np.full(len(ids), -1)
+        place = np.searchsorted(known, ids).clip(max=len(known) - 1)
+        return np.where(known[place] == ids, first[place], -1)
+
+
+def read_part(path: Path, key: bytes) -> Rows | None:
+    """What is in a part up to the first block that is torn, from which on the file is cut off; None where it is another's."""
+    with open(path, "rb+") as file:
+        own, kind = file.readline().strip(), file.readline()
+        if own != key or not kind.endswith(b"\n"):
             return None
-        rows, end = [], file.tell()
-        for text in file:
-            try:
-                row = json.loads(text) if text.endswith(b"\n") else None
-            except ValueError:
-                row = None
-            if not isinstance(row, list) or [type(value) for value in row][1:] != [dict]:
+        found, end = [], file.tell()
+        while len(head := file.read(_BLOCK.size)) == _BLOCK.size:
+            magic, checksum, count, size = _BLOCK.unpack(head)
+            length = 16 * count + size + -size % 8
+            if magic != b"ROWS" or length > os.path.getsize(path) - file.tell():
                 break
-            rows.append((row[0], row[1]))
-            end += len(text)
+            content = file.read(length)
+            if zlib.crc32(content) != checksum:
+                break
+            ids, sizes = np.frombuffer(content, np.uint64, 2 * count).reshape(2, count)
+            first = end + _BLOCK.size + 16 * count + np.cumsum(sizes, dtype=np.int64) - sizes.astype(np.int64)
+            found.append((ids, first, sizes.astype(np.int64)))
+            end = file.tell()
         file.truncate(end)
-    return rows
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)] if found else [np.zeros(0, np.uint64)] * 3
+    where = np.stack(
+        [np.zeros(len(columns[0]), np.int64), *(column.astype(np.int64) for column in columns[1:])], axis=1
+    )
+    return Rows(json.loads(kind), columns[0], where)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several parts."""
+    for number, part in enumerate(parts):
+        part.where[:, 0] = number
+    return Rows(
+        parts[0].kind, np.concatenate([part.ids for part in parts]), np.concatenate([part.where for part in parts])
+    )
+
+
+def contents(paths: Sequence[Path], where: NDArray[np.int64]) -> Iterator[bytes]:
+    """Rows in the order of `where` (n, 3), read one by one, so that they need not fit into memory."""
+    files = [open(path, "rb") for path in paths]  # noqa: SIM115  # closed below
+    try:
+        for start in range(0, len(where), _ROWS_AT_ONCE):
+            for number, first, size in where[start : start + _ROWS_AT_ONCE].tolist():
+                files[number].seek(first)
+                yield files[number].read(size)
+    finally:
+        for file in files:
+            file.close()
+
+
+def claim(part: Path) -> BinaryIO:
+    """The part, open and locked for this process until the file is closed.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    while True:
+        file = open(part, "ab")  # noqa: SIM115  # open as long as the lock is held
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                return file
+        except BlockingIOError as error:
+            file.close()
+            raise UserError(f"another command writes to this output now (it holds {part}): choose another") from error
+        except FileNotFoundError:  # the one that held it has finished meanwhile
+            pass
+        file.close()

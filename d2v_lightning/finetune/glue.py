@@ -77,6 +77,7 @@ class GLUEClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ig
     """
 
     on_progress_bar = ("score",)
+    predicts = "labels"
 
     def __init__(
         self,

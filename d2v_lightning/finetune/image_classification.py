@@ -56,6 +56,7 @@ class ImageClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: i
     """
 
     on_progress_bar = ("loss", "top1", "top5")
+    predicts = "labels"
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,6 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
-from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
@@ -28,6 +26,7 @@ from d2v_lightning.optim import Optimization
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
 from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
+from d2v_lightning.windows import Joined, exact_padding
 
 RATE = 16_000  # samples a second
 NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
@@ -64,6 +63,7 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
     """
 
     on_progress_bar = ("wer", "cer")
+    predicts = "lines"
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
         if vocabulary != "data":
             self._set_vocabulary(LIBRISPEECH if vocabulary is None else vocabulary)
         self._heard = Heard()
-        self._pieces: dict[int, list[Tensor]] = {}
+        self._joined = Joined()
 
     def _set_vocabulary(self, vocabulary: list[str] | str) -> None:
         if isinstance(vocabulary, str):
@@ -319,29 +319,21 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Transcripts: {"index": (R,), "lines": one dictionary a recording}.
 
-        A batch of windows of one long recording (`keep`, `last`, see `datamodules.speech_windows`) gives its line with the
-        last of them.
+        A recording that comes in windows (`keep`, `last`, see `datamodules.speech_windows`) has its line with the last of
+        them. Padding changes nothing, in released networks neither.
         """
-        log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
+        with exact_padding(self.backbone):
+            log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
         if "keep" not in batch:
             found = self.decode(log_probs, padding, self.decoder)
             return {"index": batch["index"], "lines": [_line(hypothesis) for hypothesis in found]}
-        number = int(batch["index"][0])
-        pieces = self._pieces.setdefault(number, [])
-        pieces += [row[first:end].cpu() for row, (first, end) in zip(log_probs, batch["keep"].tolist(), strict=True)]
-        if not batch["last"]:
-            return {"index": batch["index"][:0], "lines": []}
-        whole = torch.cat(self._pieces.pop(number))
         assert self.vocabulary is not None
-        hypothesis = (self.decoder or greedy)(whole, self.vocabulary)
-        return {"index": batch["index"][:1], "lines": [_line(hypothesis)]}
+        whole = dict(self._joined.add(batch, list(log_probs.cpu())))
+        lines = [_line((self.decoder or greedy)(torch.cat(pieces), self.vocabulary)) for pieces in whole.values()]
+        return {"index": torch.tensor(list(whole), dtype=torch.int64), "lines": lines}
 
-    def transcribed_before(self, paths: Sequence[str]) -> set[int]:
-        """Places of those recordings of which a stopped run of this network has left transcripts, see `PredictionWriter`."""
-        self._pieces.clear()  # of a recording in which that run was stopped
-        writers = [one for one in self.trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
-        alone = len(writers) == 1 and not self.trainer.predict_loop.return_predictions  # nobody else wants all of them
-        return writers[0].go_on(self.trainer, paths) if alone else set()
+    def on_predict_start(self) -> None:
+        self._joined.clear()
 
     # ---- Lightning -----------------------------------------------------------------------------------------------------
 

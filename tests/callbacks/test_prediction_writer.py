@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,23 @@ import pytest
 import pytorch_lightning as pl
 import soundfile
 import torch
+from PIL import Image
+from tiny import pretraining, tiny_backbone
 
-from d2v_lightning import Backbone, LogMelEncoder, SpeechCTC, Transformer
+from d2v_lightning import (
+    Backbone,
+    EMATeacher,
+    ImageClassifier,
+    LogMelEncoder,
+    Optimization,
+    RegressionLoss,
+    SpeechCTC,
+    Transformer,
+)
 from d2v_lightning.callbacks import PredictionWriter
-from datamodules import SpeechDataModule
+from d2v_lightning.callbacks.prediction_parts import claim
+from datamodules import ImageDataModule, SpeechDataModule
+from datamodules.speech_windows import SpeechWindows
 
 
 def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: Path) -> None:
@@ -35,8 +50,6 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
             received_sigterm=False,
             strategy=SimpleNamespace(barrier=lambda name: None),
             datamodule=SimpleNamespace(predict_paths=[f"{letter}.png" for letter in "abcde"]),
-            predict_dataloaders=[[0, 0]],
-            num_predict_batches=[2],
         )
 
     for rank, batches in shares.items():
@@ -74,18 +87,22 @@ def test_the_first_rank_writes_the_file_even_if_it_could_read_nothing(
         return SimpleNamespace(
             received_sigterm=False, global_rank=rank, world_size=2, is_global_zero=rank == 0, default_root_dir=str(tmp_path),
             strategy=SimpleNamespace(barrier=lambda name: None),
-            datamodule=SimpleNamespace(predict_paths=["a.wav", "b.wav"]),
-        )  # fmt: skip
+            datamodule=SimpleNamespace(predict_paths=["a.wav", "b.wav"]),         )  # fmt: skip
 
     prediction = {"index": torch.tensor([1]), "lines": [{"transcript": "B"}]}
     writers[1].write_on_batch_end(trainer(1), SimpleNamespace(), prediction, None, {}, 0, 0)  # type: ignore[arg-type]
-    shares = [(writer._target, writer._rows) for writer in writers]
+    shares = [(writer._target, writer._kind) for writer in writers]
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_gather_object", lambda found, mine: found.__setitem__(slice(2), shares))
     for rank in (1, 0):
         writers[rank].on_predict_end(trainer(rank), SimpleNamespace())  # type: ignore[arg-type]
     assert output.read_text() == '{"file": "b.wav", "transcript": "B"}\n'
+
+
+@pytest.fixture(autouse=True)
+def a_recording_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.speech_windows.POOL", 1)
 
 
 class Killed(pl.Callback):
@@ -135,7 +152,7 @@ def test_a_stopped_transcription_goes_on_where_it_was(workers: int, tmp_path: Pa
     assert (tmp_path / "said.jsonl").read_bytes() == whole
     with pytest.raises(RuntimeError, match="killed"):
         transcribe(tmp_path, 0, workers, after=4)
-    with pytest.warns(UserWarning, match="rank0 is of a run with another network, weights or decoder: it is removed"):
+    with pytest.warns(UserWarning, match="rank0 is of a run with another network, weights, decoder or settings"):
         assert transcribe(tmp_path, 1, workers) == 5
     assert (tmp_path / "said.jsonl").read_bytes() != whole
     assert len(whole.splitlines()) == 5
@@ -159,6 +176,106 @@ def test_a_stopped_transcription_knows_each_recording(tmp_path: Path) -> None:
     assert transcribe(tmp_path, 0, 0, kept=True) == 4, "whoever asks for all predictions gets all"
 
 
+def classify(folder: Path, output: str, after: int = 1000, overwrite: bool = False, **data: Any) -> int:
+    torch.manual_seed(0)
+    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0, class_names=["a", "b"])
+    killed = Killed(after)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[PredictionWriter(str(folder / output), overwrite=overwrite), killed],
+    )  # fmt: skip
+    pictures = ImageDataModule(
+        task="classify", predict_files=str(folder / "in"), batch_size=2, num_workers=0, rand_augment=None, **data
+    )
+    trainer.predict(model, pictures, return_predictions=False)
+    return killed.batches
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Seven, of which one cannot be read, one is too small, and one has a name that is not UTF-8."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (40 * number, 9, 200)).save(folder / f"{number}.png")
+    (folder / "bad.png").write_bytes(b"<html>404</html>")
+    Image.new("RGB", (1, 1)).save(folder / "pixel.png")
+    Image.new("RGB", (16, 16)).save(folder / "x.png")
+    os.rename(os.fsencode(folder / "x.png"), os.fsencode(folder) + b"/z\\\xe9\n.png")
+    return folder
+
+
+def test_every_picture_that_can_be_read_has_a_row(pictures: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"2 unreadable file\(s\) left out: .*bad.png: .*pixel.png has 1x1 pixels"):
+        classify(tmp_path, "p.csv")
+    rows = list(csv.DictReader((tmp_path / "p.csv").open(newline="")))
+    assert [row["path"].rpartition("/")[2] for row in rows] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "3.png",
+        r"z\\\xe9" + "\n.png",
+    ]
+    assert [row["index"] for row in rows] == ["0", "1", "2", "3", "6"]
+
+
+def test_stopped_predictions_of_pictures_go_on(pictures: Path, tmp_path: Path) -> None:
+    """With the bytes of an unbroken run; a file that is added, removed or mended costs no other."""
+    assert classify(tmp_path, "whole.csv") == 3
+    with pytest.raises(RuntimeError, match="killed"):
+        classify(tmp_path, "p.csv", after=2)
+    with pytest.raises(ValueError, match="is left of a run with another network, weights, decoder or other settings"):
+        classify(tmp_path, "p.csv", crop_share=1.0)
+    assert classify(tmp_path, "p.csv") == 1
+    assert (tmp_path / "p.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "p.csv", "whole.csv"}
+
+    with pytest.raises(RuntimeError, match="killed"):
+        classify(tmp_path, "q.csv", after=2)
+    (pictures / "1.png").unlink()
+    Image.new("RGB", (16, 16)).save(pictures / "bad.png")
+    assert classify(tmp_path, "q.csv") == 2, "bad and z, in batches that others share"
+    rows = list(csv.DictReader((tmp_path / "q.csv").open(newline="")))
+    assert [row["path"].rpartition("/")[2][:3] for row in rows] == ["0.p", "2.p", "3.p", "bad", "z\\\\"]
+
+
+def test_what_is_predicted_outlives_an_output_that_cannot_be_written(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("d2v_lightning.callbacks.prediction_writer.write_rows", full)
+        with (
+            pytest.warns(
+                UserWarning, match="all predictions are kept beside .*p.csv: the same command writes the file"
+            ),
+            pytest.raises(OSError, match="No space"),
+        ):
+            classify(tmp_path, "p.csv")
+    assert classify(tmp_path, "p.csv") == 0, "what cannot be read is tried again, and gives no batch"
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 7, "one name holds a line break"
+
+
+def test_an_output_has_one_writer(tmp_path: Path) -> None:
+    held = claim(tmp_path / ".p.csv.rank0")
+    with pytest.raises(ValueError, match="another command writes to this output now"):
+        claim(tmp_path / ".p.csv.rank0")
+    held.close()
+    claim(tmp_path / ".p.csv.rank0").close()
+
+
+def test_a_run_that_never_began_loses_nothing(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        classify(tmp_path, "p.csv", after=2)
+    pictures.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError):
+        classify(tmp_path, "p.csv")
+    (tmp_path / "away").rename(pictures)
+    assert classify(tmp_path, "p.csv") == 1
+
+
 def test_two_runs_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speak(tmp_path / "clips" / "1.wav", 1)
 
@@ -169,3 +286,31 @@ def test_two_runs_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(FileNotFoundError, match="another run writes to the same"):
         transcribe(tmp_path, 0, 0)
     assert not (tmp_path / "said.jsonl").exists()
+
+
+def test_features_of_a_long_recording_are_of_all_of_it(tmp_path: Path) -> None:
+    """They once were of its first window alone."""
+    (tmp_path / "clips").mkdir()
+    for name, seconds in (("a", 1), ("long", 29), ("z", 2)):
+        noise = np.random.default_rng(seconds).standard_normal(seconds * 16_000) * np.linspace(0, 0.3, seconds * 16_000)
+        soundfile.write(tmp_path / "clips" / f"{name}.wav", noise, 16_000)
+    torch.manual_seed(0)
+    network = Backbone(LogMelEncoder(16, 20), Transformer(16, 2, 2, layer_scale=None))
+    model = pretraining(network, RegressionLoss(), EMATeacher(), Optimization(lr=1e-3))
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[PredictionWriter(str(tmp_path / "x.npy"))],
+    )  # fmt: skip
+    data = SpeechDataModule(root=str(tmp_path / "clips"), num_workers=0, window_seconds=5)
+    trainer.predict(model, data, return_predictions=False)
+    expected = []
+    for path in data.predict_paths:
+        frames = []
+        for batch in SpeechWindows([path], core_seconds=5):
+            found = model.backbone.features(batch["inputs"], batch.get("padding_mask"), layers=[-1]).layers[0]
+            frames += [row[first:end] for row, (first, end) in zip(found, batch["keep"].tolist(), strict=True)]
+        expected.append(torch.cat(frames).mean(dim=0))
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(tmp_path / "x.npy")), torch.stack(expected), atol=1e-5, rtol=1e-4
+    )
+    assert (tmp_path / "x.csv").read_text().splitlines()[2].endswith("long.wav")

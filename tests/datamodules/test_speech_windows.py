@@ -34,7 +34,7 @@ def stitched(path: str, **options: int) -> torch.Tensor:
         for batch in SpeechWindows([path], conv_layers=CONVS, **options):
             tokens, _ = encoder.features(batch["inputs"], batch.get("padding_mask"))
             pieces += [row[first:end] for row, (first, end) in zip(tokens, batch["keep"].tolist(), strict=True)]
-    assert batch["last"]
+    assert batch["last"].tolist()[-1]
     return torch.cat(pieces)
 
 
@@ -66,7 +66,7 @@ def test_no_batch_is_longer_than_its_windows(tmp_path: Path) -> None:
     path = recording(tmp_path, 60.0)
     batches = list(SpeechWindows([path, path], conv_layers=CONVS, core_seconds=4, context_seconds=1, windows=2))
     assert max(batch["inputs"].numel() for batch in batches) <= 2 * 6 * 16000
-    assert [int(batch["index"][0]) for batch in batches if batch["last"]] == [0, 1]
+    assert [int(batch["index"][-1]) for batch in batches if batch["last"][-1]] == [0, 1]
     kept = sum(int((batch["keep"][:, 1] - batch["keep"][:, 0]).sum()) for batch in batches)
     assert kept == 2 * feature_lengths(60 * 16000, CONVS)
 
@@ -76,9 +76,26 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     empty = tmp_path / "empty.wav"
     soundfile.write(empty, np.zeros(0), 16000)
     good = recording(tmp_path, 1.0)
-    with pytest.warns(UserWarning, match="unreadable recording left out"):
-        batches = list(SpeechWindows([str(tmp_path / "bad.wav"), str(empty), good], conv_layers=CONVS))
-    assert [int(batch["index"][0]) for batch in batches] == [2]
+    soundfile.write(tmp_path / "short.wav", np.zeros(20), 16000)
+    names = ["bad.wav", "empty.wav", "short.wav", Path(good).name]
+    batch, left_out = list(SpeechWindows([str(tmp_path / name) for name in names], conv_layers=CONVS))
+    assert batch["index"].tolist() == [3]
+    assert [Path(entry.partition(":")[0]).name for entry in left_out["unreadable"]] == ["bad.wav", *names[1:3]]
+
+
+def test_short_recordings_share_a_batch_with_those_of_like_length(tmp_path: Path) -> None:
+    """And which these are follows from the list alone, whatever is done and however many processes read."""
+    paths = [recording(tmp_path, seconds) for seconds in (1.0, 3.0, 1.1, 2.9, 9.0, 1.2)]
+    windows = SpeechWindows(paths, conv_layers=CONVS, core_seconds=4, context_seconds=1, windows=1)
+    groups = [batch["index"].tolist() for batch in windows]
+    assert groups[:2] == [[0, 2, 5], [3, 1]]
+    short = next(iter(windows))
+    for clip, index in zip(short["inputs"], (0, 2, 5), strict=True):
+        alone = normalise(read_waveform(paths[index]))
+        assert np.array_equal(clip[: len(alone)], alone)
+    assert short["padding_mask"].sum(dim=1).tolist() == [3200, 1600, 0]
+    windows.done[[0, 1, 3]] = True
+    assert [batch["index"].tolist() for batch in windows][:1] == [[2, 5]]
 
 
 def test_windows_end_in_pauses_wherever_the_recording_begins(tmp_path: Path) -> None:
