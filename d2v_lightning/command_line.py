@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from d2v_lightning.atomic import atomic_write
+from d2v_lightning.atomic import UNFINISHED, atomic_write, remove
 from d2v_lightning.atomic_io import AtomicCheckpointIO
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preemption
@@ -30,6 +31,7 @@ from d2v_lightning.cli_errors import CommandLine, Section, Source, explain
 from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.commands import one_line, run_command
 from d2v_lightning.errors import UsageError, UserError
+from d2v_lightning.locks import only_one_in
 from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
 
 CONFIG_NAME = "config.yaml"
@@ -104,7 +106,10 @@ class D2VCLI(LightningCLI):
         self.argv = list(sys.argv[1:] if args is None else args)
         self.line = CommandLine.read(self.argv)
         self.stored: StoredRun | None = None
-        self._parser_of = ""
+        with ExitStack() as self.held:
+            self._run()
+
+    def _run(self) -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -291,6 +296,20 @@ class D2VCLI(LightningCLI):
             f"{folder} holds another run, which this one would overwrite: {go_on}choose another folder with "
             "--trainer.default_root_dir DIR, or delete it"
         )
+
+    def before_fit(self) -> None:
+        """Hold the folder until the run ends, look again, and take away what a killed run left half-written."""
+        given = self._settings.trainer
+        names = given.default_root_dir, self._settings.model_checkpoint.dirpath
+        folder, checkpoints = map(Path, names)
+        if given.fast_dev_run or not self.trainer.is_global_zero or any("://" in name for name in names):
+            return
+        self.held.enter_context(only_one_in(folder))
+        if not checkpoints.resolve().is_relative_to(folder.resolve()):
+            self.held.enter_context(only_one_in(checkpoints))
+        self._refuse_other_run(folder)
+        for left in [*checkpoints.rglob(f".*.ckpt{UNFINISHED}"), *folder.glob(f".config*.yaml{UNFINISHED}")]:
+            remove(left)
 
     # ---- building ----------------------------------------------------------------------------------------------------
 

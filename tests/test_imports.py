@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
     ["errors", "atomic"],
-    ["commands", "lines"],
+    ["commands", "lines", "locks"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution"],
     ["training_state"],
     ["figures", "recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],

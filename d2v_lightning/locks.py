@@ -1,0 +1,67 @@
+"""One writer at a time: a lock that dies with its process, whatever kills it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pytorch_lightning.utilities import rank_zero_warn
+
+from d2v_lightning.errors import UserError
+
+LOCK = ".lock"
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+
+
+@contextmanager
+def only_one_in(folder: str | Path) -> Iterator[None]:
+    """Holds a folder, which is made, for this process.
+
+    The lock is one of the system's on a file in the folder, so nothing of it is left where the process is killed. Processes
+    that this one forks do not share it.
+
+    Raises:
+        ValueError: another process holds it.
+        OSError: the folder cannot be written to.
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _locked(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before the lock goes: whoever opened it meanwhile sees that it is another file
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """The open file; None where the file system has no locks."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
+            if error.errno not in _TAKEN:
+                rank_zero_warn(
+                    f"{path.parent} is on a file system without locks ({error.strerror}): see to it that no other run "
+                    "writes there"
+                )
+                return None
+            raise UserError(
+                f"{path.parent} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, or choose "
+                "another folder"
+            ) from error
+        if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            break
+        os.close(descriptor)  # of a run that has ended in this moment
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
