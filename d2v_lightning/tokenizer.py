@@ -22,6 +22,39 @@ def stored(tokenizer: Any) -> StoredTokenizer:
     }
 
 
+def load_fast(name: str) -> Any:
+    """A fast tokenizer of `transformers`, tried out once. Code that comes with it is never run.
+
+    Args:
+        name: on the Hugging Face hub, or a directory.
+
+    Raises:
+        ValueError: it cannot be loaded, or is not a fast one.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        if tokenizer.is_fast:
+            stored(tokenizer)
+            tokenizer("a word", "another")
+    except BaseException as error:  # `tokenizers` raises nothing narrower than Exception, and panics
+        raise UserError(f"tokenizer {name!r} cannot be loaded ({_reason(error)})") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer {name!r} is not one of transformers' fast tokenizers")
+    return tokenizer
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what a library says, without its own advice; Ctrl-C and exits are passed on."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    if "trust_remote_code" in str(error):
+        return "it needs code that comes with it, which is not run"
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 def restored(plain: StoredTokenizer) -> Any:
     """The tokenizer that was `stored`, as a `PreTrainedTokenizerFast`.
 
@@ -37,8 +70,10 @@ def restored(plain: StoredTokenizer) -> Any:
             int(plain["model_max_length"]),
             {str(use): str(t) for use, t in plain["special_tokens"].items()},
         )
-    except Exception as error:  # `tokenizers` raises nothing narrower
-        raise UserError(f"the tokenizer stored with the model is damaged ({error}): set one by its name") from error
+    except BaseException as error:  # as above
+        raise UserError(
+            f"the tokenizer stored with the model is damaged ({_reason(error)}): set one by its name"
+        ) from error
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=length, **special)
 
 
@@ -53,9 +88,9 @@ def of_directory(directory: Path) -> StoredTokenizer | None:
     if not (directory / "tokenizer.json").is_file():
         return None
     try:
-        return stored(PreTrainedTokenizerFast.from_pretrained(directory))
-    except Exception as error:  # as above
-        raise UserError(f"the tokenizer in {directory} is damaged: {error}") from error
+        return stored(PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False))
+    except BaseException as error:  # as above
+        raise UserError(f"the tokenizer in {directory} is damaged: {_reason(error)}") from error
 
 
 def refuse_another(name: str, mine: StoredTokenizer, other: StoredTokenizer | None) -> None:

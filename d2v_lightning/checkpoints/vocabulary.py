@@ -10,6 +10,7 @@ import torch
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.configurable import Tree
 from d2v_lightning.errors import UserError
+from d2v_lightning.tokenizer import load_fast
 
 MASK = "<mask>"
 EMBEDDING, POSITIONS = "encoder.embedding.weight", "encoder.position.embedding.weight"
@@ -30,8 +31,6 @@ def reorder_embedding(
     Raises:
         ValueError: the tokens are not the same, or the model is none of text.
     """
-    from transformers import AutoTokenizer
-
     names = [name for name in content.state if name.endswith(EMBEDDING)]
     if not names:
         raise UserError("--dictionary with --tokenizer reorders the embedding of a text model: this one has none")
@@ -42,7 +41,7 @@ def reorder_embedding(
         tokens = [numbers.get(token, token) for token in tokens]
     if len(tokens) != rows:
         raise UserError(f"the embedding has {rows} rows, the dictionary {len(symbols)} symbols and {MASK!r}")
-    ids = AutoTokenizer.from_pretrained(tokenizer).get_vocab()
+    ids = load_fast(str(tokenizer)).get_vocab()
     missing = sorted(set(tokens) ^ set(ids))
     if missing or len(set(tokens)) != rows:
         raise UserError(
