@@ -35,6 +35,8 @@ from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.encoders.audio import shortest_input
 from d2v_lightning.errors import ExistsError, NotFoundError, UserError
 from d2v_lightning.pretrained import load_backbone
+from datamodules.pictures import UNREADABLE as UNREADABLE_PICTURE
+from datamodules.pictures import read_picture, refuse_too_small
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, as_channels, evaluation_transform
 from datamodules.vocabulary import agreed_tokenizer
 from datamodules.waveform import UNREADABLE, normalise, read_waveform
@@ -116,7 +118,7 @@ def _look(backbone: Backbone, sample: Sample, args: argparse.Namespace) -> Tenso
     try:
         inputs = sample.read()
         layers = backbone.features(inputs.to(args.device), layers=args.layers).layers
-    except UNREADABLE as error:
+    except (*UNREADABLE, *UNREADABLE_PICTURE) as error:
         raise UserError(f"{sample.name}: {str(error).partition(chr(10))[0]}") from error
     found = torch.stack([layer[0].float().cpu() for layer in layers])
     return found if args.frames else found.mean(dim=1)
@@ -173,10 +175,9 @@ def _lines(path: str) -> list[tuple[int, str]]:
 
 
 def _picture(path: str, encoder: ImageEncoder, transform: Any) -> Tensor:
-    from PIL import Image
-
-    with Image.open(path) as picture:
-        return transform(as_channels(picture, encoder.in_channels))[None]
+    picture = as_channels(read_picture(path), encoder.in_channels)
+    refuse_too_small(picture, encoder.grid)
+    return transform(picture)[None]
 
 
 def _waveform(path: str, encoder: AudioEncoder, raw: bool) -> Tensor:

@@ -65,7 +65,10 @@ class MaskCollator(ImageCollator):
         """Samples -> what `ImageCollator` gives, "mask" (B, M, N) bool, True = hidden, "hidden" (P,) int64, and with M > 1
         "visible" (B, M, V) int64."""
         batch = super().__call__(samples)
-        batch["mask"] = torch.stack([self._masks(sample) for sample in samples])
+        if "inputs" not in batch:
+            return batch
+        read = [sample for sample in samples if not isinstance(sample, dict) or "inputs" in sample]
+        batch["mask"] = torch.stack([self._masks(sample) for sample in read])
         batch["hidden"] = hidden_positions(batch["mask"])
         if self.num_masks > 1:
             batch["visible"] = visible_positions(batch["mask"])

@@ -36,6 +36,11 @@ NAMES_IN_WARNING = 5
 _Id = tuple[int, int]  # device and inode
 
 
+class FolderGoneError(NotFoundError):
+    """A folder that held data when the run started holds nothing now, or cannot be reached: other samples must not take
+    the place of all that it held."""
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
     """The path, with `~` as the home folder."""
     return Path(os.path.expanduser(path))
@@ -63,6 +68,38 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         raise _unreadable(os.fspath(path), error) from error
     except (OSError, ValueError):  # not there, a link to itself, or no name that a file can have
         return False
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        FolderGoneError: its folder has vanished, is empty or can no longer be read.
+        OSError: it cannot be read for another reason.
+        ValueError: it is a pipe or device.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError("it is no file: folders, pipes and devices are not read")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        refuse_gone(os.path.dirname(path) or os.curdir, error)
+        raise
+
+
+def refuse_gone(folder: str, error: OSError) -> None:
+    """Raise `FolderGoneError` where a file could not be read because its whole folder is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            if next(entries, None) is not None:
+                return
+        reason = "is empty"
+    except OSError as gone:
+        reason = f"cannot be read ({gone.strerror})"
+    raise FolderGoneError(
+        f"{folder} {reason}, though it held data when the run started: see that it is back"
+    ) from error
 
 
 def files_below(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[str]:

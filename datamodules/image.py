@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from datamodules.image_sources import (
     find_pictures,
     split_folder,
 )
-from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams
+from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams, require_classes
 from datamodules.keyed_images import KeyedImages
 from datamodules.loader import ResumableLoader, begin_epoch_anew, ignore_interrupts
 from datamodules.predicting import PlaceBatches, PredictLoader, done_before
@@ -59,8 +59,9 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     stands in its recipes. Their mean and standard deviation differ:
     pre-training was run with --imagenet_default_mean_and_std, fine-tuning without it, that is with .5 and .5.
 
-    Pictures that cannot be read are replaced, counted and named in one warning, in evaluation and prediction too, where
-    "index" then is that of the replacement.
+    Pictures that cannot be read, or have fewer pixels than patches, are counted and named in one warning. In training
+    another one takes the place, and "index" is then that of the replacement. In evaluation the other one does not count, and
+    in prediction there is none. A folder that vanishes ends the run.
 
     Args:
         root: folder of pictures. Pre-training: root/train/<class>/*, root/<class>/* or any other tree. Classification:
@@ -200,7 +201,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         self._size: tuple[int, int] | None = None
         self._grid: tuple[int, int] = (1, 1)
         self._channels = 3
-        self._sources: dict[Split, ImageSource] = {}
+        self._sources: Mapping[Split, ImageSource] = {}
         self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None
 
@@ -232,10 +233,21 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             self._require(split)
         if stage == "fit" and self.task == "classify":
             self._require("val")
-        for source in self._sources.values():
-            self._images(source, training=False).check_some()
+        if not self.streaming:
+            self._check(stage)
         if stage == "fit" and self.effective_batch is not None:
             accumulate_to(self.trainer, "batch_size", self.batch_size, self.effective_batch, "images")
+
+    def _check(self, stage: str | None) -> None:
+        """Looks at the splits that a stage reads, and at no other: the labels of a test split may be withheld."""
+        read: dict[str | None, Sequence[Split]] = {"validate": ("val",), "test": ("test",)}
+        for split in read.get(stage, ("train", "val")):
+            if split not in self._sources:
+                continue
+            source = self._sources[split]
+            self._images(source).check_some()
+            if self.task == "classify":
+                require_classes(self._sources, split, str(self.root or self.dataset))
 
     def _fit_to_model(self) -> None:
         """Takes image size, patch size and channels from the model's encoder, or checks that they agree with it."""
@@ -264,13 +276,14 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         if self.task == "pretrain":
             self._collator("pretrain")
 
-    def _open_sources(self) -> dict[Split, ImageSource]:
-        labelled = self.task == "classify"
+    def _open_sources(self) -> Mapping[Split, ImageSource]:
+        sources: Mapping[Split, ImageSource]
         if self.root is not None:
-            sources = open_folder(expanded(self.root), labelled)
+            names = getattr(attached_model(self), "class_names", None)
+            sources = open_folder(expanded(self.root), self.task == "classify", names)
         else:
             assert self.dataset is not None
-            sources = open_dataset(self.dataset, self.dataset_config, self.image_column, self.label_column, labelled)
+            sources = open_dataset(self.dataset, self.dataset_config, self.image_column, self.label_column)
         if "val" not in sources and "train" in sources and self.val_fraction is not None:
             sources = hold_out(sources, self.val_fraction, self.seed)
         return sources
@@ -338,7 +351,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             done = done_before(
                 self, self.predict_paths, {"size": self._size, "channels": self._channels, **self.seen_as}
             )
-        images = KeyedImages(source, self._transform(False), self._channels, self._grid, self.seed, replace=False)
+        images = self._images(source, replace=False, labelled=False)
         return PredictLoader(
             SafeLoader(
                 images,
@@ -372,7 +385,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         order = sorted(range(len(source)), key=lambda place: derived_seed("probe", self.seed, place))
         chosen = SubsetSource(source, sorted(order[: self.probe_samples]))
         return SafeLoader(
-            self._images(chosen, training=False),
+            self._images(chosen),
             batch_size=self.batch_size,
             collate_fn=ImageCollator(),
             num_workers=self.num_workers,
@@ -408,19 +421,23 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             self.shuffle_buffer,
             self.image_column,
             self.label_column,
+            labelled=self.task == "classify",
         )
 
     def _source_loader(self, source: ImageSource, task: str) -> ResumableLoader:
         return ResumableLoader(
-            self._images(source, training=False),
+            self._images(source),
             EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=False),
             self._collator(task, report_unreadable=True),
             self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _images(self, source: ImageSource, training: bool) -> KeyedImages:
-        return KeyedImages(source, self._transform(training), self._channels, self._grid, self.seed)
+    def _images(
+        self, source: ImageSource, training: bool = False, replace: bool = True, labelled: bool = True
+    ) -> KeyedImages:
+        transform = self._transform(training)
+        return KeyedImages(source, transform, self._channels, self._grid, self.seed, replace, labelled)
 
     @property
     def seen_as(self) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
+from pytorch_lightning.utilities import rank_zero_warn
 
 from d2v_lightning.errors import NotFoundError, UserError
-from datamodules.files import PICTURES, composed, files_of
+from datamodules.files import PASSED_BY, PICTURES, composed, expanded, files_of
+from datamodules.pictures import decoded, read_picture
 from datamodules.samplers import derived_seed
 
 SPLIT_NAMES = {
@@ -53,7 +55,7 @@ class PictureFiles:
         return len(self.paths)
 
     def picture(self, index: int) -> Image.Image:
-        return decoded(Path(self.paths[index]).read_bytes())
+        return read_picture(self.paths[index])
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -95,6 +97,10 @@ class FolderSource(PictureFiles):
             )
         number = {name: place for place, name in enumerate(class_names)}
         self.class_names, self.labels = list(class_names), [number[name] for name in classes]
+        with os.scandir(folder) as entries:
+            folders = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."}
+        if empty := sorted(name for name in folders - PASSED_BY if composed(name) not in found):
+            rank_zero_warn(f"{folder}: {len(empty)} folder(s) without pictures are no classes: {', '.join(empty[:5])}")
 
 
 def find_pictures(given: str | Path) -> list[str]:
@@ -118,10 +124,13 @@ class HuggingFaceSource:
         table: a `datasets.Dataset`.
         image_column: by default the only column of pictures.
         label_column: by default the only column of classes.
-        class_names: of the training split, for labels that are text.
+        class_names: of the training split, by which labels are numbered.
+
+    Attributes:
+        withheld: how many rows have no label, see `is_withheld`. `labels` is None where any has none.
 
     Raises:
-        ValueError: a column cannot be found or is not unique, or a class is not in the training split.
+        ValueError: a column cannot be found or is not unique. On asking for labels: there is one that no class has.
     """
 
     def __init__(
@@ -133,14 +142,28 @@ class HuggingFaceSource:
     ) -> None:
         self.image_column = find_image_column(table.features, image_column)
         self.label_column = find_label_column(table.features, label_column)
-        self.class_names: Sequence[str] = ()
-        self.labels: Sequence[int] | None = None
-        if self.label_column is not None:
-            values = table[self.label_column]
-            self.class_names, self.labels = number_labels(
-                list(values), getattr(table.features[self.label_column], "names", None) or class_names
-            )
+        self._own_names: Sequence[str] = getattr(table.features.get(self.label_column), "names", None) or ()
+        self._names_of_train = class_names or ()
+        self._labels = table.select_columns([self.label_column]) if self.label_column is not None else None
         self._table = undecoded(table, self.image_column)
+
+    @cached_property
+    def _numbered(self) -> tuple[Sequence[str], list[int] | None, int]:
+        if self._labels is None:
+            return (), None, 0
+        return number_labels(list(self._labels[self.label_column]), self._own_names, self._names_of_train)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self._names_of_train or self._own_names or self._numbered[0]
+
+    @property
+    def labels(self) -> Sequence[int] | None:
+        return self._numbered[1]
+
+    @property
+    def withheld(self) -> int:
+        return self._numbered[2]
 
     def __len__(self) -> int:
         return len(self._table)
@@ -152,18 +175,41 @@ class HuggingFaceSource:
         return f"row {index}"
 
 
-def number_labels(values: list[Any], class_names: Sequence[str] | None) -> tuple[Sequence[str], list[int]]:
-    """Labels as numbers, and the classes' names: numbers stay as they are, text is numbered in sorted order."""
-    if all(isinstance(value, int) for value in values):
-        names = class_names or [str(number) for number in range(max(values) + 1)]
-        if strange := next((value for value in values if not 0 <= value < len(names)), None):
+def is_withheld(label: Any) -> bool:
+    """Whether a row has no label: -1 or another negative number, as the hub's test splits have it, None or NaN."""
+    return label is None or (isinstance(label, (int, float)) and not label >= 0)
+
+
+def number_labels(
+    values: list[Any], own_names: Sequence[str], names_of_train: Sequence[str]
+) -> tuple[Sequence[str], list[int] | None, int]:
+    """The classes' names, labels as numbers (None where any is withheld), and how many are withheld.
+
+    Args:
+        values: numbers, or text, which is numbered in sorted order.
+        own_names: of the numbers of this split; () where they have none.
+        names_of_train: of the training split; () for the training split itself. A class has the same number in both.
+
+    Raises:
+        ValueError: a label that is out of range, or of no class of the training split.
+    """
+    known = [value for value in values if not is_withheld(value)]
+    if all(isinstance(value, (int, float)) and value == int(value) for value in known):
+        numbers = sorted({int(value) for value in known})
+        names = own_names or names_of_train or [str(number) for number in range(max(numbers, default=-1) + 1)]
+        if strange := next((value for value in numbers if not 0 <= value < len(names)), None):
             raise UserError(f"label {strange} in a data set of {len(names)} classes: permitted is 0..{len(names) - 1}")
-        return list(names), values
-    names = class_names or sorted(set(map(str, values)))
-    number = {name: place for place, name in enumerate(names)}
-    if unknown := sorted(set(map(str, values)) - set(names)):
+        texts = {number: names[number] for number in numbers}
+    else:
+        texts = {value: composed(str(value)) for value in known}
+        names = sorted(set(texts.values()))
+    classes = names_of_train or names
+    number_of = {name: place for place, name in enumerate(classes)}
+    if unknown := sorted(set(texts.values()) - set(classes)):
         raise UserError(f"class {', '.join(unknown)} is not in the training split: add training pictures or remove it")
-    return list(names), [number[str(value)] for value in values]
+    if len(known) < len(values):
+        return list(classes), None, len(values) - len(known)
+    return list(classes), [number_of[texts[value]] for value in values], 0
 
 
 def find_image_column(features: Mapping[str, Any], wanted: str | None) -> str:
@@ -212,19 +258,14 @@ def undecoded(table: Any, image_column: str) -> Any:
     return table.cast_column(image_column, ImageFeature(decode=False))
 
 
-def open_cell(cell: Mapping[str, Any] | None) -> Image.Image:
-    """Decodes a {bytes, path} cell; a ValueError if it is empty."""
-    if cell is None:
+def open_cell(cell: Any) -> Image.Image:
+    """Decodes a {bytes, path} cell; a ValueError if it is empty or none."""
+    if cell is None or (isinstance(cell, Mapping) and not cell.get("bytes") and not cell.get("path")):
         raise UserError("there is no picture in this row")
-    content = cell["bytes"]
-    return decoded(Path(cell["path"]).read_bytes() if content is None else content)
-
-
-def decoded(content: bytes) -> Image.Image:
-    """The picture in the bytes of a file, decoded to its end."""
-    with Image.open(io.BytesIO(content)) as picture:
-        picture.load()
-        return picture
+    if not isinstance(cell, Mapping):
+        raise UserError(f"this row holds {type(cell).__name__} instead of a picture")
+    content = cell.get("bytes")
+    return read_picture(cell["path"]) if content is None else decoded(content)
 
 
 def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
@@ -244,7 +285,8 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
     """
     import datasets
 
-    path = Path(dataset)
+    path = expanded(dataset)
+    dataset = str(path) if dataset.startswith("~") else dataset
     if path.is_file():
         return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
@@ -256,7 +298,7 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
         return saved if isinstance(saved, Mapping) else {"train": saved}
     if path.is_dir():
         return datasets.load_dataset(dataset, streaming=streaming)
-    if dataset.startswith((".", "/", "~")) or path.suffix == ".parquet":
+    if dataset.startswith((".", "/")) or path.suffix == ".parquet":
         raise NotFoundError(f"{dataset} does not exist: `dataset` is a file, a folder or a name on the hub")
     return datasets.load_dataset(dataset, config, streaming=streaming)
 

@@ -8,29 +8,34 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from d2v_lightning.errors import UserError
+from datamodules.files import FolderGoneError
 from datamodules.image_sources import ImageSource
+from datamodules.pictures import UNREADABLE, refuse_too_small
 from datamodules.samplers import Key, derived_seed, seeded
 from datamodules.transforms import ImageTransform, as_channels
 
 REPLACEMENTS = 100
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-"""What Pillow raises on broken files."""
+GONE_IN_A_ROW = 32
 
 
 class KeyedImages(Dataset[dict[str, Any]]):
     """Samples by (epoch, index), or by index for epoch 0: the same key gives the same sample in any process.
 
-    A picture that cannot be read is replaced by another one that depends on (seed, index) only, and is listed in the
-    sample's "unreadable" as "name: reason". The other one is "repeated": in evaluation it counts in its own place only. In
-    prediction there is none: a picture that cannot be read gives a sample without "inputs".
+    A picture that cannot be read, or has fewer pixels than patches, is listed in the sample's "unreadable" as
+    "name: reason".
 
     Args:
         source: the pictures.
         transform: picture -> (C, H, W).
         num_channels: C.
-        grid: (rows, columns) of patches, to refuse pictures that are smaller than that.
+        grid: (rows, columns) of patches.
         seed: of augmentation and replacements.
-        replace: whether another picture takes the place of one that cannot be read.
+        replace: another picture, which depends on (seed, index) only, takes the place of one that cannot be read. It is
+            "repeated": in evaluation it counts in its own place only. Otherwise the sample has no "inputs".
+        labelled: give the labels that the source has.
+
+    Raises:
+        FolderGoneError: on reading, where a folder has vanished, or the files of many keys in a row are gone.
     """
 
     def __init__(
@@ -41,9 +46,11 @@ class KeyedImages(Dataset[dict[str, Any]]):
         grid: tuple[int, int] = (1, 1),
         seed: int = 0,
         replace: bool = True,
+        labelled: bool = True,
     ) -> None:
         self.source, self.transform, self.num_channels = source, transform, num_channels
-        self.grid, self.seed, self.replace = grid, seed, replace
+        self.grid, self.seed, self.replace, self.labelled = grid, seed, replace, labelled
+        self._gone = 0  # keys in a row whose own file could not be opened
 
     def __len__(self) -> int:
         return len(self.source)
@@ -52,7 +59,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
         """{"inputs" (C, H, W), "index", "key", "unreadable", and "label" where there are labels}."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         unreadable: list[str] = []
-        found = self._readable(index, unreadable)
+        found = self._readable(index, unreadable, REPLACEMENTS if self.replace else 1)
         if found is None:
             return {"unreadable": unreadable}
         picture, place = found
@@ -60,46 +67,47 @@ class KeyedImages(Dataset[dict[str, Any]]):
             inputs = self.transform(picture)
         sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
         sample["repeated"] = place != index
-        if self.source.labels is not None:
+        if self.labelled and self.source.labels is not None:
             sample["label"] = self.source.labels[place]
         return sample
 
     def check_some(self) -> None:
-        """Reads one picture, so that a data set without any use is refused before training starts.
+        """Makes one sample, so that a data set without any use is refused before training starts.
 
         Raises:
-            ValueError: none of a hundred can be read, or the first is smaller than the patch grid.
+            ValueError: none of a hundred pictures can be read, or labels are out of range.
         """
-        self._readable(0, [])
+        _ = self[0]
 
-    def _readable(self, index: int, unreadable: list[str]) -> tuple[Image.Image, int] | None:
+    def _readable(self, index: int, unreadable: list[str], attempts: int) -> tuple[Image.Image, int] | None:
         place = index
-        for attempt in range(REPLACEMENTS):
+        for attempt in range(attempts):
             try:
                 picture = as_channels(self.source.picture(place), self.num_channels)
-                if not self.replace:
-                    refuse_too_small(picture, self.grid, self.source.name(place))
+                refuse_too_small(picture, self.grid)
+            except FolderGoneError:
+                raise
             except UNREADABLE as error:
                 unreadable.append(f"{self.source.name(place)}: {one_line(error)}")
-                if not self.replace:
-                    return None
+                if attempt == 0:
+                    self._count_gone(error, unreadable[0])
                 place = derived_seed("replacement", self.seed, index, attempt) % len(self.source)
                 continue
-            refuse_too_small(picture, self.grid, self.source.name(place))
+            if attempt == 0:
+                self._gone = 0
             return picture, place
+        if attempts == 1:
+            return None
         raise UserError(
             f"{REPLACEMENTS} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
         )
 
-
-def refuse_too_small(picture: Image.Image, grid: tuple[int, int], name: str) -> None:
-    """Raises ValueError where there are more patches than pixels along a side."""
-    width, height = picture.size
-    if height < grid[0] or width < grid[1]:
-        raise UserError(
-            f"{name} has {height}x{width} pixels, fewer than the {grid[0]}x{grid[1]} patches of the model: remove it,"
-            " or take a smaller image_size or a larger patch_size"
-        )
+    def _count_gone(self, error: Exception, entry: str) -> None:
+        self._gone = self._gone + 1 if getattr(error, "errno", None) else 0
+        if self._gone >= GONE_IN_A_ROW:
+            raise FolderGoneError(
+                f"{GONE_IN_A_ROW} files in a row are gone, the last is {entry}: see that they are back"
+            )
 
 
 def one_line(error: Exception) -> str:

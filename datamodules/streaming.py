@@ -13,9 +13,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.errors import UserError
 from d2v_lightning.types import Batch
-from datamodules.image_sources import find_image_column, find_label_column, open_cell, undecoded
-from datamodules.keyed_images import UNREADABLE, one_line, refuse_too_small
+from datamodules.files import FolderGoneError
+from datamodules.image_sources import find_image_column, find_label_column, is_withheld, open_cell, undecoded
+from datamodules.keyed_images import one_line
 from datamodules.loader import ResumableLoader, ignore_interrupts
+from datamodules.pictures import UNREADABLE, refuse_too_small
 from datamodules.samplers import EpochBatchSampler, derived_seed, seeded, world
 from datamodules.transforms import ImageTransform, as_channels
 from datamodules.workers import SafeLoader
@@ -95,9 +97,12 @@ class Stream(IterableDataset[dict[str, Any] | None]):
     def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[str] = []
         for row in (*ahead, *([] if self._readable is None else [self._readable])):
-            name = str((row[self.column] or {}).get("path") or "a row without a name")
+            cell = row[self.column]
+            name = str((cell.get("path") if isinstance(cell, dict) else None) or "a row without a name")
             try:
                 read = self.read(row)
+            except FolderGoneError:
+                raise
             except self.unreadable as error:
                 unreadable.append(f"{name}: {one_line(error)}")
                 continue
@@ -128,6 +133,7 @@ class StreamedImages(Stream):
         grid: (rows, columns) of patches, to refuse pictures that are smaller than that.
         image_column: see `find_image_column`.
         label_column: see `find_label_column`.
+        labelled: a row without a label is refused; otherwise it gives a sample without one.
     """
 
     unreadable = UNREADABLE
@@ -144,6 +150,7 @@ class StreamedImages(Stream):
         buffer: int = 10_000,
         image_column: str | None = None,
         label_column: str | None = None,
+        labelled: bool = False,
     ) -> None:
         if stream.features is None:
             stream = stream._resolve_features()
@@ -156,17 +163,26 @@ class StreamedImages(Stream):
                 f"label_column {self.label_column!r} is not numbered, and a stream cannot be searched for all"
             )
         super().__init__(undecoded(stream, column), column, batch_size, seed, shuffle, buffer)
-        self.transform, self.num_channels, self.grid = transform, num_channels, grid
+        self.transform, self.num_channels, self.grid, self.labelled = transform, num_channels, grid, labelled
 
     def read(self, row: dict[str, Any]) -> Image.Image:
-        return as_channels(open_cell(row[self.column]), self.num_channels)
+        picture = as_channels(open_cell(row[self.column]), self.num_channels)
+        refuse_too_small(picture, self.grid)
+        return picture
 
     def finished(self, read: Image.Image, row: dict[str, Any], name: str, index: int) -> dict[str, Any]:
-        refuse_too_small(read, self.grid, name)
         with seeded(derived_seed("augmentation", self.seed, self.epoch, index)):
             inputs = self.transform(read)
-        label = {} if self.label_column is None else {"label": row[self.label_column]}
-        return {"inputs": inputs, **label}
+        if self.label_column is None:
+            return {"inputs": inputs}
+        label = row[self.label_column]
+        if self.labelled and is_withheld(label):
+            raise UserError(
+                f"{name} has no label ({label} in {self.label_column}): classification needs a split with labels"
+            )
+        if self.labelled and self.class_names and not 0 <= label < len(self.class_names):
+            raise UserError(f"{name} has label {label}: permitted is 0..{len(self.class_names) - 1}")
+        return {"inputs": inputs} if is_withheld(label) else {"inputs": inputs, "label": label}
 
 
 class StreamingLoader(ResumableLoader):

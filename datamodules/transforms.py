@@ -17,6 +17,7 @@ Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+STRIP = 16  # times as long as what is shown of it
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -173,6 +174,12 @@ class _ResizeToCover(torch.nn.Module):
 
         width, height = picture.size
         factor = max(self.size[0] / height, self.size[1] / width)
+        # Of a strip, only the middle is scaled: as a whole it would need gigabytes.
+        height, width = (
+            min(side, 1 + int(STRIP * fit / factor)) for side, fit in zip((height, width), self.size, strict=True)
+        )
+        if (width, height) != picture.size:
+            picture = functional.center_crop(picture, [height, width])
         covering = [max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor))]
         return functional.resize(picture, covering, self.mode, antialias=True)
 
