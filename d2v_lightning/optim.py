@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning import Trainer
 from torch import nn
 
 from d2v_lightning import schedules
@@ -70,11 +72,13 @@ class Optimization(Configurable):
         self.schedule, self.warmup, self.final_lr, self.hold = schedule, warmup, final_lr, hold
         self.inclusive_warmup = inclusive_warmup
 
-    def configure(self, module: nn.Module, total_steps: int) -> dict[str, Any]:
-        """What `configure_optimizers` returns, for a run of `total_steps` optimiser steps. Frozen parameters stay out.
+    def configure(self, module: nn.Module, total_steps: float) -> dict[str, Any]:
+        """What `configure_optimizers` returns, for a run of `total_steps` optimiser steps, see `run_length`.
+
+        Frozen parameters stay out.
 
         Raises:
-            ValueError: the warm-up is longer than the run.
+            ValueError: the warm-up is longer than the run, or the schedule needs a length that the run does not have.
         """
         groups = self.parameter_groups(module)
         fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
@@ -94,9 +98,18 @@ class Optimization(Configurable):
         scheduler = CheckedLambdaLR(optimizer, self.factor(total_steps), module)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def factor(self, total_steps: int) -> Callable[[int], float]:
+    def factor(self, total_steps: float) -> Callable[[int], float]:
         """Step -> learning rate as a part of the peak."""
-        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
+        if math.isinf(total_steps):
+            if self.schedule != "constant" or 0 < self.warmup < 1:
+                raise UserError(
+                    f"the run has no length, which schedule {self.schedule!r} with warmup {self.warmup:g} needs: set "
+                    "trainer.max_steps or trainer.max_epochs (trainer.max_time may end the run before), or schedule to "
+                    "'constant' and warmup to a number of steps"
+                )
+        elif total_steps < 1:  # a run that only builds everything
+            return lambda step: 0.0
+        warmup = int(self.warmup * total_steps) if 0 < self.warmup < 1 else int(self.warmup)
         if warmup > total_steps:
             raise UserError(
                 f"warmup is {warmup} steps, the whole run has {total_steps}: give it as a part of the run "
@@ -105,16 +118,16 @@ class Optimization(Configurable):
         if self.lr == 0:
             return lambda step: 0.0
         floor = self.final_lr / self.lr
-        hold = int(self.hold * total_steps)
         if self.schedule == "cosine":
             return lambda step: schedules.cosine(
-                step, total_steps, 1.0, warmup, floor=floor, inclusive=self.inclusive_warmup
+                step, int(total_steps), 1.0, warmup, floor=floor, inclusive=self.inclusive_warmup
             )
         if self.schedule == "tri_stage":
-            decay = max(1, total_steps - warmup - hold)
+            hold = int(self.hold * total_steps)
+            decay = max(1, int(total_steps) - warmup - hold)
             return lambda step: schedules.tri_stage(step, 1.0, warmup, hold, decay, final_scale=floor)
         if self.schedule == "polynomial":
-            return lambda step: schedules.polynomial(step, total_steps, 1.0, warmup, end=floor)
+            return lambda step: schedules.polynomial(step, int(total_steps), 1.0, warmup, end=floor)
         return lambda step: min(1.0, (step + 1) / max(1, warmup))
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:
@@ -143,6 +156,18 @@ class Optimization(Configurable):
         if self.layer_decay is None or (layer == 0 and not self.encoder_decays):
             return 1.0
         return self.layer_decay ** (depth + 1 - layer)
+
+
+def run_length(trainer: Trainer) -> float:
+    """Optimiser steps of a whole run, however much of it a checkpoint has behind it.
+
+    Returns:
+        Infinity where neither `max_steps` nor `max_epochs` ends the run, or the data does not say how long an epoch is.
+    """
+    if trainer.limit_train_batches == 0:
+        return 0
+    steps = trainer.estimated_stepping_batches  # -1: epochs of unknown length
+    return math.inf if steps == -1 else steps
 
 
 def decays_weight(name: str, parameter: nn.Parameter) -> bool:

@@ -12,13 +12,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.errors import UserError
 from d2v_lightning.extraction import Extraction
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.objective import Objective
-from d2v_lightning.optim import Optimization
+from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained
 from d2v_lightning.types import Batch
 from d2v_lightning.weighting import WeighsMicroBatches
@@ -141,8 +142,8 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
                 objective.evaluate = torch.compile(objective.evaluate, dynamic=False)  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> Any:
-        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+        return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
         guard = [FiniteLoss()] if self.on_nonfinite == "stop" else []
-        return [self.ema_teacher, StepSeed(), *guard]
+        return [self.ema_teacher, StepSeed(), ExactResume(), *guard]

@@ -19,7 +19,7 @@ from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.files import expanded
 from datamodules.image_sources import open_table
-from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.samplers import EpochBatchSampler, Key
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.text_collators import TextCollator
@@ -174,6 +174,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ValueError: half of the rows or more cannot be used, or one of a test set, because a column is missing or a label
                 is none of the task's; or the tokenizer does not fit the model.
         """
+        resume_exactly(self.trainer)
         if self.root is None and self.dataset is None and self.predict_file is None:
             raise UserError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
         module = getattr(self.trainer, "lightning_module", None)
@@ -299,8 +300,6 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         Raises:
             ValueError: there are no labels, or fewer rows than one batch on every device needs.
         """
-        if self.trainer is not None:
-            begin_epoch_anew(self.trainer)
         examples = self._examples["train"][0]
         if examples.labels is None:
             raise UserError(f"the training rows have no column {self.files.label!r}")

@@ -27,7 +27,7 @@ from datamodules.image_sources import (
 )
 from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams, require_classes
 from datamodules.keyed_images import KeyedImages
-from datamodules.loader import ResumableLoader, begin_epoch_anew, ignore_interrupts
+from datamodules.loader import ResumableLoader, ignore_interrupts, resume_exactly
 from datamodules.predicting import PlaceBatches, PredictLoader, done_before
 from datamodules.samplers import EpochBatchSampler, derived_seed
 from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
@@ -214,6 +214,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             ValueError: data and model do not fit, nothing is readable, or `effective_batch` is smaller than one batch.
             FileNotFoundError: a folder, a split or all pictures are missing.
         """
+        resume_exactly(self.trainer)
         if self.root is None and self.dataset is None and (self.predict_files is None or stage != "predict"):
             raise UserError(
                 "no data: set root to a folder of pictures, or dataset to 'digits', a path or a name on the hub"
@@ -313,8 +314,6 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         Raises:
             ValueError: there are fewer pictures than one batch on every device needs.
         """
-        if self.trainer is not None:
-            begin_epoch_anew(self.trainer)
         if self.streaming:
             return self._stream_loader("train", self.task, training=True)
         source = self._source("train")

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.types import Batch
 from datamodules.samplers import EpochBatchSampler, world
 from datamodules.workers import SafeLoader
@@ -19,24 +20,11 @@ from datamodules.workers import SafeLoader
 NAMES_IN_WARNING = 20
 
 
-def begin_epoch_anew(trainer: Trainer) -> None:
-    """To be called in `train_dataloader`: lets a resumed run go on with the epoch that its data is in.
-
-    Lightning 2.6 counts an epoch as done wherever `fit` stops in it. From a checkpoint that was written after that, it would
-    take the rest of the epoch for the next one, or the next one for the finished one, and what goes by the number of the
-    epoch (random states, `max_epochs`) would not be that of the uninterrupted run.
-    """
-    loop = trainer.fit_loop
-    epochs: Any = loop.epoch_progress
-    batches = loop.epoch_loop.batch_progress
-    in_a_batch = batches.current.completed != batches.current.ready or not batches.current.completed
-    if not loop.is_resuming or in_a_batch or epochs.total.processed != epochs.total.started:
-        return
-    done = batches.is_last_batch
-    for counts in (epochs.total, epochs.current):
-        counts.processed = counts.completed = counts.started - (not done)
-    loop.epoch_loop.restarting = not done
-    loop._restarting = True  # where a finished epoch was the last one, Lightning would not tell the loader its place
+def resume_exactly(trainer: Trainer | None) -> None:
+    """To be called in a datamodule's `setup`: adds `ExactResume` where the module does not bring it along."""
+    callbacks: list[Callback] = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    if trainer is not None and not any(isinstance(callback, ExactResume) for callback in callbacks):
+        trainer.callbacks = [*callbacks, ExactResume()]  # type: ignore[attr-defined]
 
 
 def ignore_interrupts(worker: int) -> None:

@@ -19,7 +19,7 @@ from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
 from datamodules.files import RECORDINGS, files_of
 from datamodules.keyed_clips import KeyedClips
-from datamodules.loader import ResumableLoader, begin_epoch_anew, ignore_interrupts
+from datamodules.loader import ResumableLoader, ignore_interrupts, resume_exactly
 from datamodules.predicting import PredictLoader, done_before
 from datamodules.samplers import world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
@@ -170,6 +170,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ValueError: nothing is left, the longest clip does not fit into a batch, transcripts are missing, or they have
                 letters that the model does not know.
         """
+        resume_exactly(self.trainer)
         if stage == "predict":
             if self.root is None and self.predict_files is None:
                 raise UserError(
@@ -337,8 +338,6 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         Raises:
             ValueError: there are fewer batches than devices.
         """
-        if self.trainer is not None:
-            begin_epoch_anew(self.trainer)
         collator = self._collator(training=True)
         if self._stream is None:
             return self._loader("train", collator, training=True)

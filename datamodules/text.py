@@ -18,7 +18,7 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
-from datamodules.loader import ResumableLoader, begin_epoch_anew
+from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed
 from datamodules.text_collators import TextMaskCollator, check_masking
 from datamodules.text_corpus import Packing, TokenCorpus, checked_packing, tokenized
@@ -170,6 +170,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             ValueError: there is no text, the tokenizer or the model does not fit, or `effective_batch` is smaller than one
                 batch.
         """
+        resume_exactly(self.trainer)
         if stage in ("test", "predict"):
             raise UserError("text for pre-training has nothing to " + stage + ": use fit or validate")
         if self.files is None and self.dataset is None:
@@ -262,8 +263,6 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         Raises:
             ValueError: there are fewer blocks than one batch on every device needs.
         """
-        if self.trainer is not None:
-            begin_epoch_anew(self.trainer)
         blocks = self._blocks["train"]
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if self.batch_size * world_size > len(blocks):

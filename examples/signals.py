@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from d2v_lightning import Configurable, Encoder
 from d2v_lightning.encoders import Position
 from datamodules import EpochBatchSampler, ResumableLoader, SequenceMaskCollator
-from datamodules.loader import begin_epoch_anew
 from datamodules.samplers import Key, derived_seed
 
 CHANNELS, LENGTH = 4, 256
@@ -85,8 +84,6 @@ class SignalDataModule(Configurable, LightningDataModule):
         return ResumableLoader(Waves(split, size, self.seed), sampler, self.collator, endless=endless)
 
     def train_dataloader(self) -> ResumableLoader:
-        if self.trainer is not None:
-            begin_epoch_anew(self.trainer)
         return self._loader("train", 4096, training=True)
 
     def val_dataloader(self) -> ResumableLoader:

@@ -35,6 +35,7 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 DATA_MAY_IMPORT = {
     "atomic",
     "commands",
+    "callbacks",
     "errors",
     "lines",
     "types",

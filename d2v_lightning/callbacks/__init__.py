@@ -2,6 +2,7 @@
 
 from d2v_lightning.callbacks.collapse_monitor import CollapseMonitor
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
+from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, NonFiniteLossError
 from d2v_lightning.callbacks.online_probe import OnlineProbe
 from d2v_lightning.callbacks.pictures import PictureLogger
@@ -15,6 +16,7 @@ from d2v_lightning.callbacks.step_seed import StepSeed
 __all__ = [
     "CollapseMonitor",
     "EMATeacher",
+    "ExactResume",
     "FiniteLoss",
     "NonFiniteLossError",
     "OnlineProbe",

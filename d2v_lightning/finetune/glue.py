@@ -14,12 +14,13 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.figures import KeepsFigures, counted
-from d2v_lightning.optim import Optimization
+from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained, load_backbone
 from d2v_lightning.types import Batch, require
 
@@ -229,10 +230,10 @@ class GLUEClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ig
             self.config["init_args"]["class_names"] = self.class_names
 
     def configure_optimizers(self) -> Any:
-        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+        return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), FiniteLoss()]
+        return [StepSeed(), ExactResume(), FiniteLoss()]
 
 
 class Matthews(MulticlassMatthewsCorrCoef):

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
@@ -22,7 +23,7 @@ from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.lines import read_lines
-from d2v_lightning.optim import Optimization
+from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
 from d2v_lightning.types import Batch, require
 from d2v_lightning.weighting import WeighsMicroBatches
@@ -353,10 +354,10 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
             self.backbone.transformer.compile()
 
     def configure_optimizers(self) -> Any:
-        return self.optimization.configure(self, int(self.trainer.estimated_stepping_batches))
+        return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), FiniteLoss()]
+        return [StepSeed(), ExactResume(), FiniteLoss()]
 
 
 def _line(hypothesis: Hypothesis) -> dict[str, Any]:

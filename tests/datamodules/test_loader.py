@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from datamodules.loader import ResumableLoader, begin_epoch_anew
+from d2v_lightning.callbacks import ExactResume
+from datamodules.loader import ResumableLoader
 from datamodules.samplers import EpochBatchSampler, derived_seed, seeded
 
 SAMPLES, BATCH = 23, 3  # seven batches an epoch, an odd number, and two samples over
@@ -67,11 +68,13 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
     def train_dataloader(self) -> ResumableLoader:
-        begin_epoch_anew(self.trainer)
         return loader(self.num_workers, endless=True)
 
     def val_dataloader(self) -> ResumableLoader:
         return loader(shuffle=False)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [ExactResume()]
 
 
 def fit(
