@@ -9,12 +9,16 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
+from torch._dynamo import maybe_mark_dynamic
 from torchmetrics import Metric
 
+from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
+from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
 from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.extraction import Extraction
 from d2v_lightning.figures import KeepsFigures, counted
@@ -68,7 +72,7 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch: the mean over its hidden tokens."""
-        loss, hidden = self.objective(batch).regress(batch)
+        loss, hidden = self.objective(batch).regress(self._marked(batch))
         self.units = hidden.numel() / _TOKENS_PER_UNIT
         self._running = batch
         # `Progress` shows it: prog_bar would wait for it
@@ -90,7 +94,7 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
         return self._evaluate(batch, dataloader_idx)
 
     def _evaluate(self, batch: Batch, dataloader_idx: int) -> Tensor:
-        losses, hidden, of_rows = self.objective(batch).evaluate(batch)
+        losses, hidden, of_rows = self.objective(batch).evaluate(self._marked(batch))
         figures, masks = self.figures(dataloader_idx, self.label(batch)), batch["mask"]
         rows = counted(batch)
         rows = None if rows is None else rows.repeat_interleave(masks.shape[1])
@@ -118,6 +122,16 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
     def on_predict_start(self) -> None:
         self._extraction.clear()
 
+    def run_through(self, batch: Batch) -> None:
+        """Compute the loss of a batch and forget it, for `HalfPrecisionCheck`."""
+        self.objective(batch).regress(batch)
+
+    def _marked(self, batch: Batch) -> Batch:
+        """The batch; for the compiler, texts have as many hidden tokens as they happen to have."""
+        if self.compile_parts and "hidden" in batch and isinstance(self.objective(batch).encoder, TextEncoder):
+            maybe_mark_dynamic(batch["hidden"], 0)
+        return batch
+
     # ---- gradients -------------------------------------------------------------------------------------------------
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -138,12 +152,15 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
         if self.compile_parts:
             # Everything from inputs to loss as one graph, so that student, teacher and probes do not share a cache.
             for objective in self.objectives():
-                objective.regress = torch.compile(objective.regress, dynamic=False)  # type: ignore[method-assign]
-                objective.evaluate = torch.compile(objective.evaluate, dynamic=False)  # type: ignore[method-assign]
+                # Lengths of texts differ by a few tokens, so one graph serves all; other sizes are static.
+                dynamic = None if isinstance(objective.encoder, TextEncoder) else False
+                objective.regress = torch.compile(objective.regress, dynamic=dynamic)  # type: ignore[method-assign]
+                objective.evaluate = torch.compile(objective.evaluate, dynamic=dynamic)  # type: ignore[method-assign]
 
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
         guard = [FiniteLoss()] if self.on_nonfinite == "stop" else []
-        return [self.ema_teacher, StepSeed(), ExactResume(), *guard]
+        watch = [CompileWatch()] if self.compile_parts else []
+        return [self.ema_teacher, StepSeed(), ExactResume(), HalfPrecisionCheck(), *guard, *watch]

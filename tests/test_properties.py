@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Data2Vec, EMATeacher, ImageClassifier, Optimization, Targets
+from d2v_lightning.errors import UserError
 from d2v_lightning.masking import hidden_positions
 from d2v_lightning.teacher import Teacher
 
@@ -178,6 +180,16 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 def test_half_stored_weights_are_refused(precision: Any) -> None:
     with pytest.raises(ValueError, match="bf16-mixed"):
         plain_trainer(max_steps=1, precision=precision).fit(tiny_image_model(), loader(batches([9])))
+
+
+def test_half_stored_weights_are_refused_where_the_device_calls_them_float32() -> None:
+    """As XLA does under `bf16-true`."""
+    model = tiny_image_model()
+    for precision in ("bf16-true", "16-true"):
+        with pytest.raises(UserError, match=f"trainer.precision '{precision}': at a decay of") as error:
+            model.ema_teacher.on_fit_start(SimpleNamespace(precision=precision), model)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)
+    model.ema_teacher.on_fit_start(SimpleNamespace(precision="32-true"), model)  # type: ignore[arg-type]
 
 
 class GradientNorms(pl.Callback):

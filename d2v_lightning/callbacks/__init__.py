@@ -1,9 +1,11 @@
 """Callbacks: what happens over time, beside the training step."""
 
 from d2v_lightning.callbacks.collapse_monitor import CollapseMonitor
+from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss, NonFiniteLossError
+from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
 from d2v_lightning.callbacks.online_probe import OnlineProbe
 from d2v_lightning.callbacks.pictures import PictureLogger
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
@@ -15,9 +17,11 @@ from d2v_lightning.callbacks.step_seed import StepSeed
 
 __all__ = [
     "CollapseMonitor",
+    "CompileWatch",
     "EMATeacher",
     "ExactResume",
     "FiniteLoss",
+    "HalfPrecisionCheck",
     "NonFiniteLossError",
     "OnlineProbe",
     "PictureLogger",

@@ -51,10 +51,13 @@ class EMATeacher(Configurable, Callback):
         torch._foreach_lerp_(teacher, student, 1.0 - self.decay(step))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stored = {parameter.dtype for parameter in pl_module.parameters()}
-        if stored != {torch.float32}:
+        stored = {str(parameter.dtype).removeprefix("torch.") for parameter in pl_module.parameters()}
+        precision = str(trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":  # an XLA device says float32 and stores less
+            stored.add(f"trainer.precision '{precision}'")
+        if stored != {"float32"}:
             raise UserError(
-                f"weights are stored as {', '.join(sorted(str(dtype) for dtype in stored))}: at a decay of "
+                f"weights are stored as {', '.join(sorted(stored))}: at a decay of "
                 f"{self.decay_end} the teacher would not move at all. Use precision 'bf16-mixed' or '16-mixed', "
                 "which compute in half precision and keep float32 weights"
             )

@@ -14,8 +14,10 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
+from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
@@ -229,11 +231,16 @@ class GLUEClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ig
             self.class_names = list(names)
             self.config["init_args"]["class_names"] = self.class_names
 
+    def run_through(self, batch: Batch) -> None:
+        """Compute the outputs of a batch and forget them, for `HalfPrecisionCheck`."""
+        self(batch["inputs"], batch.get("padding_mask"))
+
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), ExactResume(), FiniteLoss()]
+        watch = [CompileWatch()] if self.compile_parts else []
+        return [StepSeed(), ExactResume(), FiniteLoss(), HalfPrecisionCheck(), *watch]
 
 
 class Matthews(MulticlassMatthewsCorrCoef):

@@ -11,8 +11,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
+from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
 from d2v_lightning.callbacks.step_seed import StepSeed
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.errors import UserError
@@ -214,11 +216,16 @@ class ImageClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: i
             self.class_names = list(names)
             self.config["init_args"]["class_names"] = self.class_names
 
+    def run_through(self, batch: Batch) -> None:
+        """Compute the outputs of a batch and forget them, for `HalfPrecisionCheck`."""
+        self(batch["inputs"])
+
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        return [StepSeed(), ExactResume(), FiniteLoss()]
+        watch = [CompileWatch()] if self.compile_parts else []
+        return [StepSeed(), ExactResume(), FiniteLoss(), HalfPrecisionCheck(), *watch]
 
 
 def _mixer(mixup: float, cutmix: float, probability: float, label_smoothing: float, num_classes: int) -> Any:
