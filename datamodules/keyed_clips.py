@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch.utils.data import Dataset
 from d2v_lightning.errors import UserError
 from datamodules.keyed_images import one_line
 from datamodules.samplers import Key
+from datamodules.speech_crops import Crops
 from datamodules.speech_sources import SpeechSource
-from datamodules.waveform import UNREADABLE, normalise
+from datamodules.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, normalise
 
 REPLACEMENTS = 100
+NORMALISED_OVER = 40 * RATE  # all of any clip of LibriSpeech
 
 
 class KeyedClips(Dataset[dict[str, Any]]):
@@ -23,14 +26,18 @@ class KeyedClips(Dataset[dict[str, Any]]):
 
     Args:
         source: the clips.
-        normalised: mean 0 and variance 1 over the whole clip.
+        normalised: mean 0 and variance 1 over the whole clip, or the `NORMALISED_OVER` around the crop of a longer one.
         replace: where the number of samples matters more than that none counts twice: in training, in pre-training's
             validation, and on several devices, which need as many batches each. Otherwise a clip that cannot be read
             gives a sample without "inputs".
+        crops: those of the collator. Of a clip longer than `NORMALISED_OVER` only what the crop needs is read; others are
+            read as a whole, and left to the collator.
     """
 
-    def __init__(self, source: SpeechSource, normalised: bool = True, replace: bool = True) -> None:
-        self.source, self.normalised, self.replace = source, normalised, replace
+    def __init__(
+        self, source: SpeechSource, normalised: bool = True, replace: bool = True, crops: Crops | None = None
+    ) -> None:
+        self.source, self.normalised, self.replace, self.crops = source, normalised, replace, crops
         self._by_length = sorted(range(len(source)), key=lambda index: source.clips[index].samples)
         self._rank = {index: rank for rank, index in enumerate(self._by_length)}
 
@@ -39,25 +46,48 @@ class KeyedClips(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: Key | int) -> dict[str, Any]:
         """{"inputs" (S,), "index", "key", "text" where there are transcripts, "unreadable"}."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key | int]) -> list[dict[str, Any]]:
+        """The samples of one batch, of which crops are as long."""
+        pairs = [key if isinstance(key, tuple) else (0, key) for key in keys]
+        lengths = [self.source.clips[index].samples for _, index in pairs]
+        limit = max(lengths) if self.crops is None else self.crops.limit(lengths)
+        return [self._sample(key, limit) for key in pairs]
+
+    def _sample(self, key: Key, limit: int) -> dict[str, Any]:
+        epoch, index = key
         unreadable: list[str] = []
         rank = self._rank[index]
         for _ in range(min(REPLACEMENTS, len(self))):
             place = self._by_length[rank]
             clip = self.source.clips[place]
             try:
-                waveform = self.source.read(place)
+                inputs = torch.from_numpy(self._read(place, key, limit))
             except UNREADABLE as error:
                 unreadable.append(f"{clip.name}: {one_line(error)}")
                 if not self.replace:
                     return {"unreadable": unreadable}
                 rank -= 1  # the shortest is followed by the longest, at the risk of a batch beyond its budget
                 continue
-            waveform = waveform[: clip.samples]
-            inputs = torch.from_numpy(normalise(waveform) if self.normalised else waveform)
             sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
             sample["repeated"] = place != index
             return sample if clip.text is None else {**sample, "text": clip.text}
         raise UserError(
             f"{len(unreadable)} clips in a row cannot be read, the first is {unreadable[0]}: check the data"
         )
+
+    def _read(self, place: int, key: Key, limit: int) -> Waveform:
+        """A clip as a whole, or of a long one the crop of `limit` samples that the collator would take."""
+        length = self.source.clips[place].samples
+        if self.crops is None or length <= max(limit, NORMALISED_OVER):
+            waveform = self.source.read(place)[:length]
+            return normalise(waveform) if self.normalised else waveform
+        start = self.crops.start(key, length, limit)
+        size = max(limit, NORMALISED_OVER) if self.normalised else limit
+        first = min(max(0, start - (size - limit) // 2), length - size)
+        around = self.source.read(place, first, first + size)
+        if len(around) < max(limit, TRUNCATED * size):
+            raise UserError(f"truncated, it ends before sample {first + size} of {length}")
+        begin = min(start - first, len(around) - limit)
+        return (normalise(around) if self.normalised else around)[begin : begin + limit]

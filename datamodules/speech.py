@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
 from d2v_lightning.errors import UserError
+from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
@@ -238,6 +239,11 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         assert self.dataset is not None
         assert self.max_seconds is not None
         longest, ctc = int(self.max_seconds * RATE), self.task == "ctc"
+        if self.batch_samples // longest < self._least_clips():
+            raise UserError(
+                f"batch_samples {self.batch_samples} holds one clip of max_seconds {self.max_seconds}, the norm 'position' "
+                "needs two: raise batch_samples, or lower max_seconds"
+            )
         return StreamedClips(
             *open_audio_table(self.dataset, self.dataset_config, self.splits["train"][0], self.text_column, True),
             self.batch_samples // longest,
@@ -248,6 +254,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             self.normalize,
             ctc,
             self.upper,
+            getattr(attached_model(self), "vocabulary", None) if ctc else None,
         )
 
     def _open_one(self, name: str) -> SpeechSource:
@@ -267,6 +274,11 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if self.min_seconds is None and self.task == "pretrain":
             return max(least, min(2 * RATE, int((self.max_seconds or 2.0) * RATE)))
         return max(least, int((self.min_seconds or 0.0) * RATE))
+
+    def _least_clips(self) -> int:
+        """In a batch: what the norm "position" of the model's targets takes out of one clip leaves nothing."""
+        targets = getattr(attached_model(self), "make_targets", None)
+        return 2 if "position" in getattr(targets, "norm_each", ()) else 1
 
     def _conv_layers(self) -> Sequence[Sequence[int]]:
         encoder = getattr(attached_model(self), "encoder", None)
@@ -392,20 +404,28 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def _loader(self, split: str, collator: SpeechCollator, training: bool = False) -> ResumableLoader:
         source = self._sources[split]
-        sampler = BudgetBatchSampler(self._lengths(source), self.batch_samples, self.seed, shuffle=training)
+        sampler = BudgetBatchSampler(
+            self._lengths(source), self.batch_samples, self.seed, shuffle=training, at_least=self._least_clips()
+        )
+        if sampler.left_out:
+            names = [source.clips[index].name for index in sampler.left_out]
+            rank_zero_warn(
+                f"{len(names)} of {len(source)} clips of the {split} split left out, because a batch of {self.batch_samples} "
+                f"samples holds one of them alone and the norm 'position' needs two: {listed(names, 3)}"
+            )
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if training and len(sampler.batches) < world_size:
             raise UserError(
                 f"{len(source)} clips make {len(sampler.batches)} batch(es) of {self.batch_samples} samples for "
                 f"{world_size} devices: lower batch_samples"
             )
-        if training and not collator.crop_to_shortest:
+        if training and not collator.crops.to_shortest:
             rank_zero_info(f"{100 * sampler.padding_ratio:.1f} % of the training samples are padding")
             if self.trainer is not None:
                 for logger in self.trainer.loggers:
                     logger.log_metrics({"data/padding_ratio": sampler.padding_ratio}, self.trainer.global_step)
         return ResumableLoader(
-            KeyedClips(source, self.normalize, replace=training or self.task == "pretrain" or world_size > 1),
+            KeyedClips(source, self.normalize, training or self.task == "pretrain" or world_size > 1, collator.crops),
             sampler,
             collator,
             self.num_workers,

@@ -38,12 +38,18 @@ class BudgetBatchSampler(EpochBatchSampler):
         budget: samples in a batch.
         seed: of the order.
         shuffle: training; otherwise evaluation.
+        at_least: clips in a batch; smaller batches are left out.
+
+    Attributes:
+        left_out: numbers of the clips that are in no batch.
 
     Raises:
-        ValueError: the longest clip does not fit into the budget.
+        ValueError: the longest clip does not fit into the budget, or no batch has `at_least` clips.
     """
 
-    def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(
+        self, lengths: Sequence[int], budget: int, seed: int = 0, shuffle: bool = True, at_least: int = 1
+    ) -> None:
         super().__init__(len(lengths), budget, seed, shuffle)
         longest = check_budget(lengths, budget)
         generator = torch.Generator().manual_seed(derived_seed("ties", seed))
@@ -56,8 +62,15 @@ class BudgetBatchSampler(EpochBatchSampler):
         # A clip that is left over alone gets company: statistics over a batch need two.
         if len(self.batches) > 1 and len(self.batches[-1]) == 1 and len(self.batches[-2]) > 2 and 2 * longest <= budget:
             self.batches[-1].insert(0, self.batches[-2].pop())
+        self.left_out = [index for batch in self.batches if len(batch) < at_least for index in batch]
+        self.batches = [batch for batch in self.batches if len(batch) >= at_least]
+        if not self.batches:
+            raise UserError(
+                f"no batch of {budget} samples holds {at_least} clips, which the norm 'position' needs: raise batch_samples, "
+                "or lower max_seconds"
+            )
         padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in self.batches)
-        self.padding_ratio = 1 - sum(lengths) / padded
+        self.padding_ratio = 1 - sum(lengths[index] for batch in self.batches for index in batch) / padded
 
     def __len__(self) -> int:
         _, world_size = world()

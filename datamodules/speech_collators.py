@@ -12,7 +12,7 @@ from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.errors import UserError
 from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask, visible_positions
 from d2v_lightning.types import Batch
-from datamodules.samplers import derived_seed
+from datamodules.speech_crops import Crops, generator_of
 
 BLANK, SEPARATOR = "<blank>", "|"
 
@@ -37,7 +37,7 @@ class SpeechCollator:
         vocabulary: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
-        self.crop_to_shortest, self.max_samples, self.seed = crop_to_shortest, max_samples, seed
+        self.crops, self.seed = Crops(crop_to_shortest, max_samples, seed), seed
         self.vocabulary = None if vocabulary is None else {token: number for number, token in enumerate(vocabulary)}
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
@@ -49,10 +49,11 @@ class SpeechCollator:
         if not samples:
             return {"unreadable": listed}  # type: ignore[typeddict-unknown-key]
         clips = [sample["inputs"] for sample in samples]
-        limit = self.max_samples or max(map(len, clips))
-        if self.crop_to_shortest:
-            limit = min(limit, *(len(clip) for clip in clips)) if len(clips) > 1 else min(limit, len(clips[0]))
-        clips = [self._crop(clip, sample, limit) for clip, sample in zip(clips, samples, strict=True)]
+        limit = self.crops.limit([len(clip) for clip in clips])
+        starts = [
+            self.crops.start(sample.get("key"), len(clip), limit) for clip, sample in zip(clips, samples, strict=True)
+        ]
+        clips = [clip[start : start + limit] for clip, start in zip(clips, starts, strict=True)]
         lengths = torch.tensor([len(clip) for clip in clips])
         batch: dict[str, Any] = {"inputs": torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)}
         if (lengths != lengths[0]).any():
@@ -76,17 +77,9 @@ class SpeechCollator:
             raise UserError(f"the vocabulary lacks {' '.join(unknown)}, which are in the transcript {text!r}")
         return [self.vocabulary[letter] for letter in letters]
 
-    def _crop(self, clip: Tensor, sample: Any, limit: int) -> Tensor:
-        if len(clip) <= limit:
-            return clip
-        generator = self.generator("crop", sample)
-        start = int(torch.randint(len(clip) - limit + 1, (), generator=generator))
-        return clip[start : start + limit]
-
     def generator(self, purpose: str, sample: Any) -> torch.Generator | None:
-        """What is random about one sample is a function of (seed, epoch, index); without a key, of torch's generator."""
-        key = sample.get("key")
-        return None if key is None else torch.Generator().manual_seed(derived_seed(purpose, self.seed, *key))
+        """See `generator_of`."""
+        return generator_of(purpose, self.seed, sample.get("key"))
 
 
 class SpanMaskCollator(SpeechCollator):

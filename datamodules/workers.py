@@ -120,6 +120,8 @@ class _Keyed(Dataset[Any]):
         return self._caught(lambda: self.collate(self.dataset[key]))
 
     def __getitems__(self, keys: list[Any]) -> Any:
+        if hasattr(self.dataset, "__getitems__"):
+            return self._caught(lambda: self.collate(self.dataset.__getitems__(keys)))
         return self._caught(lambda: self.collate([self.dataset[key] for key in keys]))
 
     @staticmethod

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from datamodules import SpanMaskCollator, SpeechDataModule, TranscriptCollator
 from datamodules import samplers as samplers_module
 from datamodules.keyed_clips import KeyedClips
 from datamodules.speech_batches import BudgetBatchSampler
-from datamodules.speech_sources import open_split, open_table_split
+from datamodules.speech_sources import SpeechSource, open_split, open_table_split
 from datamodules.waveform import (
     UNREADABLE,
     Recording,
@@ -296,6 +297,56 @@ def test_no_clip_is_left_alone_where_two_fit() -> None:
     assert sorted(map(len, sampler.batches)) == [2, 3, 4]
     assert sorted(index for batch in sampler.batches for index in batch) == list(range(9))
     assert [len(batch) for batch in BudgetBatchSampler([10, 10, 10, 90], 100).batches] == [3, 1], "two do not fit"
+
+
+def test_of_a_long_recording_only_the_crop_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, rate in enumerate((16000, 22050)):
+        write(tmp_path / f"{number}.wav", 60.0, rate, seed=number)
+    options: dict[str, Any] = {"train_split": "", "max_seconds": 3.0, "batch_samples": 96_000}
+    read: list[tuple[int, int | None]] = []
+    reader = SpeechSource.read
+
+    def counted(source: SpeechSource, index: int, begin: int = 0, end: int | None = None) -> Any:
+        read.append((begin, end))
+        return reader(source, index, begin, end)
+
+    monkeypatch.setattr(SpeechSource, "read", counted)
+    for normalised in (False, True):
+        data = module(tmp_path, normalize=normalised, **options)
+        loader = data.train_dataloader()
+        (batch,) = loader
+        source = data._sources["train"]
+        assert batch["inputs"].shape == (2, 48_000)
+        for row, index in zip(batch["inputs"].numpy(), batch["index"].tolist(), strict=True):
+            whole = reader(source, index)
+            start = loader.dataset.crops.start((0, index), len(whole), 48_000)  # type: ignore[attr-defined]
+            crop = whole[start : start + 48_000]
+            if normalised:
+                np.testing.assert_allclose(row, normalise(crop), atol=0.05)
+                assert np.corrcoef(row, crop)[0, 1] > 0.99999
+            elif index == 0:
+                np.testing.assert_array_equal(row, crop)
+            else:
+                np.testing.assert_allclose(row, crop, rtol=0, atol=2e-6)
+        (again,) = module(tmp_path, normalize=normalised, **options, num_workers=1).train_dataloader()
+        assert torch.equal(batch["inputs"], again["inputs"])
+        assert torch.equal(batch["mask"], again["mask"])
+    assert [(end or 0) - begin for begin, end in read] == [48_000] * 2 + [40 * 16_000] * 2
+
+
+def test_a_clip_that_would_be_alone_is_left_out_where_the_targets_need_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        write(tmp_path / f"{number}.wav", 2.0 + 0.1 * number, seed=number)
+    model = SimpleNamespace(make_targets=SimpleNamespace(norm_each=("position", "instance")))
+    monkeypatch.setattr("datamodules.speech.attached_model", lambda data: model)
+    data = module(tmp_path, train_split="", val_split="", batch_samples=80_000)
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.warns(UserWarning, match=r"1 of 5 clips of the \w+ split left out, because .* needs two: .*4.wav"):
+            assert [len(batch["inputs"]) for batch in loader()] == [2, 2]
+    with pytest.raises(ValueError, match="no batch of 40000 samples holds 2 clips, which the norm 'position' needs"):
+        module(tmp_path, train_split="", batch_samples=40_000).train_dataloader()
 
 
 def test_ranks_share_the_batches_equally(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -260,3 +261,35 @@ def test_what_a_stream_of_recordings_needs_is_said(spoken: Path) -> None:
             speech(spoken, **arguments)
     with pytest.raises(FileNotFoundError, match="has no split 'dev': it has train"):
         speech(spoken, train_split="dev")
+
+
+def test_one_odd_row_of_recordings_never_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 1 is cut off, 2 names a file that is not there, 3 has no transcript, 4 a letter that the model lacks."""
+    file = io.BytesIO()
+    soundfile.write(file, 0.1 * np.random.default_rng(0).standard_normal(16_000), 16000, format="WAV")
+    good = {"bytes": file.getvalue(), "path": None}
+    cut, gone = {"bytes": file.getvalue()[:12_000], "path": "cut.wav"}, {"bytes": None, "path": "/nowhere/gone.wav"}
+    audio = [good, cut, gone, good, good, *[good] * 7]
+    texts = ["ab", "ab", "ab", None, "\u00e9", *["ab"] * 7]
+    features = datasets.Features(
+        {
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "text": datasets.Value("string"),
+        }
+    )
+    table = datasets.Dataset.from_dict({"audio": audio, "text": texts}, features=features)
+    table.to_parquet(tmp_path / "train-0.parquet")
+    model = SimpleNamespace(vocabulary=["<blank>", "|", "A", "B"], normalize=False)
+    monkeypatch.setattr("datamodules.speech.attached_model", lambda data: model)
+    data = speech(tmp_path, task="ctc", batch_samples=16_000, samples_per_epoch=24)
+    with pytest.warns(UserWarning, match="unreadable") as said:
+        batches = list(data.train_dataloader())
+    assert all(batch["inputs"].shape == (1, 16_000) and batch["labels"].tolist() == [[2, 3]] for batch in batches)
+    named = " ".join(str(warning.message) for warning in said)
+    for reason in ("cut.wav: truncated, 37 %", "gone.wav: there is no such file", "no transcript", "lacks: \u00c9"):
+        assert reason in named
+    monkeypatch.setattr("datamodules.speech.attached_model", lambda data: None)
+    for row, reason in ((1, "truncated"), (2, "there is no such file")):
+        with pytest.warns(UserWarning, match=rf"2 file\(s\) of .*\[{row}\]: .*{reason}"):
+            whole = speech(tmp_path, task="ctc", streaming=False)
+    assert [clip.text for clip in whole._sources["train"].clips] == ["AB", "\u00c9", *["AB"] * 7]
