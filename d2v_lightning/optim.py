@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import BaseFinetuning
 from torch import nn
 
 from d2v_lightning import schedules
@@ -78,8 +79,10 @@ class Optimization(Configurable):
         Frozen parameters stay out.
 
         Raises:
-            ValueError: the warm-up is longer than the run, or the schedule needs a length that the run does not have.
+            ValueError: the warm-up is longer than the run, the schedule needs a length that the run does not have, or what is
+                frozen is to be trained later on several devices.
         """
+        _refuse_to_unfreeze_on_several_devices(module)
         groups = self.parameter_groups(module)
         fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
         optimizer = torch.optim.AdamW(
@@ -168,6 +171,18 @@ def run_length(trainer: Trainer) -> float:
         return 0
     steps = trainer.estimated_stepping_batches  # -1: epochs of unknown length
     return math.inf if steps == -1 else steps
+
+
+def _refuse_to_unfreeze_on_several_devices(module: nn.Module) -> None:
+    """DDP averages gradients of what is trainable when a run begins, and of nothing else: ranks would drift apart."""
+    trainer: Any = getattr(module, "_trainer", None)
+    if trainer is None or trainer.world_size == 1:
+        return
+    if freezing := [type(one).__name__ for one in trainer.callbacks if isinstance(one, BaseFinetuning)]:
+        raise UserError(
+            f"{freezing[0]} on {trainer.world_size} devices: gradients of what it unfreezes would not be averaged over them. "
+            "Use one device, or train the head alone first (freeze_backbone) and start a second run from its checkpoint"
+        )
 
 
 def decays_weight(name: str, parameter: nn.Parameter) -> bool:

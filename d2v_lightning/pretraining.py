@@ -25,14 +25,14 @@ from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained
-from d2v_lightning.types import Batch
+from d2v_lightning.types import Batch, TakesPlainBatches, require
 from d2v_lightning.weighting import WeighsMicroBatches
 
 # Micro-batches are weighted by their hidden tokens, counted in units of this many.
 _TOKENS_PER_UNIT = 4096
 
 
-class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """The part of `Data2Vec` and `MultimodalData2Vec` that does not ask what is predicted."""
 
     predicts = "features"
@@ -115,6 +115,7 @@ class Pretraining(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningMod
         Of recordings that may come in windows, see `datamodules.speech_windows`: {"features": [(D,), ...], "index": (R,)}, of
         those that are complete.
         """
+        require(batch, "inputs", remedy="predicting needs inputs, alone or as the first of a tuple")
         index, rows = self._extraction(self.objective(batch).backbone, batch)
         rows = [row[0] for row in rows]
         return {"features": rows, "index": index} if "keep" in batch else torch.stack(rows)

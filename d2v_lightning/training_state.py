@@ -126,7 +126,10 @@ def _refuse_moment(value: Any, parameter: Tensor, key: str) -> None:
 
 
 class CheckedLambdaLR(LambdaLR):
-    """`LambdaLR` that refuses a stored state of another form.
+    """`LambdaLR` with one function for all groups, which refuses a stored state of another form.
+
+    A parameter group that is added in the run, as `BackboneFinetuning` does, follows the schedule in proportion from the rate
+    that it has, and so it does from a rate that somebody sets.
 
     Args:
         module: what is trained; its Trainer knows the file that messages name.
@@ -136,14 +139,26 @@ class CheckedLambdaLR(LambdaLR):
         self._name: Callable[[], str] = lambda: checkpoint_name(module)
         super().__init__(optimizer, lr_lambda)
 
+    def get_lr(self) -> list[Any]:
+        known, factor = len(self.lr_lambdas), self.lr_lambdas[0]
+        rates: list[Any] = [base * factor(self.last_epoch) for base in self.base_lrs[:known]]
+        for group in self.optimizer.param_groups[known:]:
+            before = factor(self.last_epoch - 1)
+            rates.append(group["lr"] * (factor(self.last_epoch) / before if before else 1.0))
+        return rates
+
     def state_dict(self) -> dict[str, Any]:
         return {key: value for key, value in super().state_dict().items() if key != "_name"}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         form = {key: value for key, value in self.state_dict().items() if not key.startswith("_")}
-        form |= {"_last_lr": self.base_lrs, "_step_count": 0}
+        form |= {"_last_lr": [group["lr"] for group in self.optimizer.param_groups], "_step_count": 0}
         _compare(state_dict, form, f"{self._name()}: lr_schedulers.0")
         super().load_state_dict(state_dict)
+        # Lightning's callbacks freeze again what the stopped run had unfrozen, and bring back the groups alone.
+        for group in self.optimizer.param_groups[len(self.lr_lambdas) :]:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
 
 
 def _compare(found: Any, form: Any, key: str) -> None:

@@ -49,6 +49,23 @@ class Batch(TypedDict, total=False):
     modality: str
 
 
+def as_batch(batch: Any) -> Any:
+    """What a plain `DataLoader` gives as a `Batch`: inputs alone, or (inputs, labels); anything else as it is."""
+    if isinstance(batch, Tensor):
+        return {"inputs": batch}
+    if isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and all(isinstance(part, Tensor) for part in batch):
+        return dict(zip(("inputs", "labels"), batch, strict=False))
+    return batch
+
+
+class TakesPlainBatches:
+    """Mixin for a LightningModule whose loaders may give what `as_batch` takes: steps and callbacks see a `Batch`."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """See `as_batch`; an override calls this one."""
+        return as_batch(batch)
+
+
 def require(batch: Any, *fields: str, remedy: str) -> None:
     """Refuse a batch that is no `Batch` or lacks a field.
 

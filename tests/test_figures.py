@@ -16,9 +16,12 @@ import pytorch_lightning as pl
 import soundfile
 import torch
 from PIL import Image
-from tiny import tiny_backbone
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from tiny import image_batch, tiny_backbone
+from tiny import trainer as quiet
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from two_ranks import in_ranks
 
 from d2v_lightning import (
@@ -228,3 +231,45 @@ def test_figures_do_not_depend_on_ranks_or_batches(
         for name, value in figures.items():
             exact = name.endswith(("loss", "pearson", "spearman", "score", "matthews"))
             assert found[case][name] == (pytest.approx(value, abs=1e-9) if exact else value), (case, name)
+
+
+class Seen(pl.Callback):
+    """Names of what can be watched when a validation has ended."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.names = set(trainer.callback_metrics)
+
+
+def two_of(name: str, folder: Path) -> tuple[Any, Any]:
+    """A module, and a loader that can be had twice."""
+    if name == "GLUEClassifier":
+        return sentences("sst2").float(), sentence_loader(2, [n % 2 for n in range(SENTENCES)])
+    if name == "SpeechCTC":
+        batch = {
+            "inputs": torch.randn(2, 4000),
+            "labels": torch.tensor([[2], [3]]),
+            "label_lengths": torch.tensor([1, 1]),
+        }
+        return speech().float(), DataLoader([batch, batch], batch_size=None)  # type: ignore[arg-type]
+    batch = {**image_batch(2, 8), "labels": torch.tensor([0, 1])}
+    if name == "MultimodalData2Vec":
+        model = MultimodalData2Vec({"image": _objective(pretraining().float())}, EMATeacher(), Optimization())
+        return model, DataLoader([{**batch, "modality": "image"}], batch_size=None)  # type: ignore[arg-type]
+    model = classifier() if name == "ImageClassifier" else pretraining()
+    return model.float(), DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Data2Vec", "MultimodalData2Vec", "ImageClassifier", "SpeechCTC", "GLUEClassifier"])
+def test_several_loaders_have_figures_of_their_own(name: str, data: Path, tmp_path: Path) -> None:
+    model, loader = two_of(name, data)
+    label = "image/" if name == "MultimodalData2Vec" else ""
+    keeper, seen = ModelCheckpoint(tmp_path, monitor=f"val/{label}loss"), Seen()
+    runner = quiet([keeper, EarlyStopping(f"val/{label}loss"), seen], 2, tmp_path, val_check_interval=1)
+    runner.fit(model, loader, [loader, loader])
+    assert {f"val/{label}loss{end}" for end in ("", "/dataloader_idx_0", "/dataloader_idx_1")} <= seen.names
+    assert keeper.best_model_score is not None
+    runner.test(model, [loader, loader], verbose=False)
+    losses = [float(runner.callback_metrics[f"test/{label}loss{end}"]) for end in ("", "/dataloader_idx_1")]
+    assert losses[0] == losses[1]
+    assert len(runner.predict(model, [loader, loader]) or []) == 2

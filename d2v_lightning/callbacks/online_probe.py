@@ -14,18 +14,20 @@ from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import UserError
 from d2v_lightning.probing import Part, knn_accuracy, linear_accuracy, pooled_features
+from d2v_lightning.types import as_batch, require
 
 Loader = Iterable[Any]
+_NEEDS_LABELS = "OnlineProbe needs loaders of {'inputs', 'labels'} or (inputs, labels)"
 
 
 class OnlineProbe(Configurable, Callback):
     """k-NN and linear probe of frozen features, every so often during pre-training.
 
     Features are the last block's output, averaged over tokens, of clean inputs in eval mode. They come from
-    `datamodule.probe_dataloaders()`, a (train, test) pair of loaders of {"inputs", "labels"}; in a script without such a
-    datamodule set `probe.loaders = (train, test)`. Accuracies are logged as `probe/knn_teacher`, `probe/linear_teacher`
-    and so on, at the number of optimiser steps taken. Rank zero computes, the others wait. Gradients, modes, random states
-    and the order of the training data are not touched: losses are bit for bit those of a run without it.
+    `datamodule.probe_dataloaders()`, a (train, test) pair of loaders of {"inputs", "labels"} or (inputs, labels). In a script
+    without such a datamodule set `probe.loaders = (train, test)`. Accuracies are logged as `probe/knn_teacher`,
+    `probe/linear_teacher` and so on, at the number of optimiser steps taken. Rank zero computes, the others wait. Gradients,
+    modes, random states and the order of the training data are not touched: losses are bit for bit those of a run without it.
 
     Args:
         every_n_epochs: probe at the end of every so many epochs; None for never.
@@ -74,7 +76,7 @@ class OnlineProbe(Configurable, Callback):
             if datamodule is None or not hasattr(datamodule, "probe_dataloaders"):
                 raise UserError(
                     "OnlineProbe has nothing to probe on: use a datamodule with probe_dataloaders(), or set "
-                    "probe.loaders = (train, test), loaders of {'inputs', 'labels'}"
+                    "probe.loaders = (train, test), loaders of {'inputs', 'labels'} or (inputs, labels)"
                 )
             # Asked now, so that data without labels is refused before the first epoch, not after it.
             self.loaders = datamodule.probe_dataloaders()
@@ -115,7 +117,14 @@ class OnlineProbe(Configurable, Callback):
         """Features (n, D) of each part and labels (n,), on the CPU."""
         features: dict[Part, list[Tensor]] = {part: [] for part in self.parts}
         labels: list[Tensor] = []
-        for batch in loader:
+        for given in loader:
+            batch = as_batch(given)
+            require(
+                batch,
+                "inputs",
+                "labels",
+                remedy="OnlineProbe needs loaders of (input, label), or of dictionaries with both",
+            )
             inputs = batch["inputs"].to(device)
             padding_mask = batch.get("padding_mask")
             padding_mask = None if padding_mask is None else padding_mask.to(device)

@@ -24,7 +24,7 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained, load_backbone
-from d2v_lightning.types import Batch, require
+from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 STSB_SCALE = 5.0  # similarities go from 0 to 5; the released fine-tuning learns them as 0 to 1
 _NEEDS_LABELS = "fine-tuning needs sentences with labels, as GLUEDataModule reads them"
@@ -50,7 +50,7 @@ TASKS = {
 }
 
 
-class GLUEClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone and, on its first token, RoBERTa's head: dropout, linear, tanh, dropout, linear.
 
     The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").
@@ -173,6 +173,7 @@ class GLUEClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ig
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """`index` (B,) where the batch has it, and `probabilities` (B, num_classes), or `values` (B,) of a number."""
+        require(batch, "inputs", remedy="predicting needs token ids, alone or as the first of a tuple")
         outputs = self(batch["inputs"], batch.get("padding_mask")).float()
         index = {"index": batch["index"]} if "index" in batch else {}
         if self.kind.num_classes == 1:

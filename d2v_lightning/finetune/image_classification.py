@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,12 +22,12 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained, load_backbone
-from d2v_lightning.types import Batch, require
+from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"
 
 
-class ImageClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone, the mean of its patches, a layer norm and a linear head.
 
     The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (RECIPES "ImageNet, 1.0").
@@ -159,13 +160,13 @@ class ImageClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: i
         return loss
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if len(images) % 2:
-            raise UserError(
-                f"batch of {len(images)} images: mixup and cutmix pair images, so make data.batch_size even, or set "
-                "model.mixup and model.cutmix to 0"
-            )
-        mixed: tuple[Tensor, Tensor] = self.mix(images.clone(), labels)
-        return mixed
+        """Mixed pictures (B, C, H, W) and their labels (B, num_classes). The mixer pairs pictures: where their number is odd,
+        the last one comes twice, and what becomes of its double is thrown away."""
+        number = len(images)
+        if number % 2:
+            images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
+        mixed, soft = self.mix(images.clone(), labels)
+        return mixed[:number], soft[:number]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """`val/loss`, cross-entropy without smoothing, top-1 and top-5: means over all pictures."""
@@ -196,6 +197,7 @@ class ImageClassifier(KeepsFigures, FromPretrained, LightningModule):  # type: i
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """`index` (B,) of each sample, where the batch has it, and `probabilities` (B, num_classes)."""
+        require(batch, "inputs", remedy="predicting needs pictures, alone or as the first of a tuple")
         probabilities = self(batch["inputs"]).float().softmax(dim=-1)
         return {"probabilities": probabilities, **({"index": batch["index"]} if "index" in batch else {})}
 

@@ -27,7 +27,7 @@ from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.lines import read_lines
 from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
-from d2v_lightning.types import Batch, require
+from d2v_lightning.types import Batch, TakesPlainBatches, require
 from d2v_lightning.weighting import WeighsMicroBatches
 from d2v_lightning.windows import Joined, exact_padding
 
@@ -36,7 +36,7 @@ NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 
 
-class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]
+class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]
     """A backbone and a linear map of its output to letters, trained with CTC.
 
     The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters").
@@ -223,7 +223,7 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """CTC loss, averaged over sentences; those longer than their frames count 0 (zero infinity)."""
-        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
+        require(batch, "inputs", "labels", "label_lengths", remedy=_NEEDS_LABELS)
         log_probs, padding = self(
             batch["inputs"], batch.get("padding_mask"), batch.get("mask"), batch.get("channel_mask")
         )
@@ -271,7 +271,7 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
         self._evaluate(batch, dataloader_idx, self.decoder)
 
     def _evaluate(self, batch: Batch, dataloader_idx: int, decoder: BeamSearch | None) -> None:
-        require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
+        require(batch, "inputs", "labels", "label_lengths", remedy=_NEEDS_LABELS)
         log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
         rows, said = counted(batch), self.transcripts(batch)
         found = [hypothesis.text for hypothesis in self.decode(log_probs, padding, decoder)]
@@ -320,16 +320,17 @@ class SpeechCTC(WeighsMicroBatches, KeepsFigures, FromPretrained, LightningModul
     # ---- transcription -----------------------------------------------------------------------------------------------
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
-        """Transcripts: {"index": (R,), "lines": one dictionary a recording}.
+        """Transcripts: {"index": (R,) where the batch has it, "lines": one dictionary a recording}.
 
         A recording that comes in windows (`keep`, `last`, see `datamodules.speech_windows`) has its line with the last of
         them. Padding changes nothing, in released networks neither.
         """
+        require(batch, "inputs", remedy="transcribing needs recordings, alone or as the first of a tuple")
         with exact_padding(self.backbone):
             log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
         if "keep" not in batch:
-            found = self.decode(log_probs, padding, self.decoder)
-            return {"index": batch["index"], "lines": [_line(hypothesis) for hypothesis in found]}
+            lines = [_line(hypothesis) for hypothesis in self.decode(log_probs, padding, self.decoder)]
+            return {"lines": lines, **({"index": batch["index"]} if "index" in batch else {})}
         assert self.vocabulary is not None
         whole = dict(self._joined.add(batch, list(log_probs.cpu())))
         lines = [_line((self.decoder or greedy)(torch.cat(pieces), self.vocabulary)) for pieces in whole.values()]

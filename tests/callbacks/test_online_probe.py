@@ -92,3 +92,20 @@ def test_loaders_of_the_datamodule_are_used() -> None:
     runner = trainer([OnlineProbe(every_n_steps=2, linear=False)], 2)
     runner.fit(tiny_model(), datamodule=Data())
     assert float(runner.callback_metrics["probe/knn_student"]) > 0.9
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_it_works_in_16_bit_runs_and_on_plain_tuples(precision: Any) -> None:
+    callback = probe(every_n_epochs=None, every_n_steps=2)
+    assert callback.loaders is not None
+    callback.loaders = tuple([(batch["inputs"], batch["labels"]) for batch in part] for part in callback.loaders)
+    runner = trainer([callback], 2, precision=precision)
+    runner.fit(tiny_model(), loader())
+    assert min(float(value) for name, value in runner.callback_metrics.items() if name.startswith("probe/")) > 0.9
+
+
+def test_loaders_without_labels_are_refused() -> None:
+    callback = probe(every_n_epochs=None, every_n_steps=1)
+    callback.loaders = [torch.zeros(2, 1, 8, 8)], [torch.zeros(2, 1, 8, 8)]
+    with pytest.raises(ValueError, match="the batch has no 'labels': OnlineProbe needs loaders of"):
+        trainer([callback], 2).fit(tiny_model(), loader())
