@@ -19,6 +19,7 @@ from typing import Any
 from d2v_lightning.errors import UserError
 
 OWN_PACKAGES = ("d2v_lightning", "datamodules")
+_DEEPEST, _MOST = 50, 100_000  # levels and branches of a stored tree
 
 Tree = dict[str, Any]
 
@@ -137,17 +138,43 @@ def refuse_foreign(tree: Any) -> None:
         if "class_path" in node:
             if not set(node) <= {"class_path", "init_args"}:
                 raise UserError(f"the settings stored for {node['class_path']!r} are not of this project's form")
-            own_class(node["class_path"])
+            arguments = node.get("init_args") or {}
+            if not isinstance(arguments, dict):
+                raise UserError(f"the settings stored for {node['class_path']!r} are not of this project's form")
+            refuse_another_file(own_class(node["class_path"]), arguments)
+
+
+def refuse_another_file(cls: type, arguments: dict[str, Any]) -> None:
+    """A module of ours that starts from a file forgets its name: no stored tree may send its reader to another file.
+
+    Raises:
+        ValueError: this one would.
+    """
+    given = arguments.get("checkpoint")
+    ours = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in OWN_PACKAGES]
+    if given is not None and any("checkpoint" in inspect.signature(base).parameters for base in ours):
+        raise UserError(
+            f"its stored settings name another file, checkpoint: {str(given)[:200]!r}. Nothing was read from there: a file "
+            "holds its own weights, so this one was changed by hand"
+        )
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(tree, dict):
-        yield tree
-        for value in tree.values():
-            yield from _nodes(value)
-    elif isinstance(tree, (list, tuple)):
-        for value in tree:
-            yield from _nodes(value)
+    """Every mapping in a tree.
+
+    Raises:
+        ValueError: it is deeper, or has more branches, than settings ever are.
+    """
+    waiting, seen = [(tree, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST:
+            raise UserError("its stored settings are nested without end")
+        if isinstance(value, dict):
+            yield value
+        inside = value.values() if isinstance(value, dict) else value
+        waiting += [(item, depth + 1) for item in inside if isinstance(item, (dict, list, tuple))]
 
 
 def _package_of(name: str) -> str:

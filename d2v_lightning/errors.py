@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LONGEST = 1500  # characters of a message: what a file holds may be longer than any line
+
 
 class UserError(ValueError):
     """Something that the reader can mend. Commands print its message as it is, without a traceback.
 
     Any other exception that leaves this project is a fault of ours, or of the system.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class NotFoundError(UserError, FileNotFoundError):
@@ -20,3 +30,18 @@ class ExistsError(UserError, FileExistsError):
 
 class UsageError(UserError):
     """The command line or a file that it names is wrong; the message is for the person who wrote it."""
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Put the name of a file before a refusal that does not have it.
+
+    Raises:
+        UserError: as was raised inside, of the same class.
+    """
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise type(error)(f"{path}: {error}") from error

@@ -20,7 +20,7 @@ from d2v_lightning.checkpoints.official import convert_official, is_official
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.encoders import TextEncoder
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, naming
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
 from d2v_lightning.tensor_files import named_tensors, read_tensors
@@ -109,7 +109,8 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
         )
     check_format(file, str(path))
     tree, state = file["hyper_parameters"], file["state_dict"]
-    refuse_foreign(tree)
+    with naming(path):
+        refuse_foreign(tree)
     state = named_tensors(state, str(path))
     name = str(tree["class_path"]).rpartition(".")[2]
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
@@ -134,7 +135,7 @@ def _refuse_unfit(content: Content, path: str) -> None:
     if deepest > len(state):
         raise UserError(f"{path} describes a network of depth {deepest}, but has {len(state)} weights")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), naming(path):
             module = build(content.tree)
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # of any constructor
         raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error

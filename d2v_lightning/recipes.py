@@ -75,7 +75,7 @@ def overridden(tree: Tree, overrides: dict[str, Any]) -> Tree:
         for parent in parents:
             child = node.get(parent)
             if not isinstance(child, dict) or "class_path" not in child:
-                raise UserError(f"override {dotted!r}: the recipe has no module {parent!r}, it has {', '.join(node)}")
+                raise UserError(f"override {dotted!r}: there is no module {parent!r} among {', '.join(node)}")
             node = child.setdefault("init_args", {})
         node[last] = value
     return tree

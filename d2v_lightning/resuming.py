@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, naming
 from d2v_lightning.saving import RUN_KEY, read_checkpoint
 from d2v_lightning.tokenizer import StoredTokenizer
 
@@ -58,12 +58,14 @@ class StoredRun:
         model = checkpoint.get("hyper_parameters")
         if not isinstance(model, dict) or "class_path" not in model:
             raise UserError(f"{path} does not say which model it holds: it was not written by this project's modules")
-        refuse_foreign(model)
+        with naming(path):
+            refuse_foreign(model)
         self.model: Tree = model
         run = checkpoint.get(RUN_KEY) or {}
         data = run.get("data")
         if data is not None:
-            refuse_foreign(data)
+            with naming(path):
+                refuse_foreign(data)
         self.data: Tree | None = data
         self.tokenizer: StoredTokenizer | None = checkpoint["d2v_lightning"].get("tokenizer")
         self.trainer: dict[str, Any] = {

@@ -10,9 +10,17 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from d2v_lightning.configurable import OWN_PACKAGES, Configurable, build, own_class
-from d2v_lightning.errors import UserError
-from d2v_lightning.recipes import FromRecipe
+from d2v_lightning.configurable import (
+    OWN_PACKAGES,
+    Configurable,
+    build,
+    own_class,
+    plain,
+    refuse_another_file,
+    refuse_foreign,
+)
+from d2v_lightning.errors import UserError, naming
+from d2v_lightning.recipes import FromRecipe, overridden
 from d2v_lightning.tensor_files import REAL, compare_checksums, named_tensors, read_tensors
 from d2v_lightning.tokenizer import refuse_another
 from d2v_lightning.training_state import checkpoint_name, refuse_training_state
@@ -57,7 +65,15 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         self.backbone.tokenizer = stamp.get("tokenizer") or self.backbone.tokenizer
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu") -> Self:
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
         """The module that was saved, weights included.
 
         A subclass of your own loads its files with its own `load_from_checkpoint`; classes of its arguments are still this
@@ -66,22 +82,46 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         Args:
             checkpoint_path: a `.ckpt` file of ours.
             map_location: device for the weights.
+            hparams_file: none is needed, and none is taken: the file holds its settings.
+            strict: False takes over the weights that both have, and says which others there are.
+            weights_only: always true, since nothing but tensors and plain data is ever read.
+            overrides: constructor arguments that take the place of the stored ones, `label_smoothing=0.1`; dotted names
+                lead into modules, `**{"optimization.lr": 1e-4}`.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, from another project, of a newer format, of another class, or names foreign code.
+            ValueError: the file is damaged, from another project, of a newer format, of another class, or names foreign code
+                or another file; or an argument is not one of those above, or leads to other weights.
         """
+        if hparams_file is not None:
+            raise UserError(
+                f"hparams_file is {hparams_file!r}: {checkpoint_path} holds its settings, give others by name"
+            )
+        if weights_only is False:
+            raise UserError("weights_only is False: a checkpoint is read as tensors and plain data only, leave it out")
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         tree = checkpoint["hyper_parameters"]
-        if _is_of(cls, tree["class_path"]):
-            module = build(tree, cls)
-        elif issubclass(own_class(tree["class_path"]), cls):
-            module = build(tree)
-        else:
+        held = cls if _is_of(cls, tree["class_path"]) else own_class(tree["class_path"])
+        if not issubclass(held, cls):
             raise UserError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
-        load_exactly(module, checkpoint["state_dict"], str(checkpoint_path))
+        with naming(checkpoint_path):
+            tree = overridden(tree, {name: plain(value) for name, value in overrides.items()})
+            refuse_foreign(tree["init_args"])
+            refuse_another_file(held, tree["init_args"])
+            module = build(tree, held)
+        state = checkpoint["state_dict"]
+        load_exactly(module, state if strict in (None, True) else _shared(module, state), str(checkpoint_path))
         module._take_over(checkpoint["d2v_lightning"])
         return module
+
+
+def _shared(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A module's own weights, with those of a file where it has them; the others are said."""
+    own = module.state_dict()
+    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or foreign:
+        rank_zero_warn(f"weights that are not in the file and stay as they are: {missing}; left out: {foreign}")
+    return {name: state.get(name, tensor) for name, tensor in own.items()}
 
 
 def _is_of(cls: type, class_path: Any) -> bool:

@@ -28,8 +28,48 @@ _DAMAGE = (
 )
 
 
+_LISTS = (list, tuple, set, frozenset)
+_DEEPEST, _MOST = 400, 1_000_000  # of containers in a file: levels, and how many they are when written out
+
 # Numbers that weights are stored as.
 REAL = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _refuse_endless(content: Any) -> None:
+    """Refuse containers that hold themselves, or each other so often that nobody could walk through them.
+
+    Raises:
+        ValueError: they do.
+    """
+    found: dict[int, tuple[int, int]] = {}  # by identity: how many containers it is when written out, how deep
+    around: set[int] = set()
+    waiting = [(content, False)]
+    while waiting:
+        value, walked = waiting.pop()
+        if id(value) in found:
+            continue
+        inside = _containers_in(value)
+        if not walked:
+            if id(value) in around:
+                raise UserError("it holds a list or mapping that holds itself")
+            around.add(id(value))
+            waiting += [(value, True), *((item, False) for item in inside)]
+            continue
+        around.discard(id(value))
+        sizes, depths = zip(*(found[id(item)] for item in inside), strict=True) if inside else ((), ())
+        found[id(value)] = 1 + sum(sizes), 1 + max(depths, default=0)
+        if found[id(value)][0] > _MOST or found[id(value)][1] > _DEEPEST:
+            raise UserError("its lists and mappings are nested without end")
+
+
+def _containers_in(value: Any) -> list[Any]:
+    if isinstance(value, Inert):  # other attributes of these lead back up
+        inside = [*value.given, *(item for name, item in vars(value).items() if name in ("_content", "_val", "fields"))]
+    elif isinstance(value, argparse.Namespace):
+        inside = list(vars(value).values())
+    else:
+        inside = list(value.values() if isinstance(value, Mapping) else value if isinstance(value, _LISTS) else ())
+    return [item for item in inside if isinstance(item, (Mapping, Inert, argparse.Namespace, *_LISTS))]
 
 
 class Weights(dict[str, Tensor]):
@@ -96,7 +136,9 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if archive else []
         inert = [(Inert, name) for name in names if _INERT.fullmatch(name)]
         with torch.serialization.safe_globals([*_HARMLESS, *inert]):
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped and archive)
+            content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped and archive)
+        _refuse_endless(content)
+        return content
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global|class) ([\w.]+)", str(error))
         what = f" (it names {named[1]})" if named else ""

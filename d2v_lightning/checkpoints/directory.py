@@ -17,21 +17,24 @@ from d2v_lightning.checkpoints.card import card
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
-from d2v_lightning.errors import ExistsError, NotFoundError, UserError
+from d2v_lightning.errors import ExistsError, NotFoundError, UserError, naming
 from d2v_lightning.saving import FORMAT_VERSION
+from d2v_lightning.tensor_files import named_tensors, read_tensors
 from d2v_lightning.tokenizer import of_directory, restored
 from d2v_lightning.version import __version__
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, OLDER = "config.json", "model.safetensors", "pytorch_model.bin"
 BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "vocab.json",
+    "added_tokens.json",
     "merges.txt",
     "preprocessor_config.json",
     "processor_config.json",
 )
+_OF_A_MODEL = (".json", ".safetensors", ".bin", ".txt", ".md", ".jinja", ".model")  # endings of the files that are read
 
 
 def is_own(directory: Path) -> bool:
@@ -46,16 +49,47 @@ def read_config(directory: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is damaged.
     """
-    path = directory / CONFIG
-    if not path.is_file():
+    if not (directory / CONFIG).is_file():
         raise NotFoundError(f"no {CONFIG} in {directory}: it says what the weights beside it are")
+    return read_json(directory / CONFIG)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Names and values of a JSON file.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{path} is a {type(options).__name__}: named options are expected")
-    return options
+    except RecursionError as error:
+        raise UserError(f"{path} is nested without end") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is a {type(content).__name__}: names and values are expected")
+    return content
+
+
+def refuse_links(directory: Path) -> None:
+    """Refuse files of a model that are links out of its directory, but for those of the hub's cache.
+
+    A directory of somebody else could otherwise have any file of its reader copied and uploaded. The cache keeps files in
+    `blobs/` and links to them from `snapshots/<revision>/`.
+
+    Raises:
+        ValueError: there is such a link.
+    """
+    inside = [directory.resolve()]
+    if inside[0].parent.name == "snapshots":
+        inside.append(inside[0].parent.parent / "blobs")
+    for path in directory.iterdir():
+        if path.is_symlink() and path.suffix in _OF_A_MODEL:
+            target = path.resolve()
+            if not any(target.is_relative_to(folder) for folder in inside):
+                raise UserError(
+                    f"{path} is a link out of the directory, to {target}, and was not followed: copy the file there"
+                )
 
 
 def read_directory(directory: Path) -> Content:
@@ -74,8 +108,9 @@ def read_directory(directory: Path) -> Content:
         raise UserError(
             f"{directory} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
         )
-    refuse_foreign(tree)
-    state = read_safetensors(directory / WEIGHTS)
+    with naming(directory / CONFIG):
+        refuse_foreign(tree)
+    state = read_weights(directory)
     rows = [Row(name, tuple(tensor.shape), "matched", name) for name, tensor in state.items()]
     kind = stamp.get("kind") or "directory of d2v_lightning"
     return Content(
@@ -106,6 +141,48 @@ def read_safetensors(path: Path) -> State:
         return load_file(path)
     except SafetensorError as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def read_weights(directory: Path) -> State:
+    """Named tensors of a directory, from one file or several, as safetensors or as files of `torch.save`.
+
+    Raises:
+        FileNotFoundError: there are none, or one of the files is missing.
+        ValueError: a file is damaged; or an index leads out of the directory, or names other weights than there are.
+    """
+    for name in (WEIGHTS, OLDER):
+        if (directory / name).is_file():
+            return _read_file(directory / name)
+        if (directory / f"{name}.index.json").is_file():
+            return _read_shards(directory / f"{name}.index.json")
+    raise NotFoundError(
+        f"no weights in {directory}: {WEIGHTS} or {OLDER} belongs beside {CONFIG}, or the several files that one of them "
+        "with .index.json names"
+    )
+
+
+def _read_file(path: Path) -> State:
+    return read_safetensors(path) if path.suffix == ".safetensors" else named_tensors(read_tensors(path), str(path))
+
+
+def _read_shards(index: Path) -> State:
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{index} has no weight_map, which says which file each weight is in")
+    state: State = {}
+    for name in sorted(set(places.values())):
+        path = index.with_name(name) if Path(name).name == name else None
+        if path is None or path.suffix != index.with_suffix("").with_suffix("").suffix:
+            raise UserError(f"{index} names {name!r}, which is no file of weights in its directory")
+        if not path.is_file():
+            raise NotFoundError(f"no {name} in {index.parent}, which {index.name} names: fetch all of its files")
+        shard = _read_file(path)
+        absent = [weight for weight, place in places.items() if place == name and weight not in shard]
+        if absent or (twice := set(shard) & set(state)):
+            said = f"has no weight {absent[0]!r}" if absent else f"has the weight {min(twice)!r} of another file again"
+            raise UserError(f"{path} {said}: it does not belong to {index.name}")
+        state |= shard
+    return state
 
 
 def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -165,6 +242,8 @@ def write_directory(content: Content, out: str | Path, beside: Path | None = Non
 
 def fill_beside(content: Content, source: Path | None, folder: Path) -> None:
     """Tokenizer and feature extractor of another directory, where it has them, or the tokenizer of `content`."""
+    if source is not None:
+        refuse_links(source)
     for name in BESIDE if source is not None else ():
         assert source is not None
         if (source / name).is_file() and not (folder / name).exists():

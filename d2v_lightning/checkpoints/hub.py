@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from d2v_lightning.checkpoints.directory import BESIDE, CONFIG, WEIGHTS
+from d2v_lightning.checkpoints.directory import BESIDE, CONFIG, OLDER, WEIGHTS, refuse_links
 from d2v_lightning.errors import NotFoundError
 
 
@@ -14,8 +14,10 @@ def directory_of(path_or_name: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: neither a directory nor a name.
+        ValueError: a file in the directory is a link out of it.
     """
     if Path(path_or_name).is_dir():
+        refuse_links(Path(path_or_name))
         return Path(path_or_name)
     if Path(path_or_name).suffix in (".ckpt", ".pt", ".pth"):
         raise NotFoundError(f"no checkpoint at {path_or_name}: give the path of a file that exists")
@@ -27,10 +29,12 @@ def directory_of(path_or_name: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     small = [CONFIG, *BESIDE, "README.md"]  # the card names the licence
+    shards = [f"{WEIGHTS}.index.json", "model-*-of-*.safetensors"]
+    older = [OLDER, f"{OLDER}.index.json", "pytorch_model-*-of-*.bin"]
     try:
-        directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, WEIGHTS]))
-        if not (directory / WEIGHTS).is_file():
-            directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, "pytorch_model.bin"]))
+        directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, WEIGHTS, *shards]))
+        if not any((directory / name).is_file() for name in (WEIGHTS, shards[0])):
+            directory = Path(snapshot_download(str(path_or_name), allow_patterns=[*small, *older]))
     except (OSError, HfHubHTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise NotFoundError(f"nothing at {path_or_name}, and the model hub gives no such thing: {reason}") from error

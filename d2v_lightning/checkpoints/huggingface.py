@@ -7,6 +7,7 @@ the library's classes were renamed inside. Nothing in the file is executed. Each
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import huggingface_audio, huggingface_image, huggingface_text
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_safetensors, write_safetensors
+from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_weights, write_safetensors
 from d2v_lightning.checkpoints.hub import directory_of
 from d2v_lightning.checkpoints.tables import Row, State, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.tensor_files import named_tensors, read_tensors
+from d2v_lightning.errors import UserError, naming
+from d2v_lightning.tensor_files import named_tensors
 
 FORMATS: dict[type, ModuleType] = {
     ImageEncoder: huggingface_image,
@@ -38,6 +39,8 @@ SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
     *("num_channels", "image_size", "patch_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups"),
 )
+PAIRS = ("image_size", "patch_size")  # one number, or height and width
+LISTS = ("conv_dim", "conv_kernel", "conv_stride")
 
 
 class HuggingFaceModel(NamedTuple):
@@ -127,9 +130,12 @@ class _Found(NamedTuple):
 def _read(directory: Path, name: str) -> _Found:
     config, layout = _read_config(directory)
     rows: list[Row] = []
-    network, head = _split(_read_weights(directory), config, layout, name, rows)
-    with torch.device("meta"):
-        backbone: Backbone = layout.untrained(config, name)
+    weights = named_tensors(read_weights(directory), str(directory))
+    network, head = _split(weights, config, layout, name, rows)
+    with naming(directory / CONFIG):
+        if config.num_hidden_layers > len(network):
+            raise UserError(f"num_hidden_layers is {config.num_hidden_layers}, but there are {len(network)} weights")
+        backbone = _untrained(config, layout, name)
     network = layout.adjust(network, backbone)
     state = to_ours(backbone.state_dict(), network, layout.names(backbone), name, rows)
     if network:
@@ -216,6 +222,20 @@ def _layout_of(backbone: Backbone) -> ModuleType:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
+def _untrained(config: Any, layout: ModuleType, name: str) -> Backbone:
+    """The network that a configuration describes, without weights.
+
+    Raises:
+        ValueError: it describes none.
+    """
+    try:
+        with torch.device("meta"):
+            backbone: Backbone = layout.untrained(config, name)
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # of any constructor
+        raise UserError(f"its options make no network: {str(error).partition(chr(10))[0]}") from error
+    return backbone
+
+
 def _read_config(directory: Path) -> tuple[Any, ModuleType]:
     """The configuration, with the library's defaults for what the file leaves out, and the layout of its weights.
 
@@ -228,10 +248,9 @@ def _read_config(directory: Path) -> tuple[Any, ModuleType]:
     options = read_config(directory)
     model_type = options.get("model_type")
     for layout in FORMATS.values():
-        if model_type in layout.TYPES:
-            for name in SIZES:
-                if isinstance(options.get(name, 1), int) and options.get(name, 1) < 1:
-                    raise UserError(f"{directory / CONFIG}: {name} is {options[name]}, where 1 or more is expected")
+        if isinstance(model_type, str) and model_type in layout.TYPES:
+            with naming(directory / CONFIG):
+                _refuse_odd(options)
             try:
                 return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
             except (StrictDataclassError, TypeError, ValueError) as error:
@@ -240,13 +259,26 @@ def _read_config(directory: Path) -> tuple[Any, ModuleType]:
     raise UserError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
 
 
-def _read_weights(directory: Path) -> State:
-    older = directory / "pytorch_model.bin"
-    if (directory / WEIGHTS).is_file():
-        return read_safetensors(directory / WEIGHTS)
-    if not older.is_file():
-        raise NotFoundError(f"neither {WEIGHTS} nor pytorch_model.bin in {directory}")
-    return named_tensors(read_tensors(older), str(older))
+def _refuse_odd(options: dict[str, Any]) -> None:
+    """Look at what is counted before anything is made of it.
+
+    Raises:
+        ValueError: an option is no such number.
+    """
+    for name in (name for name in (*SIZES, *LISTS) if options.get(name) is not None):
+        value = options[name]
+        pair = name in PAIRS and isinstance(value, list) and len(value) == 2
+        numbers = value if pair or (name in LISTS and isinstance(value, list)) else [value]
+        if (name in LISTS and numbers is not value) or not all(
+            type(number) is int and number > 0 for number in numbers
+        ):
+            raise UserError(f"{name} is {value!r}, where {'numbers' if name in LISTS else '1 or more'} is expected")
+    labels = options.get("num_labels") or 0
+    if not isinstance(labels, int) or not 0 <= labels <= 10**6:
+        raise UserError(f"num_labels is {labels!r}, where up to a million classes are expected")
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}, where a finite number is expected")
 
 
 def _split(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints.directory import read_json
 from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.decoding import BLANK, SEPARATOR, UNKNOWN
@@ -79,7 +81,11 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     if "lm_head.weight" not in head:
         return None
     letters, separator = _letters(directory, head["lm_head.weight"].shape[0])
-    blank = int(config.pad_token_id)
+    blank = config.pad_token_id
+    if type(blank) is not int or not 0 <= blank < len(letters):
+        raise UserError(
+            f"{directory}/config.json: pad_token_id is {blank!r}, where the blank among its outputs is expected"
+        )
     order = [blank, *(number for number in range(len(letters)) if number != blank)]
     for name in ("lm_head.weight", "lm_head.bias"):
         head[name] = head[name][order]
@@ -97,18 +103,62 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
 
 
 def _letters(directory: Path, size: int) -> tuple[list[str], str]:
-    """Tokens by number, and the one between words."""
-    path, options = directory / "vocab.json", directory / "tokenizer_config.json"
+    """Tokens by number, and the one between words.
+
+    `vocab.json` holds the letters, or those of several languages, each under its name. Tokens that were added later, as
+    transformers' own script does with <s> and </s>, are in two other files. Outputs after the last letter get names of their
+    own, which is said.
+    """
+    path = directory / "vocab.json"
     if not path.is_file():
         raise NotFoundError(f"no vocab.json in {directory}: it says which letters its {size} outputs are")
-    numbers = _json(path)
-    letters = sorted(numbers, key=numbers.__getitem__)
-    if sorted(numbers.values()) != list(range(size)):
+    options = _optional_json(directory / "tokenizer_config.json")
+    numbers = _of_language(read_json(path), options, path)
+    numbers |= _optional_json(directory / "added_tokens.json")
+    added = options.get("added_tokens_decoder") or {}
+    for number, token in added.items() if isinstance(added, dict) else ():
+        numbers.setdefault(_text(token), int(number) if str(number).isdigit() else number)
+    odd = [token for token, number in numbers.items() if type(number) is not int or number < 0]
+    if odd:
+        raise UserError(f"{path} or a file beside it: the token {odd[0]!r} has the number {numbers[odd[0]]!r}")
+    letters = {number: token for token, number in numbers.items() if number < size}
+    if len(letters) < len([number for number in numbers.values() if number < size]):
+        raise UserError(f"{path} gives two letters the same number")
+    # A tokenizer may have counted <s> and </s> for itself, which the network was not given outputs for.
+    if not letters or max(numbers.values()) >= size + 2:
         raise UserError(f"{path} numbers {len(numbers)} letters, the network has {size} outputs")
-    separator = _json(options).get("word_delimiter_token", SEPARATOR) if options.is_file() else SEPARATOR
-    if separator not in letters:
+    separator = _text(options.get("word_delimiter_token") or SEPARATOR)
+    if separator not in letters.values():
         raise UserError(f"{path} has no {separator!r}, which stands between words")
-    return letters, separator
+    if sorted(letters) != list(range(len(letters))):
+        gap = next(number for number in range(size) if number not in letters)
+        raise UserError(f"{path} has no letter of number {gap}, but others after it: the network has {size} outputs")
+    if len(letters) < size:
+        rank_zero_info(
+            f"{path} numbers {len(letters)} letters, the network has {size} outputs: the last ones are unused"
+        )
+    return [letters.get(number, f"<unused{number}>") for number in range(size)], separator
+
+
+def _of_language(numbers: dict[str, Any], options: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The letters of the language that the tokenizer was saved for, where there are several."""
+    if not numbers or not all(isinstance(letters, dict) for letters in numbers.values()):
+        return dict(numbers)
+    language = options.get("target_lang") or (next(iter(numbers)) if len(numbers) == 1 else None)
+    if language not in numbers:
+        raise UserError(
+            f"{path} has letters of {', '.join(list(numbers)[:9])}, and tokenizer_config.json no target_lang that is one"
+        )
+    return dict(numbers[language])
+
+
+def _text(token: Any) -> str:
+    """A token of a tokenizer's settings: text, or its description."""
+    return str(token.get("content")) if isinstance(token, dict) else str(token)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def normalize(directory: Path) -> bool | None:
@@ -120,22 +170,12 @@ def _feature_extractor(directory: Path) -> dict[str, Any]:
     """Options of the feature extractor, in either of the files that name it."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (directory / name).is_file():
-            options = _json(directory / name)
+            options = read_json(directory / name)
             options = options.get("feature_extractor", options)
             if not isinstance(options, dict):
                 raise UserError(f"{directory / name}: feature_extractor is {options!r}, where its options are expected")
             return options
     return {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is a {type(content).__name__}: names and values are expected")
-    return content
 
 
 def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:
