@@ -389,9 +389,9 @@ class D2VCLI(LightningCLI):
 
     def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
         if self.subcommand == "predict":
-            return [self._get(self.config_init, "predictions")]
+            return [self._get(self.config_init, "predictions"), Preemption()]
         if self.subcommand != "fit":
-            return []
+            return [Preemption()]
         settings = self._plain_settings
         chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"]), RunSummary()]
         if not given.fast_dev_run:  # in one, Lightning's ModelCheckpoint(save_last=True) writes last.ckpt all the same

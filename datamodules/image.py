@@ -27,7 +27,7 @@ from datamodules.image_sources import (
 )
 from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams, require_classes
 from datamodules.keyed_images import KeyedImages
-from datamodules.loader import ResumableLoader, ignore_interrupts, resume_exactly
+from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.predicting import PlaceBatches, PredictLoader, done_before
 from datamodules.samplers import EpochBatchSampler, derived_seed
 from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
@@ -358,7 +358,6 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
                 collate_fn=ImageCollator(report_unreadable=True),
                 num_workers=self.num_workers,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator(),
             )
         )

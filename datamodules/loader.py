@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,11 +24,6 @@ def resume_exactly(trainer: Trainer | None) -> None:
     callbacks: list[Callback] = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
     if trainer is not None and not any(isinstance(callback, ExactResume) for callback in callbacks):
         trainer.callbacks = [*callbacks, ExactResume()]  # type: ignore[attr-defined]
-
-
-def ignore_interrupts(worker: int) -> None:
-    """For a `DataLoader`'s `worker_init_fn`: Ctrl-C reaches all processes, and the one that trains has steps to finish."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class ResumableLoader:
@@ -86,7 +80,6 @@ class ResumableLoader:
                 num_workers=num_workers,
                 pin_memory=pin_memory,
                 persistent_workers=num_workers > 0,
-                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator(),
             )
         self._loader = loader

@@ -20,7 +20,7 @@ from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
 from datamodules.files import RECORDINGS, files_of
 from datamodules.keyed_clips import KeyedClips
-from datamodules.loader import ResumableLoader, ignore_interrupts, resume_exactly
+from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.predicting import PredictLoader, done_before
 from datamodules.samplers import world
 from datamodules.speech_batches import BudgetBatchSampler, check_budget
@@ -397,7 +397,6 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 windows,
                 batch_size=None,
                 num_workers=self.num_workers,
-                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator(),
             )
         )

@@ -16,7 +16,7 @@ from d2v_lightning.types import Batch
 from datamodules.files import FolderGoneError
 from datamodules.image_sources import find_image_column, find_label_column, is_withheld, open_cell, undecoded
 from datamodules.keyed_images import one_line
-from datamodules.loader import ResumableLoader, ignore_interrupts
+from datamodules.loader import ResumableLoader
 from datamodules.pictures import UNREADABLE, refuse_too_small
 from datamodules.samplers import EpochBatchSampler, derived_seed, seeded, world
 from datamodules.transforms import ImageTransform, as_channels
@@ -222,7 +222,6 @@ class StreamingLoader(ResumableLoader):
             collate_fn=_SkippingCollator(collate_fn),
             num_workers=self.num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),
         )
         super().__init__(dataset, sampler, collate_fn, pin_memory=pin_memory, endless=endless, loader=loader)

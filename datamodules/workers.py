@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.queues
 import os
 import pickle
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +47,12 @@ class SafeLoader(DataLoader[Any]):
                 arguments["collate_fn"] = _as_it_is
         super().__init__(dataset, **arguments)
         self._looked = False
+
+    def _get_iterator(self) -> Any:
+        batches = super()._get_iterator()
+        for process in getattr(batches, "_workers", ()):
+            process._popen.terminate = process._popen.kill  # one that hangs does not hear SIGTERM, see `_Begin`
+        return batches
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's says which class of its own
         if self.num_workers:
@@ -190,12 +197,19 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Begin:
-    """What a loading process does first."""
+    """What a loading process does first.
+
+    Ctrl-C, a closed terminal and many schedulers signal all processes. The one that trains has a step to finish, for which it
+    may need batches, so it alone listens. Loading processes end when it says so, or when it is gone.
+    """
 
     def __init__(self, first: Callable[[int], None] | None) -> None:
         self.first = first
 
     def __call__(self, worker: int) -> None:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
         multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
         if self.first is not None:
             self.first(worker)

@@ -140,9 +140,10 @@ class Blobs(Dataset[dict[str, Tensor]]):
         }
 
 
-def loader(length: int = 64, batch_size: int = 8, bad: int | None = None) -> ResumableLoader:
+def loader(length: int = 64, batch_size: int = 8, bad: int | None = None, num_workers: int = 0) -> ResumableLoader:
     """Training batches of `Blobs`, shuffled with seed 0, resumable."""
-    return ResumableLoader(Blobs(length, bad), EpochBatchSampler(length, batch_size, 0), endless=True)
+    sampler = EpochBatchSampler(length, batch_size, 0)
+    return ResumableLoader(Blobs(length, bad), sampler, num_workers=num_workers, endless=True)
 
 
 def probe_loaders() -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -187,10 +186,6 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        if trainer.received_sigterm:
-            kept = "the same command goes on from here" if self._key else "no predictions were written"
-            rank_zero_warn(f"stopped by SIGTERM: {kept}")
-            raise SystemExit(128 + signal.SIGTERM)
         if dataloader_idx > 0:
             raise UserError("predictions of several dataloaders cannot go to one file: predict them one by one")
         kind, rows = self._rows(pl_module, prediction)
@@ -301,6 +296,10 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._remove_empty()
             raise UserError("nothing was predicted and no file written: see the warnings for what could not be read")
         self._target, self._kind = found[0]
+
+    def kept(self) -> str:
+        """What a run that is stopped now leaves, in words."""
+        return "the same command goes on from here" if self._key else "no predictions were written"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing half written, but what the same command goes on from."""

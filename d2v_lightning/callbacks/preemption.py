@@ -11,6 +11,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.configurable import Configurable
@@ -18,30 +19,33 @@ from d2v_lightning.errors import UserError
 
 
 class Preempted(SystemExit):
-    """The run was saved and ends because a signal asked for it. The exit code is 128 + the signal's number."""
+    """The run ends because a signal asked for it. The exit code is 128 + the signal's number."""
 
 
 class Preemption(Configurable, Callback):
-    """SIGTERM, SIGUSR1 or Ctrl-C -> finish the optimiser step, save `last.ckpt`, exit with 128 + signal (143, 138, 130).
+    """A signal -> finish the optimiser step, save `last.ckpt`, exit with 128 + its number (SIGTERM: 143).
 
     During training these handlers stand in place of Lightning's own, which stops without saving, between two accumulated
     micro-batches if need be, and under SLURM saves in the middle of whatever the signal interrupts. Nothing is saved
     inside a handler here: it raises a flag, and the step that is running is finished first, the teacher's move included.
-    A signal during validation waits for the training step after it; a second Ctrl-C does not wait, and saves nothing.
+    In a validation the run is saved after the running batch, and does the validation anew when it goes on; with several
+    processes, after the step that follows. A second Ctrl-C does not wait, and saves nothing. Before the first step there
+    is nothing to save, and the run ends at once. `validate`, `test` and `predict` finish the running batch.
 
     The exit code tells a job script to queue the job again, e.g. under SLURM (`#SBATCH --signal=SIGUSR1@120`):
     `srun python cli.py fit ...; case $? in 138|143) scontrol requeue $SLURM_JOB_ID;; esac`.
 
     Args:
         signals: names of the signals. SLURM sends SIGTERM before it kills, and SIGUSR1 where a job asks for it; SIGINT is
-            Ctrl-C.
+            Ctrl-C; SIGHUP is a closed terminal or connection. One that is ignored when the run starts, as SIGHUP is under
+            `nohup`, stays ignored.
         agree_every_n_steps: with several processes only some may get the signal; they agree on it every so many optimiser
             steps, in one small reduction that waits for the device. 10 costs nothing measurable, and ten steps fit into
             the half minute that schedulers usually leave.
     """
 
     def __init__(
-        self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1", "SIGINT"), agree_every_n_steps: int = 10
+        self, signals: Sequence[str] = ("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"), agree_every_n_steps: int = 10
     ) -> None:
         unknown = [name for name in signals if not hasattr(signal, name)]
         if unknown:
@@ -61,24 +65,46 @@ class Preemption(Configurable, Callback):
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._received, self._last_step = 0, trainer.global_step
-        if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only
+        self._last_step = trainer.global_step
+        self._listen(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer)
+
+    def _listen(self, trainer: Trainer) -> None:
+        """From here on, and not before: Lightning has set its own handlers, and restores what was there before them."""
+        if self._replaced or threading.current_thread() is not threading.main_thread():  # others may have no handlers
+            return
+        self._received = 0
 
         def note(number: int, frame: FrameType | None) -> None:
+            first, self._received = not self._received, number
+            fits = trainer.training or (trainer.validating and trainer.state.fn == TrainerFn.FITTING)
             if number == signal.SIGINT:  # a terminal sends it to all processes by itself
-                if self._received == number:
-                    raise KeyboardInterrupt
-                if trainer.is_global_zero:  # not by print, which the signal may have come in the middle of
-                    os.write(2, b"\nCtrl-C: saving after this optimiser step; once more stops at once, unsaved\n")
-            elif not self._received and trainer.strategy.launcher is not None:
+                if trainer.is_global_zero and first and not trainer.sanity_checking:
+                    # not by print, which the signal may have come in the middle of
+                    then = "saving after this optimiser step" if fits else "stopping after this batch"
+                    os.write(2, f"\nCtrl-C: {then}; once more stops at once{', unsaved' * fits}\n".encode())
+            elif first and trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(number)  # pass it on to the processes that this one has started
-            self._received = number
+            if trainer.sanity_checking or (number == signal.SIGINT and not first):
+                os.write(2, f"{signal.Signals(number).name}: stopped{', nothing was saved' * fits}\n".encode())
+                raise Preempted(128 + number)
 
         for name in self.signals:
             number = getattr(signal, name)
-            self._replaced[number] = signal.signal(number, note)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._replaced[number] = signal.signal(number, note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -95,7 +121,29 @@ class Preemption(Configurable, Callback):
         if self._received:
             self._save_and_exit(trainer)
 
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._stop(trainer)
+        elif self._received and trainer.world_size == 1:
+            self._save_and_exit(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._stop(trainer)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._stop(trainer)
+
+    def _stop(self, trainer: Trainer) -> None:
+        """End an evaluation, or a prediction, whose batches are on the disk."""
+        if self._received:
+            kept = [f": {one.kept()}" for one in trainer.callbacks if hasattr(one, "kept")]  # type: ignore[attr-defined]
+            rank_zero_info(f"{signal.Signals(self._received).name}: stopped after this batch{''.join(kept)}")
+            raise Preempted(128 + self._received)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -112,7 +160,7 @@ class Preemption(Configurable, Callback):
             if checkpoint.save_last:
                 checkpoint.last_model_path = path  # so that a resumed run goes on with this file, not with last-v1.ckpt
             checkpoint.save_on_exception = False  # the exit is no exception to be saved again
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         name = signal.Signals(self._received).name
         rank_zero_info(f"{name}: saved after optimiser step {trainer.global_step}; go on with --ckpt_path {path}")
         raise Preempted(128 + self._received)

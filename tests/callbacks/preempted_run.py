@@ -47,7 +47,7 @@ def run(folder: Path, slow: bool = False, checkpoint: str | None = None) -> pl.L
     model = tiny_model()
     keeper = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=5, save_on_exception=True)
     runner = trainer([Preemption(), Report(folder, slow), keeper], STEPS, folder, accumulate_grad_batches=2)
-    runner.fit(model, loader(40), ckpt_path=checkpoint)
+    runner.fit(model, loader(40, num_workers=2 * slow), ckpt_path=checkpoint)
     return model
 
 

@@ -47,7 +47,6 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
             world_size=2,
             is_global_zero=rank == 0,
             default_root_dir=str(tmp_path),
-            received_sigterm=False,
             strategy=SimpleNamespace(barrier=lambda name: None),
             datamodule=SimpleNamespace(predict_paths=[f"{letter}.png" for letter in "abcde"]),
         )
@@ -69,9 +68,6 @@ def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: P
         ["4", "e.png", "dog"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["all.csv"]
-    stopped = SimpleNamespace(received_sigterm=True)
-    with pytest.warns(UserWarning, match="stopped by SIGTERM: no predictions were written"), pytest.raises(SystemExit):
-        writers[0].write_on_batch_end(stopped, module, {}, None, {}, 0, 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing was predicted and no file written"):
         writers[0].on_predict_end(trainer(0), module)  # type: ignore[arg-type]
 
@@ -85,7 +81,7 @@ def test_the_first_rank_writes_the_file_even_if_it_could_read_nothing(
 
     def trainer(rank: int) -> Any:
         return SimpleNamespace(
-            received_sigterm=False, global_rank=rank, world_size=2, is_global_zero=rank == 0, default_root_dir=str(tmp_path),
+            global_rank=rank, world_size=2, is_global_zero=rank == 0, default_root_dir=str(tmp_path),
             strategy=SimpleNamespace(barrier=lambda name: None),
             datamodule=SimpleNamespace(predict_paths=["a.wav", "b.wav"]),         )  # fmt: skip
 

@@ -14,11 +14,12 @@ import pytorch_lightning as pl
 import torch
 from preempted_run import STEPS, run
 from pytorch_lightning.callbacks import ModelCheckpoint
-from tiny import loader, tiny_model, trainer
+from tiny import Blobs, loader, tiny_model, trainer
+from torch.utils.data import DataLoader
 
 from d2v_lightning.callbacks import Preempted, Preemption
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Signal(pl.Callback):
@@ -40,13 +41,14 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     seen = 0
     for line in process.stdout:
         seen += line.startswith("micro-batch")
         if seen == 8:  # in the middle of the second epoch
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)  # as schedulers do: the loading processes too
             break
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
@@ -64,7 +66,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert torch.load(last, weights_only=True)["global_step"] > saved
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR1", 138), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_the_accumulation_window_and_the_teacher_are_finished_first(tmp_path: Path, name: str, code: int) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     runner = trainer([Preemption(), Signal(getattr(signal, name), at=4)], 10, tmp_path, accumulate_grad_batches=4)
@@ -102,10 +104,83 @@ def test_ctrl_c_says_what_it_does_and_a_second_one_does_not_wait(
             runner.fit(tiny_model(), loader(128))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert not isinstance(stop.value, Preempted)
+    assert stop.value.code == 130
     assert runner.global_step == 1
     assert not list(tmp_path.rglob("*.ckpt"))
-    assert "Ctrl-C: saving after this optimiser step" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "Ctrl-C: saving after this optimiser step" in said
+    assert "SIGINT: stopped, nothing was saved" in said
+
+
+class SignalIn(pl.Callback):
+    """Sends this process SIGTERM in one hook."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def test_a_signal_in_a_validation_saves_after_its_batch_and_the_validation_comes_again(tmp_path: Path) -> None:
+    validated: list[tuple[int, str]] = []
+
+    class Note(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            validated.append((trainer.global_step, float(trainer.callback_metrics["val/loss"]).hex()))
+
+    def fit(*callbacks: pl.Callback, resumed: Path | None = None) -> None:
+        runner = trainer([Preemption(), Note(), *callbacks], 7, tmp_path, num_sanity_val_steps=0)
+        runner.fit(tiny_model(), loader(40), DataLoader(Blobs(8), batch_size=2), ckpt_path=resumed)
+
+    fit()
+    whole, last = validated.copy(), tmp_path / "checkpoints" / "last.ckpt"
+    validated.clear()
+    with pytest.raises(Preempted) as stop:
+        fit(SignalIn("on_validation_batch_start"))
+    assert stop.value.code == 143
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+    fit(resumed=last)
+    assert validated == whole
+    assert [step for step, _ in whole] == [5]
+
+
+def test_before_the_first_step_a_signal_ends_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    runner = trainer([Preemption(), SignalIn("on_validation_batch_start")], 4, tmp_path, num_sanity_val_steps=1)
+    with pytest.raises(Preempted) as stop:
+        runner.fit(tiny_model(), loader(), DataLoader(Blobs(8), batch_size=2))
+    assert stop.value.code == 143
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert capfd.readouterr().err.count("SIGTERM: stopped") == 1
+
+
+@pytest.mark.parametrize("stage", ["predict", "test", "validate"])
+def test_other_stages_finish_the_batch(tmp_path: Path, stage: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    hooks = {
+        "predict": "on_predict_batch_start",
+        "test": "on_test_batch_start",
+        "validate": "on_validation_batch_start",
+    }
+    seen: list[int] = []
+    module = tiny_model()
+    step = getattr(module, f"{stage if stage != 'validate' else 'validation'}_step")
+    setattr(module, step.__name__, lambda batch, batch_idx: seen.append(batch_idx) or step(batch, batch_idx))
+    runner = trainer([Preemption(), SignalIn(hooks[stage])], 4, tmp_path)
+    with caplog.at_level("INFO"), pytest.raises(Preempted) as stop:
+        getattr(runner, stage)(module, DataLoader(Blobs(8), batch_size=2))
+    assert stop.value.code == 143
+    assert seen == [0]
+    assert "SIGTERM: stopped after this batch" in caplog.text
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As SIGHUP is under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        runner = trainer([Preemption(), Signal(signal.SIGHUP, at=1)], 3, tmp_path)
+        runner.fit(tiny_model(), loader())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert runner.global_step == 3
 
 
 def test_signals_that_do_not_exist_are_refused() -> None:
