@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +54,28 @@ class FrameConv(nn.Conv1d):
     def _as_picture(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight = weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         return F.conv2d(x.unsqueeze(2), weight, bias, (1, self.stride[0])).squeeze(2)
+
+
+class WeightNormedConv(Conv1d):
+    """`Conv1d` with torch's weight norm over its kernel (a length for each place), which can be pickled.
+
+    torch refuses to pickle parametrized modules, because their class is made on the way.
+    """
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        own = (
+            "_load_state_dict_pre_hooks"  # torch's, for old names of the weight; it cannot be pickled, and is made anew
+        )
+        return _unpickled, ({name: value for name, value in self.__dict__.items() if name != own},)
+
+
+def weight_normed(conv: WeightNormedConv) -> WeightNormedConv:
+    """Weight norm put on a convolution."""
+    nn.utils.parametrizations.weight_norm(conv, dim=2)
+    return conv
+
+
+def _unpickled(state: dict[str, Any]) -> WeightNormedConv:
+    conv = weight_normed(WeightNormedConv(1, 1, 1))
+    conv.__dict__.update(state)
+    return conv

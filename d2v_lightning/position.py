@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import UserError
+from d2v_lightning.fixed import FixedBuffers
 
 
-class RelativePositionBias(Configurable, nn.Module):
+class RelativePositionBias(Configurable, FixedBuffers):
     """Learned bias for every two-dimensional offset between patches (BEiT; recipe row "1.0 image").
 
     Three more rows stand for class token -> patch, patch -> class token and class token -> itself. The tables start at 0.
@@ -30,8 +31,10 @@ class RelativePositionBias(Configurable, nn.Module):
             self.shared_table = nn.Parameter(torch.zeros(rows, num_heads))
         else:
             self.block_tables = nn.ParameterList([torch.zeros(rows, num_heads) for _ in range(num_tables)])
-        # Not in the state dict: it is a function of the grid, and an average of integer indices is garbage.
-        self.register_buffer("index", relative_position_index(self.grid), persistent=False)
+        self.register_fixed()
+
+    def fixed_buffers(self) -> dict[str, Tensor]:
+        return {"index": relative_position_index(self.grid)}
 
     @property
     def tables(self) -> list[nn.Parameter]:
@@ -60,7 +63,7 @@ class RelativePositionBias(Configurable, nn.Module):
         return biases
 
 
-class Alibi(Configurable, nn.Module):
+class Alibi(Configurable, FixedBuffers):
     """Bias that falls with the distance of two tokens, -slope x scale x |i - j| (arXiv 2108.12409; recipe row "2.0 audio").
 
     The scale is learned, one per head, starts at 1 and counts as 0 where it is negative. It is symmetric: tokens see both
@@ -76,7 +79,10 @@ class Alibi(Configurable, nn.Module):
     def __init__(self, num_heads: int = 12, num_scales: int = 1) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(num_scales, num_heads))
-        self.register_buffer("slopes", torch.tensor(alibi_slopes(num_heads)), persistent=False)
+        self.register_fixed()
+
+    def fixed_buffers(self) -> dict[str, Tensor]:
+        return {"slopes": torch.tensor(alibi_slopes(self.scale.shape[1]), dtype=torch.float32)}
 
     @property
     def tables(self) -> list[Tensor]:

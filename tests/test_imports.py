@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["errors", "atomic"],
     ["commands", "lines", "locks"],
-    ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution"],
+    ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution", "fixed"],
     ["training_state"],
     ["figures", "recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
     ["encoders", "transformer", "saving", "windows"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from d2v_lightning.convolution import Conv1d, FrameConv
+from d2v_lightning.convolution import Conv1d, FrameConv, WeightNormedConv, weight_normed
 from d2v_lightning.encoders.encoder import Encoder, Padding, Position
 from d2v_lightning.errors import UserError
 
@@ -78,12 +78,13 @@ class ConvPosition(Position):
             )
         self.dim, self.padding = dim, padding
         kernel = width if depth == 1 else max(3, width // depth)
-        convs = [Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)]
-        if depth == 1:
+        kind = WeightNormedConv if depth == 1 else Conv1d
+        convs = [kind(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)]
+        if isinstance(convs[0], WeightNormedConv):
             nn.init.normal_(convs[0].weight, std=math.sqrt(4.0 / (kernel * dim)))
             assert convs[0].bias is not None
             nn.init.zeros_(convs[0].bias)
-            convs[0] = nn.utils.parametrizations.weight_norm(convs[0], dim=2)
+            weight_normed(convs[0])
         self.convs = nn.ModuleList(convs)
 
     def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:

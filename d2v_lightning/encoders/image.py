@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from d2v_lightning.encoders.encoder import Encoder, Position
 from d2v_lightning.errors import UserError
+from d2v_lightning.fixed import FixedBuffers
 from d2v_lightning.position import sine_cosine_positions
 
 PositionKind = Literal["none", "learned", "sine_cosine"]
 
 
-class ImagePosition(Position):
+class ImagePosition(FixedBuffers, Position):
     """Puts the class token in front and adds positions.
 
     Args:
@@ -34,13 +35,17 @@ class ImagePosition(Position):
         super().__init__()
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.embedding = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], dim)) if kind == "learned" else None
-        fixed = sine_cosine_positions(grid, dim) if kind == "sine_cosine" else None
-        self.register_buffer("fixed", fixed, persistent=False)  # a function of the grid
+        self.dim, self.grid, self.kind = dim, grid, kind
+        self.register_buffer("fixed", None, persistent=False)
+        self.register_fixed()
         if class_token_std < 1:
             for parameter in self.parameters():
                 nn.init.trunc_normal_(parameter, std=class_token_std, a=-class_token_std, b=class_token_std)
         else:
             nn.init.normal_(self.class_token, std=class_token_std)
+
+    def fixed_buffers(self) -> dict[str, Tensor]:
+        return {"fixed": sine_cosine_positions(self.grid, self.dim)} if self.kind == "sine_cosine" else {}
 
     def forward(self, tokens: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Patches (B, N, D), hidden ones replaced already -> the trunk's input (B, 1 + N, D). Images have no padding."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from d2v_lightning.encoders.audio import AudioEncoder, feature_lengths
 from d2v_lightning.errors import UserError
+from d2v_lightning.fixed import FixedBuffers
 
 _RATE, _WINDOW, _HOP, _FFT = 16_000, 400, 320, 512  # the frames of `CONV_LAYERS`: 25 ms, 50 a second
 _FLOOR = 1e-3  # added to the power in a band; white noise of variance 1 has 150 at each frequency
@@ -21,7 +22,7 @@ def mel_filters(bands: int) -> Tensor:
     return torch.from_numpy(filters).float()
 
 
-class LogMelEncoder(AudioEncoder):
+class LogMelEncoder(FixedBuffers, AudioEncoder):
     """An `AudioEncoder` with log-mel bands in place of the convolutions, at the same frames.
 
     Not of the papers: it is ours, for little data, from which the convolutions hardly learn to be a filter bank: with a
@@ -57,15 +58,18 @@ class LogMelEncoder(AudioEncoder):
         )
         self.convs, self.conv_norms = nn.ModuleList(), nn.ModuleList()
         self.norm = nn.Identity()
+        self.register_fixed()
+
+    def fixed_buffers(self) -> dict[str, Tensor]:
         angles = torch.arange(_WINDOW)[:, None] * torch.arange(_FFT // 2 + 1) * (2 * torch.pi / _FFT)
         waves = torch.hann_window(_WINDOW)[:, None] * torch.stack([angles.cos(), angles.sin()], dim=1).flatten(1)
-        self.register_buffer("waves", waves, persistent=False)
+        bands = self.conv_layers[0][0]
         filters = mel_filters(bands)
         if narrow := int((filters.sum(dim=0) == 0).sum()):
             raise UserError(
                 f"bands is {bands}: {narrow} of them are narrower than a frequency of the spectrum, lower it"
             )
-        self.register_buffer("filters", filters, persistent=False)
+        return {"waves": waves, "filters": filters}
 
     def frames(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         """Waveforms (B, S), of which `lengths` (B,) samples are sound, -> bands (B, N, C), worked out in float32."""
