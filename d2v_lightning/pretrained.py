@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -90,6 +91,7 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of no known layout, or names a class that is not this project's.
     """
+    path = os.path.expanduser(path)
     if not Path(path).is_file():
         directory = hub.directory_of(path)
         if not is_own(directory):

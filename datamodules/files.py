@@ -74,18 +74,13 @@ def read_bytes(path: str) -> bytes:
     """The content of a file.
 
     Raises:
-        FolderGoneError: its folder has vanished, is empty or can no longer be read.
-        OSError: it cannot be read for another reason.
-        ValueError: it is a pipe or device.
+        OSError: it cannot be read.
+        ValueError: it is a folder, pipe or device.
     """
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError("it is no file: folders, pipes and devices are not read")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        refuse_gone(os.path.dirname(path) or os.curdir, error)
-        raise
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError("it is no file: folders, pipes and devices are not read")
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def refuse_gone(folder: str, error: OSError) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_warn
 
 from d2v_lightning.errors import NotFoundError, UserError
-from datamodules.files import PASSED_BY, PICTURES, composed, expanded, files_of
+from datamodules.files import PASSED_BY, PICTURES, composed, expanded, files_of, refuse_gone
 from datamodules.pictures import decoded, read_picture
 from datamodules.samplers import derived_seed
 
@@ -55,7 +55,14 @@ class PictureFiles:
         return len(self.paths)
 
     def picture(self, index: int) -> Image.Image:
-        return read_picture(self.paths[index])
+        """Decodes one picture; `FolderGoneError` where the folder that it was found in has vanished."""
+        path = self.paths[index]
+        try:
+            return read_picture(path)
+        except OSError as error:
+            if error.errno is not None:
+                refuse_gone(os.path.dirname(path) or os.curdir, error)
+            raise
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -221,16 +228,24 @@ def find_image_column(features: Mapping[str, Any], wanted: str | None) -> str:
     if wanted is not None:
         if wanted not in features:
             raise UserError(f"image_column {wanted!r}: the data set has {', '.join(features)}")
+        kind = features[wanted]
+        if not _is_image(kind) and getattr(kind, "dtype", None) not in (
+            "string",
+            "large_string",
+            "binary",
+            "large_binary",
+        ):
+            raise UserError(f"image_column {wanted!r} holds {kind}: pictures, their bytes or their paths are needed")
         return wanted
-    found = [
-        name
-        for name, feature in features.items()
-        if type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and "bytes" in feature)
-    ]
+    found = [name for name, feature in features.items() if _is_image(feature)]
     if len(found) != 1:
         how_many = "more than one column" if found else "no column"
         raise UserError(f"{how_many} of pictures among {', '.join(features)}: set image_column")
     return found[0]
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image" or (isinstance(feature, Mapping) and "bytes" in feature)
 
 
 def find_label_column(features: Mapping[str, Any], wanted: str | None) -> str | None:
@@ -281,10 +296,20 @@ def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
 
     Raises:
         FileNotFoundError: it looks like a path and is not there.
-        ValueError: a folder made by `save_to_disk` is to be streamed.
+        ValueError: a folder made by `save_to_disk` is to be streamed, or it is no data set that `datasets` can read.
     """
     import datasets
 
+    try:
+        return _opened(datasets, dataset, config, streaming)
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{dataset} is no data set that can be read: {reason[:300]}") from error
+
+
+def _opened(datasets: Any, dataset: str, config: str | None, streaming: bool) -> Any:
     path = expanded(dataset)
     dataset = str(path) if dataset.startswith("~") else dataset
     if path.is_file():

@@ -75,8 +75,10 @@ class KeyedImages(Dataset[dict[str, Any]]):
         """Makes one sample, so that a data set without any use is refused before training starts.
 
         Raises:
-            ValueError: none of a hundred pictures can be read, or labels are out of range.
+            ValueError: there are none, none of a hundred can be read, or labels are out of range.
         """
+        if not len(self):
+            raise UserError("the data set has no rows: check it")
         _ = self[0]
 
     def _readable(self, index: int, unreadable: list[str], attempts: int) -> tuple[Image.Image, int] | None:

@@ -7,7 +7,7 @@ import io
 import struct
 import zlib
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from d2v_lightning.errors import UserError
 from datamodules.files import read_bytes
@@ -35,11 +35,7 @@ UNREADABLE = (
 
 
 def read_picture(path: str) -> Image.Image:
-    """The picture in a file, see `decoded`.
-
-    Raises:
-        FolderGoneError: the folder that it was in has vanished; any of `UNREADABLE` otherwise.
-    """
+    """The picture in a file, see `decoded`; any of `UNREADABLE` where the file cannot be read or is none."""
     return decoded(read_bytes(path))
 
 
@@ -48,7 +44,11 @@ def decoded(content: bytes) -> Image.Image:
 
     Of an animation, the first frame. Any of `UNREADABLE` means that it cannot be read.
     """
-    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:  # whose message has an address in memory
+        raise UserError("cannot identify image file") from error
+    with opened as picture:
         picture.load()
         with contextlib.suppress(*UNREADABLE):  # a tag that cannot be parsed turns nothing
             ImageOps.exif_transpose(picture, in_place=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -214,6 +215,12 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, Lightning
             return
         if len(names) != self.num_classes:
             raise UserError(f"the data has {len(names)} classes, the model {self.num_classes}: set model.num_classes")
+        if stage != "fit" and self.class_names and list(names) != list(self.class_names[: len(names)]):
+            pairs = [pair for pair in zip(names, self.class_names, strict=False) if pair[0] != pair[1]]
+            rank_zero_warn(
+                f"{len(pairs)} classes have other names in the data than in the model, the first is {pairs[0][0]} and "
+                f"{pairs[0][1]}: they are compared by their numbers"
+            )
         if stage == "fit":
             self.class_names = list(names)
             self.config["init_args"]["class_names"] = self.class_names

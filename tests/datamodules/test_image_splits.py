@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from d2v_lightning import Data2Vec, ImageClassifier
 from d2v_lightning.errors import UserError
 from datamodules import ImageDataModule
 from datamodules.image_sources import FolderSource, number_labels
@@ -153,3 +155,35 @@ def test_a_split_is_opened_when_it_is_asked_for() -> None:
     assert splits["val"] is splits["val"]
     assert splits["val"].given == ["a"]  # type: ignore[attr-defined]
     assert opened == ["there", "here"]
+
+
+def test_tables_without_pictures_are_one_line(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    for name, column, message in (
+        ("numbers", [1, 2], "image_column 'image' holds .*int64.*: pictures, their bytes or their paths are needed"),
+        ("empty", [], "is no data set that can be read"),
+    ):
+        (tmp_path / name).mkdir()
+        datasets.Dataset.from_dict({"image": column}).to_parquet(tmp_path / name / "train-0.parquet")
+        with pytest.raises(UserError, match=message):
+            module(dataset=str(tmp_path / name), image_column="image").setup("fit")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(UserError, match=r"broken\.parquet is no data set that can be read"):
+        module(dataset=str(tmp_path / "broken.parquet")).setup("fit")
+
+
+def test_other_names_of_classes_than_the_models_are_said(tmp_path: Path) -> None:
+    for name in ("test/cat/1", "test/emu/2"):
+        saved(tmp_path / f"{name}.png")
+    data = module(root=str(tmp_path), task="classify")
+    data.setup("test")
+    backbone = Data2Vec.from_recipe("digits").backbone
+    for names, said in ((["cat", "dog"], 1), (["cat", "emu"], 0)):
+        model = ImageClassifier(2, backbone=backbone, mixup=0, cutmix=0, class_names=names)
+        model._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.setup("test")
+        found = [str(warning.message) for warning in caught if "classes have other names" in str(warning.message)]
+        assert len(found) == said

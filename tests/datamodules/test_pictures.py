@@ -58,6 +58,9 @@ def test_a_tag_that_cannot_be_parsed_turns_nothing() -> None:
 def test_cells_without_a_picture_have_a_reason() -> None:
     good = Image.new("L", (3, 2), 7)
     assert open_cell({"bytes": content(good), "path": None}).getpixel((0, 0)) == 7
+    with pytest.raises(FileNotFoundError) as error:
+        open_cell({"bytes": None, "path": "/never/there.png"})
+    assert not isinstance(error.value, FolderGoneError)
     for cell in (None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}, {"path": None}):
         with pytest.raises(UserError, match="there is no picture in this row"):
             open_cell(cell)
@@ -79,6 +82,8 @@ def test_odd_content_is_unreadable_and_nothing_else(tmp_path: Path, monkeypatch:
     ):
         with pytest.raises(UNREADABLE):
             decoded(broken)
+    with pytest.raises(UserError, match=r"^cannot identify image file$"):
+        decoded(b"<html>404</html>")
     with pytest.raises(UserError, match="it has 1x1 pixels, fewer than the 4x4 patches of the model"):
         refuse_too_small(Image.new("L", (1, 1)), (4, 4))
     os.mkfifo(tmp_path / "pipe.png")
