@@ -98,7 +98,7 @@ def refuse_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], name:
         )
     for group, own in zip(groups, optimizer.param_groups, strict=True):
         for key, value in own.items():
-            if key in group and key != "params" and isinstance(value, (int, float, tuple)):
+            if key in group and key not in ("params", "fused") and isinstance(value, (int, float, tuple)):
                 _compare(group[key], value, f"{name}: param_groups.{key}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     by_number = dict(zip((number for some in numbers for number in some), parameters, strict=True))
