@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         command.add_argument("path", help="file, directory or name on the model hub")
         command.add_argument("--dictionary", help="fairseq's dict.txt of a CTC or text model")
+        command.add_argument("--pretrained", help="the file that a fine-tuned one of fairseq's started from")
         if name == "inspect":
             command.add_argument("--weights", action="store_true", help="every weight, not one line for all blocks")
             continue
@@ -171,7 +172,7 @@ def _not_in_transformers(module: Any) -> str:
 
 
 def _read(args: argparse.Namespace) -> Pretrained:
-    return read_pretrained(args.path, read_dictionary(args.dictionary) if args.dictionary else None)
+    return read_pretrained(args.path, read_dictionary(args.dictionary) if args.dictionary else None, args.pretrained)
 
 
 def _directory(path: str) -> Path | None:

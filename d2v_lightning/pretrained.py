@@ -78,7 +78,9 @@ class Pretrained(NamedTuple):
         return Pretrained(content, self.path)
 
 
-def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pretrained:
+def read_pretrained(
+    path: str | Path, dictionary: list[str] | None = None, pretrained: str | Path | None = None
+) -> Pretrained:
     """Read a network from anywhere. Nothing in the file is executed.
 
     Args:
@@ -86,6 +88,8 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
             transformers' Data2Vec models, BEiT, Wav2Vec2 and RoBERTa, with or without a task's head; or a name of such
             a directory on the model hub.
         dictionary: see `load_official`.
+        pretrained: the file that a fine-tuned one of fairseq's started from, where its own `w2v_path` or `model_path` does
+            not lead there.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,7 +106,7 @@ def read_pretrained(path: str | Path, dictionary: list[str] | None = None) -> Pr
         return Pretrained(content, str(path))
     file = read_tensors(path, mapped=True)
     if is_official(file):
-        return Pretrained(convert_official(file, str(path), dictionary), str(path))
+        return Pretrained(convert_official(file, str(path), dictionary, pretrained), str(path))
     if not isinstance(file, dict) or "d2v_lightning" not in file:
         holds = f"entries {sorted(map(str, file))[:5]}" if isinstance(file, dict) else f"a {type(file).__name__}"
         raise UserError(
@@ -165,13 +169,15 @@ class FromPretrained(LoadsOwnCheckpoints):
     """Mixin for our LightningModules: `from_pretrained` and `save_pretrained`."""
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, dictionary: list[str] | None = None) -> Self:
+    def from_pretrained(
+        cls, path: str | Path, dictionary: list[str] | None = None, pretrained: str | Path | None = None
+    ) -> Self:
         """The module in a file, a directory or on the model hub, see `read_pretrained`.
 
         Raises:
             FileNotFoundError, ValueError: see `read_pretrained`; or the file holds a module of another class.
         """
-        found = read_pretrained(path, dictionary)
+        found = read_pretrained(path, dictionary, pretrained)
         held = own_class(found.tree["class_path"])
         if not issubclass(held, cls):
             remedy = (

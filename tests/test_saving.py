@@ -41,7 +41,7 @@ DOORS: dict[str, Callable[[Path], object]] = {
     "from_pretrained": Data2Vec.from_pretrained,
     "load_backbone": load_backbone,
     "fine-tuning": lambda path: ImageClassifier(num_classes=2, checkpoint=str(path)),
-    "inspect": lambda path: convert._read(argparse.Namespace(path=str(path), dictionary=None)),
+    "inspect": lambda path: convert._read(argparse.Namespace(path=str(path), dictionary=None, pretrained=None)),
 }
 TREES: dict[str, Callable[[Any, Path], object]] = {
     "itself": lambda tree, path: tree["init_args"].update(checkpoint=str(path)),

@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.options import option, plain_options, truth
+from d2v_lightning.checkpoints.options import as_options, option, plain_options, truth
 from d2v_lightning.configurable import build
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.errors import NotFoundError, UserError
@@ -64,7 +64,9 @@ def is_official(file: Any) -> bool:
     return described or ("head.weight" in model and "patch_embed.proj.weight" in model)
 
 
-def convert_official(file: Any, path: str, dictionary: list[str] | None = None) -> Content:
+def convert_official(
+    file: Any, path: str, dictionary: list[str] | None = None, pretrained: str | Path | None = None
+) -> Content:
     """An official file's content as ours.
 
     Raises:
@@ -77,6 +79,8 @@ def convert_official(file: Any, path: str, dictionary: list[str] | None = None) 
     try:
         file = {**file, "model": file.get("model", file.get("module"))}
         file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
+        if pretrained is not None:
+            file["cfg"] = _started_from(file["cfg"], pretrained)
         content = _convert(file, path, dictionary)
     except ValueError as error:  # of a constructor, or about one option or weight: say where
         raise UserError(str(error) if path in str(error) else f"{path}: {error}") from error
@@ -94,6 +98,17 @@ def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None) -> C
         return official_image.convert(file, path)
     content = (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
     return content._replace(normalize=truth(option(file["cfg"], "task.normalize", default=None), "task.normalize"))
+
+
+def _started_from(cfg: Any, pretrained: str | Path) -> dict[str, Any]:
+    """Options of a fine-tuned file, with another place of the file that it started from."""
+    model = as_options((as_options(cfg) or {}).get("model"))
+    if model is None:
+        raise UserError(f"--pretrained {pretrained} goes with a file that fairseq fine-tuned")
+    if not Path(pretrained).is_file():
+        raise NotFoundError(f"no pre-trained file at {pretrained}: give the path of a file that exists")
+    here = dict.fromkeys(official_finetuned.PRETRAINED_AT, str(pretrained))
+    return {**cfg, "model": {**model, **here, "w2v_args": None, "pretrained_model_args": None}}
 
 
 def _padding(tree: Any) -> str | None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, model_options, text_backbone
-from d2v_lightning.checkpoints.options import as_options, option
+from d2v_lightning.checkpoints.options import as_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.errors import UserError
-from d2v_lightning.tensor_files import Weights, named_tensors
+from d2v_lightning.tensor_files import Weights, named_tensors, read_tensors
 
 CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."
+PRETRAINED_AT = ("w2v_path", "model_path")  # where a fine-tuned file says that it started from
 MULTI = "model."  # what 2.0 puts before the network's names in images and text
 IMAGE_HEAD: Names = both("head", "head") | both("norm", "fc_norm")
 # What their pictures were normalised with: 1.0's command leaves out `--imagenet_default_mean_and_std`; 2.0's
@@ -169,8 +172,7 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
         inner[name] = option(options, name, default=0.0)
     backbone = _network(_below(weights, MULTI), inner, path, "IMAGE")
     rows: list[Row] = []
-    for name in [name for name in weights if name.endswith(official_multi.FIXED)]:
-        drop(weights, name, "follows from the grid", rows)
+    official_multi.drop_tables(weights, path, rows, backbone.encoder)
     table = prefixed(_table(backbone, multi=True), "backbone.", MULTI) | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone}
     content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
@@ -194,8 +196,28 @@ def _inner(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
     """The options of the pre-training that a fine-tuned file started from."""
     given = as_options(options.get(name))
     if given is None:
-        raise UserError(f"{path}: its option {name} is missing, which says what network was fine-tuned")
+        given = _of_pretrained(options, name, path)
     return as_options(given.get("model")) or given
+
+
+def _of_pretrained(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    """The options in the pre-trained file that a fine-tuned one names: fairseq's own fine-tuning stores nothing else.
+
+    Raises:
+        ValueError: it names none that is there.
+    """
+    named = option(options, *PRETRAINED_AT, default="")
+    if not os.path.isfile(named):
+        raise UserError(
+            f"{path}: its option {name} is missing, which says what network was fine-tuned, and so is the pre-trained file "
+            f"that it names ({named[:200]!r}): give that file as --pretrained FILE (pretrained=... in Python)"
+        )
+    file = read_tensors(named, mapped=True)
+    given = as_options(plain_options(file.get("cfg"))) if isinstance(file, dict) else None
+    if given is None:
+        raise UserError(f"{path} was fine-tuned from {named}, which has no 'cfg' that says what network that is")
+    rank_zero_info(f"{path}: the options of the network are those of the pre-trained file {named}")
+    return given
 
 
 def _network(weights: Weights, options: dict[str, Any], path: str, modality: str) -> Backbone:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
@@ -83,7 +83,7 @@ def convert(file: dict[str, Any], path: str) -> Content:
     rows: list[Row] = []
     state = to_ours(model.student.state_dict(), student, _student_table(model), path, rows, "student.")
     converted = {f"student.{name}": tensor for name, tensor in state.items()}
-    drop_fixed(student, path, rows)
+    drop_fixed(student, path, rows, model.encoder)
     kind = f"data2vec 2.0 for {KINDS[modality]}, pre-trained"
     licence = NON_COMMERCIAL if modality == "IMAGE" else FREE
     if ema is None:
@@ -94,7 +94,7 @@ def convert(file: dict[str, Any], path: str) -> Content:
         return Content(tree, converted, f"{kind}, without teacher", licence, rows)
     teacher = named_tensors(ema, f"{path} (_ema)")
     state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)", rows, "teacher.")
-    drop_fixed(teacher, f"{path} (_ema)", rows)
+    drop_fixed(teacher, f"{path} (_ema)", rows, model.encoder)
     return Content(tree, converted | {f"teacher.{name}": tensor for name, tensor in state.items()}, kind, licence, rows)
 
 
@@ -110,16 +110,45 @@ def modality_of(state: State, path: str) -> str:
     return modalities[0]
 
 
-def drop_fixed(rest: State, path: str, rows: list[Row]) -> None:
+def drop_fixed(rest: State, path: str, rows: list[Row], encoder: Encoder) -> None:
     """Drop tables of positions, which follow from the grid.
 
     Raises:
-        ValueError: anything else is left.
+        ValueError: one does not, or anything else is left.
     """
-    for name in [name for name in rest if name.endswith(FIXED)]:
-        drop(rest, name, "follows from the grid", rows)
+    drop_tables(rest, path, rows, encoder)
     if rest:
         raise UserError(f"{path}: weight {min(rest)!r} is not part of data2vec 2.0 pre-training")
+
+
+def drop_tables(rest: State, path: str, rows: list[Row], encoder: Encoder) -> None:
+    """Drop tables of positions that are those of an image encoder's grid.
+
+    Raises:
+        ValueError: one is another.
+    """
+    for name in [name for name in rest if name.endswith(FIXED) and isinstance(encoder, ImageEncoder)]:
+        if grid_of(rest[name], name) != encoder.grid:
+            raise UserError(f"{path}: weight {name!r} is not the table of positions of {encoder.grid} patches")
+        drop(rest, name, "follows from the grid", rows)
+
+
+def grid_of(table: Tensor, name: str) -> tuple[int, int]:
+    """The grid (down, across) whose sine-cosine positions a table (1, N, D) holds.
+
+    Raises:
+        ValueError: it holds those of none, so that ours would compute with others.
+    """
+    sizes = tuple(table.shape)
+    patches, dim = sizes[1:] if len(sizes) == 3 and sizes[0] == 1 else (0, 0)
+    close = {torch.float16: 2e-3, torch.bfloat16: 2e-2}.get(table.dtype, 1e-4)
+    for down in [down for down in range(1, patches + 1) if patches % down == 0 and dim % 4 == 0]:
+        grid = (down, patches // down)
+        with torch.device("cpu"):  # also while a network is described on "meta"
+            positions = sine_cosine_positions(grid, dim).reshape(sizes)
+        if torch.allclose(positions, table.float(), rtol=0.0, atol=close):
+            return grid
+    raise UserError(f"weight {name!r} of shape {sizes} holds positions that are not the sines and cosines of any grid")
 
 
 def state_dict(model: Data2Vec) -> dict[str, Any]:
@@ -286,15 +315,20 @@ def _tree(state: Weights, modality: str, options: dict[str, Any], cfg: dict[str,
 def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:
     if modality == "IMAGE":
         _, channels, patch, _ = state.sizes(f"{below}local_encoder.proj.weight", 4)
-        patches = state.sizes(below + FIXED, 3)[1] if below + FIXED in state else 0
-        side = math.isqrt(patches) or int(option(own, "input_size", default=224)) // patch
-        refuse_contradictions(own, {"patch_size": patch, "in_chans": channels, "input_size": side * patch})
+        fixed = below + FIXED in state
+        if fixed:
+            grid = grid_of(state[below + FIXED], below + FIXED)
+        else:
+            grid = (int(option(own, "input_size", default=224)) // patch,) * 2
+        refuse_contradictions(own, {"patch_size": patch, "in_chans": channels})
+        if grid[0] == grid[1]:
+            refuse_contradictions(own, {"input_size": grid[0] * patch})
         return ImageEncoder(
-            image_size=side * patch,
+            image_size=grid[0] * patch if grid[0] == grid[1] else (grid[0] * patch, grid[1] * patch),
             patch_size=patch,
             in_channels=channels,
             dim=dim,
-            positions="sine_cosine" if patches else "none",
+            positions="sine_cosine" if fixed else "none",
             init="xavier",
         )
     if modality == "TEXT":

@@ -143,3 +143,35 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     torch.save(file, path)
     with pytest.raises(ValueError, match="its option w2v_args is missing, which says what network was fine-tuned"):
         load_official(path)
+
+
+@pytest.mark.parametrize("version", ["audio_padded", "d2v2_audio_alibi_padded"])
+def test_options_that_are_in_the_pre_trained_file_only(version: str, tmp_path: Path) -> None:
+    """Fairseq's own fine-tuning stores `w2v_args: None` and the place of the file that it started from."""
+    case = GoldenCase(version)
+    pretrained = case.write_official_file(tmp_path)
+    dropped = ("final_proj.", "modality_encoders.AUDIO.decoder.")
+    network = {name: tensor for name, tensor in case.group("model.").items() if not name.startswith(dropped)}
+    dim = next(
+        t for name, t in network.items() if name.endswith(("final_layer_norm.weight", "blocks.0.norm1.weight"))
+    ).shape[0]
+    weights = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in network.items()}
+    weights |= {"w2v_encoder.proj.weight": torch.randn(32, dim), "w2v_encoder.proj.bias": torch.zeros(32)}
+    path = tmp_path / "checkpoint_best.pt"
+
+    def write(place: str) -> None:
+        model = {"_name": "wav2vec_ctc", "w2v_path": place, "w2v_args": None}
+        torch.save({"cfg": {"model": model, "task": {"normalize": True}}, "model": weights}, path)
+
+    write(str(pretrained))
+    found = SpeechCTC.from_pretrained(path)
+    write("/elsewhere/base.pt")
+    given = SpeechCTC.from_pretrained(path, pretrained=pretrained)
+    assert given.config == found.config
+    state = found.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in given.state_dict().items())
+    assert torch.equal(state["head.weight"], weights["w2v_encoder.proj.weight"])
+    with pytest.raises(ValueError, match=r"checkpoint_best\.pt: its option w2v_args is missing.*--pretrained FILE"):
+        SpeechCTC.from_pretrained(path)
+    with pytest.raises(ValueError, match="no pre-trained file at"):
+        SpeechCTC.from_pretrained(path, pretrained="/elsewhere/base.pt")
