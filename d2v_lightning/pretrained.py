@@ -44,6 +44,17 @@ class Pretrained(NamedTuple):
         """Its state dict."""
         return self.content.state
 
+    @property
+    def data(self) -> Tree:
+        """Arguments of the datamodule that it was trained with, as far as they are known."""
+        return (self.content.data or {}).get("init_args", {})
+
+    @property
+    def normalize(self) -> bool | None:
+        """See `load_normalize`."""
+        own: bool | None = (self.tree["init_args"] | self.data).get("normalize")
+        return self.content.normalize if own is None else own
+
     def part(self, prefix: str) -> State:
         """The weights below a prefix, the prefix cut off.
 
@@ -74,7 +85,8 @@ class Pretrained(NamedTuple):
         encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
         tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
         state = self.part(f"modalities.{modality}.")
-        content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer)
+        data = ((self.content.data or {}).get("init_args", {}).get("datamodules") or {}).get(modality)
+        content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer, data=data)
         return Pretrained(content, self.path)
 
 
@@ -202,7 +214,7 @@ class FromPretrained(LoadsOwnCheckpoints):
 
 
 def load_backbone(
-    path: str | Path,
+    path: str | Path | Pretrained,
     part: Literal["student", "teacher"] = "student",
     image_size: int | tuple[int, int] | None = None,
     drop_path: float | None = None,
@@ -213,7 +225,7 @@ def load_backbone(
     """The backbone in a pre-trained or fine-tuned file, ready for another task.
 
     Args:
-        path: see `read_pretrained`.
+        path: see `read_pretrained`, or what it gave.
         part: of a pre-training file. Published fine-tuning of images starts from the student.
         image_size: pixels of the new task, (height, width) or one number; tables of positions are resized to it.
         drop_path: stochastic depth of the new task; None keeps the file's.
@@ -226,7 +238,7 @@ def load_backbone(
     """
     if part not in ("student", "teacher"):
         raise UserError(f"part is {part!r}: choose 'student' or 'teacher'")
-    found = read_pretrained(path).of_modality(modality)
+    found = path if isinstance(path, Pretrained) else read_pretrained(path).of_modality(modality)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     tree, state = backbone_part(found, part, size)
     arguments = tree["init_args"]["transformer"]["init_args"]
@@ -234,7 +246,7 @@ def load_backbone(
     if drop_path is not None:
         arguments["drop_path"] = drop_path
     backbone: Backbone = build(tree)
-    load_exactly(backbone, state, str(path))
+    load_exactly(backbone, state, found.path)
     backbone.licence, backbone.tokenizer = found.content.licence, found.content.tokenizer
     return backbone
 
@@ -262,12 +274,7 @@ def load_normalize(path: str | Path, modality: str | None = None) -> bool | None
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`.
     """
-    found = read_pretrained(path)
-    data = found.content.data or {}
-    if modality is not None:
-        data = data.get("init_args", {}).get("datamodules", {}).get(modality, {})
-    own: bool | None = (found.tree["init_args"] | data.get("init_args", {})).get("normalize")
-    return found.content.normalize if own is None else own
+    return read_pretrained(path).of_modality(modality).normalize
 
 
 def backbone_part(

@@ -200,7 +200,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         self.predict_paths: list[str] = []
         self._size: tuple[int, int] | None = None
         self._grid: tuple[int, int] = (1, 1)
-        self._channels = 3
+        self._channels = 3 if num_channels is None else num_channels
         self._sources: Mapping[Split, ImageSource] = {}
         self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None
@@ -347,9 +347,8 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             raise UserError("nothing to predict: call setup('predict') first")
         done = np.zeros(len(source), bool)
         if isinstance(source, PictureFiles):  # a row of a data set has no version that would tell it from another's
-            done = done_before(
-                self, self.predict_paths, {"size": self._size, "channels": self._channels, **self.seen_as}
-            )
+            settings = {"size": self._size, "channels": self._channels, **self.seen_as}
+            done = done_before(self, self.predict_paths, settings, len(source))
         images = self._images(source, replace=False, labelled=False)
         return PredictLoader(
             SafeLoader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,18 @@ from datamodules.samplers import Key, world
 Done = NDArray[np.bool_]
 
 
-def done_before(data: LightningDataModule, names: Sequence[str], settings: Any) -> Done:
-    """Which inputs a stopped run has predictions for, (names,) bool.
+def done_before(data: LightningDataModule, names: Iterable[str], settings: Any, count: int) -> Done:
+    """Which inputs a stopped run has predictions for, (count,) bool.
 
     Args:
         data: whose Trainer may have a callback with `go_on`, such as `PredictionWriter`.
-        names: of the inputs, paths where they are files.
+        names: of the inputs, paths where they are files; else names that say what the inputs are.
         settings: plain data that the predictions depend on beside the network and the files.
+        count: of the names.
     """
     writers = [one for one in getattr(data.trainer, "callbacks", ()) if hasattr(one, "go_on")]
     done = writers[0].go_on(data.trainer, names, settings) if len(writers) == 1 else None
-    return np.zeros(len(names), bool) if done is None else done
+    return np.zeros(count, bool) if done is None else done
 
 
 class PlaceBatches(Sampler[list[Key]]):
@@ -55,7 +56,8 @@ class PlaceBatches(Sampler[list[Key]]):
 
 class PredictLoader:
     """Batches of a `DataLoader`, once. A batch's "unreadable", a list of "name: reason", is taken out, and one warning at the
-    end counts and names all of them; a batch that has nothing else is left out.
+    end counts and names all of them; so is "cut", names of what is longer than the model reads. A batch without inputs is
+    left out.
 
     This is not a `DataLoader` so that Lightning leaves its sampler alone.
     """
@@ -68,14 +70,17 @@ class PredictLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        unreadable: list[str] = []
+        said = {"unreadable": "unreadable file(s) left out", "cut": "line(s) longer than the model reads, and cut"}
+        named: dict[str, list[str]] = {kind: [] for kind in said}
         try:
             for batch in self._loader:
-                unreadable += batch.pop("unreadable", [])
+                for kind, names in named.items():
+                    names += batch.pop(kind, [])
                 if "inputs" in batch:
                     yield batch
         finally:
-            if unreadable:
-                more = f" and {len(unreadable) - NAMES_IN_WARNING} more" if len(unreadable) > NAMES_IN_WARNING else ""
-                named = "; ".join(unreadable[:NAMES_IN_WARNING])
-                warnings.warn(f"{len(unreadable)} unreadable file(s) left out: {named}{more}", stacklevel=2)
+            for kind, names in named.items():
+                if names:
+                    more = f" and {len(names) - NAMES_IN_WARNING} more" if len(names) > NAMES_IN_WARNING else ""
+                    listed = "; ".join(names[:NAMES_IN_WARNING])
+                    warnings.warn(f"{len(names)} {said[kind]}: {listed}{more}", stacklevel=2)

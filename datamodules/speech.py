@@ -391,7 +391,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             max(1, self.batch_samples // full),
         )
         windows.share = world()
-        windows.done = done_before(self, self.predict_paths, [normalised, self.window_seconds])
+        windows.done = done_before(self, self.predict_paths, [normalised, self.window_seconds], len(self.predict_paths))
         return PredictLoader(
             SafeLoader(
                 windows,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,16 +19,21 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
+from datamodules.files import files_of
 from datamodules.loader import ResumableLoader, resume_exactly
+from datamodules.predicting import PredictLoader, done_before
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed
 from datamodules.text_collators import TextMaskCollator, check_masking
 from datamodules.text_corpus import Packing, TokenCorpus, checked_packing, tokenized
-from datamodules.text_sources import Documents, FileSource, TextSource, open_tables
-from datamodules.vocabulary import Vocabulary, agreed_tokenizer, vocabulary_of
+from datamodules.text_lines import LineBatches, LineNames
+from datamodules.text_sources import JSON_SUFFIXES, Documents, FileSource, Skipped, TextSource, open_tables
+from datamodules.vocabulary import Vocabulary, agreed_tokenizer, content_hash, vocabulary_of
+from datamodules.workers import SafeLoader
 
 Split = Literal["train", "val"]
 PADDED_TO = 64  # multiples of this, so that a compiled step meets few shapes
 WASTEFUL = 0.5
+TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES)  # in a folder
 
 
 class TextBlocks(Dataset[dict[str, Any]]):
@@ -99,6 +105,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob, whole_words: see `TextMaskCollator`.
         num_workers: processes that load.
         seed: of order, masks and `val_fraction`.
+        predict_files: text to predict, as `files`, or folders of it: every line that is not empty, or record, by itself.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -127,6 +134,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         whole_words: bool = False,
         num_workers: int = 2,
         seed: int = 0,
+        predict_files: str | list[str] | None = None,
     ) -> None:
         super().__init__()
         if files is not None and dataset is not None:
@@ -155,6 +163,8 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         self.mask_prob, self.mask_length, self.num_masks = mask_prob, mask_length, num_masks
         self.leave_unmasked_prob, self.random_token_prob = leave_unmasked_prob, random_token_prob
         self.whole_words, self.num_workers, self.seed = whole_words, num_workers, seed
+        self.predict_files = predict_files
+        self.predict_paths: Sequence[str] = []
         self._tokenizer: Any = None
         self._vocabulary: Vocabulary | None = None
         self._blocks: dict[Split, TextBlocks] = {}
@@ -171,15 +181,20 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
                 batch.
         """
         resume_exactly(self.trainer)
-        if stage in ("test", "predict"):
-            raise UserError("text for pre-training has nothing to " + stage + ": use fit or validate")
-        if self.files is None and self.dataset is None:
+        if stage == "test":
+            raise UserError("text for pre-training has nothing to test: use fit or validate")
+        if stage == "predict" and self.predict_files is None:
+            raise UserError("nothing to predict: set data.predict_files to text or .jsonl files")
+        if stage != "predict" and self.files is None and self.dataset is None:
             raise UserError("no data: set files to text or .jsonl files, or dataset to a Hugging Face data set")
         if self._tokenizer is None:
             backbone = getattr(attached_model(self), "backbone", None)
             self._tokenizer = agreed_tokenizer(self.tokenizer_name, backbone)
             self._vocabulary = vocabulary_of(self._tokenizer)
-        self._check_model()
+        self._check_model(self.block_size if stage != "predict" else 0)
+        if stage == "predict":
+            self._find_lines()
+            return
         if not self._blocks:
             self._blocks = self._opened()
         if stage == "validate" and "val" not in self._blocks:
@@ -188,22 +203,33 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             per_device = self.batch_size * self.block_size
             accumulate_to(self.trainer, "batch_size x block_size", per_device, self.effective_batch, "tokens")
 
-    def _check_model(self) -> None:
+    def _find_lines(self) -> None:
+        given = [self.predict_files] if isinstance(self.predict_files, str) else self.predict_files or []
+        paths = (path for one in given for path in files_of(one, TEXT_SUFFIXES, "text file"))
+        self._source, skipped = FileSource(list(dict.fromkeys(paths)), text_field=self.text_field), Skipped()
+        self.predict_paths = LineNames(self._source, skipped)
+        if skipped.count:
+            rank_zero_warn(f"{skipped.count} line(s) skipped: {'; '.join(skipped.names)}")
+        if not len(self.predict_paths):
+            raise UserError(f"no text in {', '.join(given)}: all lines are empty or cannot be read")
+
+    def _check_model(self, block_size: int) -> None:
+        """Refuse a tokenizer that does not fit; `block_size` is 0 in prediction."""
         assert self._vocabulary is not None
         most = self._tokenizer.model_max_length
-        if self.block_size > most:
-            raise UserError(f"block_size {self.block_size}: tokenizer {self.tokenizer_name!r} is for {most} at most")
+        if block_size > most:
+            raise UserError(f"block_size {block_size}: tokenizer {self.tokenizer_name!r} is for {most} at most")
         encoder = getattr(attached_model(self), "encoder", None)
-        most = getattr(encoder, "max_positions", self.block_size)
-        if self.block_size > most:
-            raise UserError(f"block_size {self.block_size}: the model has max_positions {most}, set one of them")
+        most = getattr(encoder, "max_positions", block_size)
+        if block_size > most:
+            raise UserError(f"block_size {block_size}: the model has max_positions {most}, set one of them")
         size = getattr(encoder, "vocab_size", self._vocabulary.size)
         if self._vocabulary.size > size:
             raise UserError(
                 f"tokenizer {self.tokenizer_name!r} has {self._vocabulary.size} ids, the model vocab_size {size}: set "
                 f"the encoder's vocab_size to {self._vocabulary.size}"
             )
-        for name in ("pad_id", "mask_id"):
+        for name in ("pad_id", "mask_id") if block_size else ("pad_id",):  # prediction masks nothing
             mine = getattr(self._vocabulary, name)
             if getattr(encoder, name, mine) != mine:
                 raise UserError(
@@ -275,6 +301,25 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """Blocks in their order with masks, the same in every epoch; nothing where there is no validation."""
         return self._loader("val", training=False) if "val" in self._blocks else []
+
+    def predict_dataloader(self) -> PredictLoader:
+        """Lines by themselves, see `LineBatches`; "index" refers to `predict_paths`. Lines that a stopped run has predicted
+        are left out."""
+        names = self.predict_paths
+        if self._vocabulary is None or not isinstance(names, LineNames):
+            raise UserError("nothing to predict: call setup('predict') first")
+        done = done_before(self, names.versions(), content_hash(self._tokenizer), len(names))
+        most = getattr(getattr(attached_model(self), "encoder", None), "max_positions", self.block_size)
+        lines = LineBatches(self._source, self._tokenizer, self._vocabulary, most, self.batch_size, done, names)
+        return PredictLoader(
+            SafeLoader(
+                lines,
+                batch_size=None,
+                num_workers=self.num_workers,
+                worker_init_fn=ignore_interrupts,
+                generator=torch.Generator(),
+            )
+        )
 
     def _loader(self, split: Split, training: bool) -> ResumableLoader:
         assert self._vocabulary is not None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import decoded, numbered_lines, whole_text
 from datamodules.files import expanded, files_of
 from datamodules.image_sources import SPLIT_NAMES, open_table
 
+_T = TypeVar("_T")
 Documents = Literal["lines", "blank_lines"]
 NAMES_KEPT = 20
 ENOUGH_BAD_LINES = 1000
@@ -112,11 +113,35 @@ class FileSource:
         Raises:
             ValueError: that is so of all files.
         """
+
+        def of_file(path: Path) -> Iterator[Line]:
+            return self._records(path, skipped) if self._is_json(path) else self._plain(path, skipped)
+
+        yield from self._of_files(of_file, skipped)
+
+    def samples(self, skipped: Skipped) -> Iterator[tuple[str, int, str]]:
+        """(path, number, text) of every line that is not empty, or record of JSON lines, its own lines joined.
+
+        Raises:
+            ValueError: see `lines`.
+        """
+
+        def of_file(path: Path) -> Iterator[tuple[str, int, str]]:
+            read = self._texts if self._is_json(path) else self._decoded
+            for number, text, _ in read(path, skipped):
+                if joined := " ".join(line.text for line in split_lines(text, 0)):
+                    yield str(path), number, joined
+
+        yield from self._of_files(of_file, skipped)
+
+    def _is_json(self, path: Path) -> bool:
+        return path.suffix.lower() in JSON_SUFFIXES
+
+    def _of_files(self, of_file: Callable[[Path], Iterator[_T]], skipped: Skipped) -> Iterator[_T]:
         refused: list[UserError] = []
         for path in self.paths:
-            is_json = path.suffix.lower() in JSON_SUFFIXES
             try:
-                yield from self._records(path, skipped) if is_json else self._plain(path, skipped)
+                yield from of_file(path)
             except UserError as error:
                 refused.append(error)
                 skipped.add_file(str(error))
@@ -133,6 +158,11 @@ class FileSource:
             yield waiting
 
     def _records(self, path: Path, skipped: Skipped) -> Iterator[Line]:
+        for _, text, size in self._texts(path, skipped):
+            yield from split_lines(text, size)
+
+    def _texts(self, path: Path, skipped: Skipped) -> Iterator[tuple[int, str, int]]:
+        """(number, text, bytes) of every record that can be read."""
         count = _Count(path, skipped, "JSON lines with text", f"a record a line, its text in {self.text_field!r}")
         for number, line, size in self._decoded(path, skipped):
             if not line:
@@ -143,7 +173,7 @@ class FileSource:
                 count.bad(number, str(error))
                 continue
             count.good += 1
-            yield from split_lines(text, size)
+            yield number, text, size
         count.close()
 
     def _decoded(self, path: Path, skipped: Skipped) -> Iterator[tuple[int, str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,8 +13,12 @@ import torch
 from golden_case import GoldenCase
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import tiny_backbone
 
-from d2v_lightning import features, load_backbone
+from d2v_lightning import ImageClassifier, features, load_backbone
+from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.directory import write_directory
+from datamodules import ImageDataModule
 
 
 @pytest.fixture
@@ -26,7 +31,8 @@ def speech(tmp_path: Path) -> Path:
 
 def command(checkpoint: Path, pattern: str, out: str, *options: str) -> list[str]:
     folder = checkpoint.parent
-    return [str(folder / pattern), "--checkpoint", str(checkpoint), "--out", str(folder / out), *options]
+    paths = [str(folder / pattern), "--checkpoint", str(checkpoint), "--out", str(folder / out)]
+    return [*paths, *([] if "--num_workers" in options else ["--num_workers", "0"]), *options]
 
 
 def test_recordings_in_every_format(speech: Path, tmp_path: Path) -> None:
@@ -51,51 +57,87 @@ def test_recordings_in_every_format(speech: Path, tmp_path: Path) -> None:
     assert (tmp_path / "pooled.csv").read_text().splitlines()[1] == f"0,{tmp_path / '0.wav'}"
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_stopped_command_goes_on(
-    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workers: str, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(features, "PART", 1)
-    seen: list[str] = []
-    look = features._look
+    monkeypatch.setattr("datamodules.speech_windows.POOL", 1)
+    seen: list[int] = []
+    predict_step = features.Features.predict_step
 
-    def stops(backbone: object, sample: features.Sample, args: object) -> torch.Tensor:
-        seen.append(Path(sample.name).name)
+    def stops(self: features.Features, batch: Any, batch_idx: int) -> Any:
+        seen.append(int(batch["index"]))
         if len(seen) == 3:
-            raise KeyboardInterrupt
-        return look(backbone, sample, args)  # type: ignore[arg-type]
+            raise RuntimeError("stopped")
+        return predict_step(self, batch, batch_idx)
 
-    monkeypatch.setattr(features, "_look", stops)
-    assert features.main(command(speech, "*.wav", "out.npy")) == 130
+    monkeypatch.setattr(features.Features, "predict_step", stops)
+    with pytest.raises(RuntimeError, match="stopped"):
+        features.main(command(speech, "*.wav", "out.npy", "--num_workers", workers))
     assert features.main(command(speech, "*.wav", "out.npy", "--raw")) == 2
-    assert "is left of another command" in capsys.readouterr().err
-    assert features.main(command(speech, "*.wav", "out.npy")) == 0
-    assert seen == ["0.wav", "1.wav", "2.wav", "2.wav"]
-    assert features.main(command(speech, "*.wav", "whole.npy")) == 0
-    assert np.array_equal(np.load(tmp_path / "out.npy"), np.load(tmp_path / "whole.npy"))
-    assert not list(tmp_path.glob("*.parts"))
+    assert "is left of a run with another network, weights, decoder or other settings" in capsys.readouterr().err
+    assert features.main(command(speech, "*.wav", "out.npy", "--num_workers", workers)) == 0
+    assert len(seen) == 4
+    assert seen[2] == seen[3]
+    assert features.main(command(speech, "*.wav", "whole.npy", "--num_workers", "0")) == 0
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_pictures_and_lines_of_text(tmp_path: Path) -> None:
     pictures = GoldenCase("vision_shared_relpos").write_official_file(tmp_path)
     Image.new("L", (50, 30), 90).save(tmp_path / "grey.png")
-    assert features.main(command(pictures, "*.png", "pictures.npy")) == 0
+    assert features.main(command(pictures, "", "pictures.npy")) == 0
     assert np.load(tmp_path / "pictures.npy").shape == (1, 1, load_backbone(pictures).dim)
 
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     text = GoldenCase("text_padded").write_official_file(tmp_path)
-    ids = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", "a", "b"])}
-    plain = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b"]
+    plain = Tokenizer(models.WordLevel({token: number for number, token in enumerate(tokens)}, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path / "tokenizer")
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "mask_token": "<mask>"}
+    PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "lines.txt").write_text("a b\n\nb a b\n")
+    (tmp_path / "lines.jsonl").write_text('{"text": "a\\nb"}\n')
     options = ["--tokenizer", str(tmp_path / "tokenizer"), "--frames"]
-    assert features.main(command(text, "lines.txt", "lines.safetensors", *options)) == 0
-    found = load_file(tmp_path / "lines.safetensors")
-    assert {name.rpartition(":")[2]: array.shape[1] for name, array in found.items()} == {"1": 2, "3": 3}
-    expected = load_backbone(text).features(torch.tensor([[4, 5]]), layers=[-1]).layers[0]
-    torch.testing.assert_close(found[f"{tmp_path / 'lines.txt'}:1"], expected)
+    assert features.main(command(text, "lines.*", "lines.safetensors", *options)) == 0
+    found = {name.rpartition("/")[2]: array for name, array in load_file(tmp_path / "lines.safetensors").items()}
+    assert {name: array.shape[1] for name, array in found.items()} == {
+        "lines.txt:1": 4,
+        "lines.txt:3": 5,
+        "lines.jsonl:1": 4,
+    }
+    for name, ids in (("lines.txt:1", [0, 5, 6, 2]), ("lines.txt:3", [0, 6, 5, 6, 2]), ("lines.jsonl:1", [0, 5, 6, 2])):
+        expected = load_backbone(text).features(torch.tensor([ids]), layers=[-1]).layers[0]
+        torch.testing.assert_close(found[name], expected)
+
+
+def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its features are those of its own test loader; options override it, and each is said."""
+    torch.manual_seed(0)
+    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0)
+    for number in range(5):
+        (folder := tmp_path / "data" / "test" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        noise = torch.randint(256, (20, 30, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(folder / f"{number}.png")
+    settings: dict[str, Any] = {"task": "classify", "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    settings |= {"crop_share": 1.0, "interpolation": "bilinear"}
+    tree = {"class_path": "datamodules.ImageDataModule", "init_args": {**settings, "root": "gone", "batch_size": 7}}
+    write_directory(Content(model.config, model.state_dict(), "a classifier", None, [], data=tree), tmp_path / "model")
+    caplog.set_level("INFO")
+    data = ImageDataModule(root=str(tmp_path / "data"), image_size=16, num_workers=0, rand_augment=None, **settings)
+    data.setup("test")
+    (batch,) = list(data.test_dataloader())
+    expected = model.backbone.features(batch["inputs"], layers=[-1]).layers[0].mean(dim=1)
+    call = [str(tmp_path / "data"), "--checkpoint", str(tmp_path / "model"), "--num_workers", "0", "--batch_size", "2"]
+    assert features.main([*call, "--out", str(tmp_path / "x.npy")]) == 0
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy"))[:, 0], expected, atol=1e-5, rtol=1e-4)
+    assert "evaluation of the checkpoint: crop_share 1.0, interpolation bilinear, mean [0.5, 0.4, 0.3]" in caplog.text
+    assert features.main([*call, "--out", str(tmp_path / "y.npy"), "--mean", "0.7"]) == 0
+    assert "of the checkpoint, and of --mean: crop_share 1.0, interpolation bilinear, mean [0.7, 0.7" in caplog.text
+    assert not np.allclose(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"), atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +147,9 @@ def test_pictures_and_lines_of_text(tmp_path: Path) -> None:
         ("*.wav", "a.txt", [], "it must end in .npy"),
         ("*.wav", "a.npy", ["--frames"], "which .npy cannot hold"),
         ("*.wav", "a.npy", ["--layers", "9"], "the trunk has blocks 0 to 2"),
-        ("bad", "a.npy", [], "bad: "),
-        ("short", "a.npy", [], "too short: 20 samples"),
+        ("bad", "a.npy", [], "nothing was predicted"),
+        ("short", "a.npy", [], "nothing was predicted"),
+        ("*.wav", "a.npy", ["--modality", "text"], "it is of one modality"),
         ("*.wav", "0.wav.npy", [], "0.wav.npy exists"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,10 +109,11 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         for path in (target, target.with_suffix(".csv")) if self._pair else (target,):
             if path.exists() and not self.overwrite:
                 raise ExistsError(
-                    f"{path} exists: choose another file with --predictions.output, or --predictions.overwrite true"
+                    f"{path} exists: choose another file (--predictions.output, --out), or overwrite it "
+                    "(--predictions.overwrite true, --overwrite)"
                 )
 
-    def go_on(self, trainer: Trainer, paths: Sequence[str], settings: Any) -> NDArray[np.bool_] | None:
+    def go_on(self, trainer: Trainer, paths: Iterable[str], settings: Any) -> NDArray[np.bool_] | None:
         """Take over what a stopped run has predicted; a datamodule calls it when it makes the loader.
 
         Args:
@@ -140,11 +141,11 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         trainer.strategy.barrier("rows of another run are removed")
         kept = [rows for rows in found.values() if rows is not None]
         if not kept:
-            return np.zeros(len(paths), bool)
+            return np.zeros(len(self._ids), bool)
         done = joined(kept).of(self._ids) >= 0
         self._kind = kept[0].kind
         if done.any():
-            rank_zero_info(f"going on with a stopped run: {done.sum()} of {len(paths)} samples are done")
+            rank_zero_info(f"going on with a stopped run: {done.sum()} of {len(done)} samples are done")
         return done
 
     def _known_target(self, trainer: Trainer) -> Path | None:
