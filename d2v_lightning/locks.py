@@ -29,9 +29,24 @@ def only_one_in(folder: str | Path) -> Iterator[None]:
         ValueError: another process holds it.
         OSError: the folder cannot be written to.
     """
-    path = Path(folder) / LOCK
+    with only_one(Path(folder) / LOCK, str(folder), "folder"):
+        yield
+
+
+@contextmanager
+def only_one(path: Path, what: str, kind: str) -> Iterator[None]:
+    """Holds a file of its own, which stands for something that one process at a time may write.
+
+    Args:
+        path: of the file. It is removed in the end; the folder above it is made.
+        what: is written, for messages.
+        kind: the word for it.
+
+    Raises:
+        ValueError, OSError: see `only_one_in`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked(path)
+    descriptor = _locked(path, what, kind)
     try:
         yield
     finally:
@@ -40,7 +55,7 @@ def only_one_in(folder: str | Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, what: str, kind: str) -> int | None:
     """The open file; None where the file system has no locks."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -51,13 +66,13 @@ def _locked(path: Path) -> int | None:
             os.close(descriptor)
             if error.errno not in _TAKEN:
                 rank_zero_warn(
-                    f"{path.parent} is on a file system without locks ({error.strerror}): see to it that no other run "
+                    f"{what} is on a file system without locks ({error.strerror}): see to it that no other run "
                     "writes there"
                 )
                 return None
             raise UserError(
-                f"{path.parent} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, or choose "
-                "another folder"
+                f"{what} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, or choose another "
+                f"{kind}"
             ) from error
         if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
             break

@@ -6,7 +6,6 @@ rows follow. A block is `_BLOCK`, the ids of its rows and their sizes (uint64 ea
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -21,8 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
-
-from d2v_lightning.errors import UserError
 
 Ids = NDArray[np.uint64]
 
@@ -172,23 +169,3 @@ def contents(paths: Sequence[Path], where: NDArray[np.int64]) -> Iterator[bytes]
     finally:
         for file in files:
             file.close()
-
-
-def claim(part: Path) -> BinaryIO:
-    """The part, open and locked for this process until the file is closed.
-
-    Raises:
-        ValueError: another process has it.
-    """
-    while True:
-        file = open(part, "ab")  # noqa: SIM115  # open as long as the lock is held
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
-                return file
-        except BlockingIOError as error:
-            file.close()
-            raise UserError(f"another command writes to this output now (it holds {part}): choose another") from error
-        except FileNotFoundError:  # the one that held it has finished meanwhile
-            pass
-        file.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from d2v_lightning.callbacks.prediction_parts import (
     Ids,
     Part,
     Rows,
-    claim,
     contents,
     ids_of,
     joined,
@@ -33,6 +33,7 @@ from d2v_lightning.callbacks.prediction_parts import (
 )
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import ExistsError, NotFoundError, UserError
+from d2v_lightning.locks import LOCK, only_one
 
 _KNOWN = tuple(dict.fromkeys(suffix for suffixes in SUFFIXES.values() for suffix in suffixes))
 
@@ -77,7 +78,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     def _begin_anew(self) -> None:
         self._target: Path | None = None
         self._pair = False  # whether the file beside the output may not exist either
-        self._claim: BinaryIO | None = None  # of the output, as long as this process writes to it
+        self._held = ExitStack()  # the lock of the output, as long as this process writes to it
         self._part: Part | None = None
         self._kind: dict[str, Any] = {}
         self._key = b""  # of a run that can be gone on with
@@ -102,7 +103,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             self._refuse_existing(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             if trainer.is_global_zero:
-                self._claim = claim(part_of(target, 0))
+                lock = target.with_name(f".{target.name}{LOCK}")
+                self._held.enter_context(only_one(lock, str(target), "output"))
             self._target = target
 
     def _refuse_existing(self, target: Path) -> None:
@@ -137,7 +139,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         trainer.strategy.barrier("rows of a stopped run are read")
         if trainer.is_global_zero:
             for part in (path for path, rows in found.items() if rows is None):
-                os.truncate(part, 0)  # not removed, because it may be locked; an empty part is nobody's
+                part.unlink()
         trainer.strategy.barrier("rows of another run are removed")
         kept = [rows for rows in found.values() if rows is not None]
         if not kept:
@@ -278,8 +280,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     def _release(self) -> None:
         if self._part is not None:
             self._part.close()
-        if self._claim is not None:
-            self._claim.close()
+        self._held.close()
         self._begin_anew()
 
     def _agree(self) -> None:
@@ -294,7 +295,6 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             torch.distributed.all_gather_object(shares, (self._target, self._kind))
         found = [share for share in shares if share[1]]
         if not found:
-            self._remove_empty()
             raise UserError("nothing was predicted and no file written: see the warnings for what could not be read")
         self._target, self._kind = found[0]
 
@@ -306,14 +306,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         """Leave nothing half written, but what the same command goes on from."""
         if self._part is not None and not self._key:
             self._part.path.unlink(missing_ok=True)
-        self._remove_empty()
         self._release()
-
-    def _remove_empty(self) -> None:
-        if self._claim is not None and self._target is not None:
-            part = part_of(self._target, 0)
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
 
     def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:
         paths = parts_of(target) if self._key else [part_of(target, rank) for rank in range(trainer.world_size)]

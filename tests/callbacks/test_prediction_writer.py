@@ -6,6 +6,8 @@ import csv
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +31,6 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.callbacks import PredictionWriter
-from d2v_lightning.callbacks.prediction_parts import claim
 from datamodules import ImageDataModule, SpeechDataModule
 from datamodules.speech_windows import SpeechWindows
 
@@ -202,7 +203,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_every_picture_that_can_be_read_has_a_row(pictures: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"2 unreadable file\(s\) left out: .*bad.png: .*pixel.png has 1x1 pixels"):
+    with pytest.warns(UserWarning, match=r"2 unreadable file\(s\) left out: .*bad.png: .*pixel.png: it has 1x1 pixels"):
         classify(tmp_path, "p.csv")
     rows = list(csv.DictReader((tmp_path / "p.csv").open(newline="")))
     assert [row["path"].rpartition("/")[2] for row in rows] == [
@@ -254,12 +255,22 @@ def test_what_is_predicted_outlives_an_output_that_cannot_be_written(
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 7, "one name holds a line break"
 
 
-def test_an_output_has_one_writer(tmp_path: Path) -> None:
-    held = claim(tmp_path / ".p.csv.rank0")
-    with pytest.raises(ValueError, match="another command writes to this output now"):
-        claim(tmp_path / ".p.csv.rank0")
-    held.close()
-    claim(tmp_path / ".p.csv.rank0").close()
+def test_an_output_has_one_writer(pictures: Path, tmp_path: Path) -> None:
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    lock = tmp_path / ".p.csv.lock"
+    other = subprocess.Popen([sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    with pytest.raises(
+        ValueError, match=r"p\.csv is in use by another run: wait for its end, or choose another output"
+    ):
+        classify(tmp_path, "p.csv")
+    other.kill()
+    other.communicate()
+    assert classify(tmp_path, "p.csv") == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "p.csv"}
 
 
 def test_a_run_that_never_began_loses_nothing(pictures: Path, tmp_path: Path) -> None:
