@@ -316,7 +316,6 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
                 lines,
                 batch_size=None,
                 num_workers=self.num_workers,
-                worker_init_fn=ignore_interrupts,
                 generator=torch.Generator(),
             )
         )
