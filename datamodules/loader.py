@@ -54,6 +54,9 @@ class ResumableLoader:
         endless: iterate over epoch after epoch until the caller has enough, as Lightning does, which goes by the
             length. Otherwise an iteration is one epoch, or what a resumed one lacks.
         loader: reads the batches, in place of one made of the arguments above.
+
+    Attributes:
+        overfits: every iteration begins with the first batch of epoch 0, see `Trainer.overfit_batches`.
     """
 
     def __init__(
@@ -67,7 +70,9 @@ class ResumableLoader:
         loader: DataLoader[Any] | None = None,
     ) -> None:
         self.endless = endless
-        self.dataset, self.sampler = dataset, sampler
+        # Not named dataset: `overfit_batches` would make Lightning build a `DataLoader` of it.
+        self.data, self.sampler = dataset, sampler
+        self.overfits = False
         # Lightning asks anything with a sampler for a batch_sampler too.
         self.batch_sampler = None
         # A DataLoader draws a seed for its workers at every start; a generator of its own keeps the model's draws
@@ -145,8 +150,8 @@ class ResumableLoader:
         """Chooses epoch and first batch of an iteration that begins, and returns how many batches it has."""
         whole = len(self)
         resumed, self._resume_at = self._resume_at, None
-        if not self.sampler.shuffle:
-            self._begin(self.sampler.epoch)
+        if not self.sampler.shuffle or self.overfits:
+            self._begin(0 if self.overfits else self.sampler.epoch)
             return whole
         if resumed is not None:
             self._begin(*resumed)

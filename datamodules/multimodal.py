@@ -108,6 +108,7 @@ class TurnsLoader:
         rounds = max(-(-len(loader) // (accumulated * turns[name])) for name, loader in loaders.items())
         self._length = accumulated * len(self.round) * rounds
         self._consumed = 0
+        self.overfits = False
         self._iterators: dict[str, Iterator[Batch]] = {}
 
     def __len__(self) -> int:
@@ -116,6 +117,10 @@ class TurnsLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         # The loaders' own iterators go on from epoch to epoch, and so does the place in the round.
+        if self.overfits:
+            self._consumed, self._iterators = 0, {}
+            for loader in self.loaders.values():
+                loader.overfits = True
         while True:
             name = self.round[self._consumed // self.accumulated % len(self.round)]
             if name not in self._iterators:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,13 @@ def test_the_2_0_rows_of_imagenet_warm_up_for_16_000_steps_of_the_published_leng
     factor = build(recipe["model"]["init_args"]["optimization"]).factor(steps)
     assert recipe["trainer"]["max_steps"] == steps
     assert [factor(15_999) < 1.0, factor(16_000), factor(16_001) < 1.0] == [True, 1.0, True]
+
+
+def test_a_run_that_only_time_ends_has_no_length_for_its_schedule() -> None:
+    with pytest.raises(
+        ValueError, match=r"the run has no length, which schedule 'cosine' with warmup 0.1 needs: set trainer"
+    ):
+        Optimization(warmup=0.1).factor(math.inf)
+    factor = Optimization(schedule="constant", warmup=4).factor(math.inf)
+    assert [factor(step) for step in (0, 3, 1000)] == [0.25, 1.0, 1.0]
+    assert Optimization(warmup=4).factor(0)(0) == 0.0, "a run that only builds everything"

@@ -41,6 +41,8 @@ class ExactResume(Callback):
     - From a checkpoint that was written after the last batch of an epoch, the validation of that epoch would be left out.
     - Accumulated gradients are in no checkpoint. One that is written between two optimiser steps, say by a validation, says
       that its run stands behind the last step, so that the batches since then come again.
+    - `overfit_batches` makes Lightning swap a loader's sampler, which works for a `DataLoader` alone. Our loaders begin
+      each epoch anew by themselves.
     """
 
     def __init__(self) -> None:
@@ -68,6 +70,10 @@ class ExactResume(Callback):
         if self._place is not None:
             _go_on(trainer, pl_module, self._place)
             self._place = None
+        if trainer.overfit_batches:  # type: ignore[attr-defined]
+            for loader in trainer.fit_loop._combined_loader.flattened:  # type: ignore[union-attr]
+                if hasattr(loader, "overfits"):
+                    loader.overfits = True
         self._remember_step(trainer)
 
     def on_train_batch_end(

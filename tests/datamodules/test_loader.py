@@ -149,6 +149,12 @@ def test_resume_at_the_end_of_an_epoch_without_validation(accumulate: int, tmp_p
         assert torch.equal(second.layer[0].weight, whole.layer[0].weight)
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfit_batches_are_the_same_ones_in_every_epoch() -> None:
+    seen = [(keys, inputs) for _, keys, inputs in fit(max_steps=6, overfit_batches=2).seen]
+    assert seen == 3 * [(keys, inputs) for _, keys, inputs in fit(max_steps=2).seen]
+
+
 def test_epochs_follow_each_other_without_gap_or_repetition() -> None:
     seen = [key for _, keys, _ in fit(max_steps=14).seen for key in keys]
     assert [epoch for epoch, _ in seen] == [0] * 21 + [1] * 21

@@ -319,7 +319,7 @@ def test_of_a_long_recording_only_the_crop_is_read(tmp_path: Path, monkeypatch: 
         assert batch["inputs"].shape == (2, 48_000)
         for row, index in zip(batch["inputs"].numpy(), batch["index"].tolist(), strict=True):
             whole = reader(source, index)
-            start = loader.dataset.crops.start((0, index), len(whole), 48_000)  # type: ignore[attr-defined]
+            start = loader.data.crops.start((0, index), len(whole), 48_000)  # type: ignore[attr-defined]
             crop = whole[start : start + 48_000]
             if normalised:
                 np.testing.assert_allclose(row, normalise(crop), atol=0.05)
