@@ -61,9 +61,9 @@ def as_batch(batch: Any) -> Any:
 class TakesPlainBatches:
     """Mixin for a LightningModule whose loaders may give what `as_batch` takes: steps and callbacks see a `Batch`."""
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """See `as_batch`; an override calls this one."""
-        return as_batch(batch)
+    def _apply_batch_transfer_handler(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """Not the public hook: Lightning warns of one beside any datamodule, and it stays free for a subclass."""
+        return as_batch(super()._apply_batch_transfer_handler(batch, *args, **kwargs))  # type: ignore[misc]
 
 
 def require(batch: Any, *fields: str, remedy: str) -> None:
