@@ -33,8 +33,8 @@ def atomic_write(target: str | Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(unfinished, target)
     except OSError as error:
-        if error.filename is None or os.fspath(error.filename) == str(unfinished):
-            error.filename = str(target)  # a full disk does not say where
+        # A full disk does not say where, and nobody knows the unfinished name.
+        error.filename = os.fsdecode(error.filename or target).replace(str(unfinished), str(target))
         raise
     finally:
         remove(unfinished)

@@ -32,4 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
-            torch.save(checkpoint, file)  # to a file of Python's: a full disk is then an OSError that says so
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # of its archive, which cannot be ended where the file cannot be written to
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from d2v_lightning.commands import system_error
 from d2v_lightning.errors import UsageError
+from d2v_lightning.yaml_files import parsed, read_yaml
 
 _NOT_SECTIONS = ("config", "print_config", "help", "help_all")
 _FLAGS = ("--print_config", "--help", "-h", "--help_all")
+_SECTIONS = ("--model", "--data", "--trainer", "--model_checkpoint", "--predictions")
 _PLAIN_TYPES = ("builtins", "collections", "datetime", "os", "pathlib", "typing")
 _ABSTRACT = ("LightningModule", "LightningDataModule", "Callback", "Logger", "Encoder")
 _TREE_KEYS = {"class_path", "init_args", "dict_kwargs"}
@@ -61,6 +63,11 @@ class CommandLine:
     def configs(self) -> list[Source]:
         """The files given by --config."""
         return [Source.file(value) for name, value in self.options if name == "--config" and value is not None]
+
+    def files(self) -> list[Source]:
+        """Those, and the files given for a whole section (`--data FILE`)."""
+        sections = [v for name, v in self.options if name in _SECTIONS and v is not None and Path(v).is_file()]
+        return [*self.configs(), *map(Source.file, sections)]
 
     def gives(self, section: str) -> bool:
         """Whether "model" or "data" is given by class: where not, a checkpoint may say which it is."""
@@ -105,25 +112,24 @@ class Source:
     @classmethod
     def file(cls, path: str) -> Source:
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            node = yaml.compose(text, yaml.SafeLoader)
-            value = yaml.safe_load(text)
-        except OSError as error:
+            found = read_yaml(path)
+        except FileNotFoundError as error:
             near = _nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
             hint = f"\n  did you mean: {Path(path).with_name(near[0])}" if near else ""
             return cls(path, {}, problem=f"cannot read {path}: {error.strerror}{hint}")
-        except yaml.MarkedYAMLError as error:
-            line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-            return cls(path, {}, problem=f"{path}{line} is not valid YAML: {error.problem}")
-        if not isinstance(value, dict):
+        except OSError as error:
+            return cls(path, {}, problem=f"cannot read {system_error(error)}")
+        except UsageError as error:
+            return cls(path, {}, problem=str(error))
+        if not isinstance(found.value, dict):
             return cls(
                 path, {}, problem=f"{path} holds no settings: it must be a YAML file with keys such as model, data"
             )
-        return cls(path, value, dict(_lines(node, ())))
+        return cls(path, found.value, found.lines)
 
     @classmethod
     def option(cls, name: str, value: str | None) -> Source:
-        tree: Any = _parsed(value)
+        tree: Any = parsed(value)
         for key in reversed(name.lstrip("-").split(".")):
             tree = {key: tree}
         return cls(name if value is None else f"{name} {value}", tree)
@@ -212,7 +218,7 @@ class _Schema:
                 raise self._unknown(
                     f"unknown key '{name}'", plain_name, known, source.place((name,)), "a configuration"
                 )
-            else:
+            elif value is not None:
                 self._check(self.scalars[plain_name], value, plain_name, source, (name,))
 
     def check_complete(self) -> None:
@@ -236,6 +242,9 @@ class _Schema:
         self, annotation: Any, value: Any, key: str, source: Source, path: tuple[str | int, ...], section: bool = False
     ) -> None:
         bases = _classes_in(annotation)
+        if value is None and not _allows_none(annotation):
+            hints = [f"set it to {_readable(annotation)}, or leave the key out"]
+            raise MistakeError(f"{key} is empty (null)", self._where(source, path, key), hints)
         if get_origin(annotation) is dict and isinstance(value, dict):
             for name, item in value.items():
                 self._check(get_args(annotation)[1], item, f"{key}.{name}", source, (*path, name))
@@ -296,6 +305,8 @@ class _Schema:
                 where = self._where(source, (*path, name), f"{key}.{name}")
                 raise self._unknown(f"unknown key '{name}'", plain_name, list(parameters), where, cls.__name__)
             self.given.setdefault(key, set()).add(plain_name)
+            if value is None and parameters[plain_name].default is None:
+                continue
             self._check(hints.get(plain_name, Any), value, f"{key}.{plain_name}", source, (*path, name))
 
     def _resolve(self, bases: list[type], class_path: Any, key: str, where: str) -> type:
@@ -326,31 +337,11 @@ class _Schema:
         return MistakeError(what, where, [*hints, f"{owner} takes: {', '.join(shown[:most])}{more}"])
 
 
-def _lines(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*path, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*path, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for place, value in enumerate(node.value):
-            yield (*path, place), value.start_mark.line + 1
-            yield from _lines(value, (*path, place))
-
-
 def _class_paths(tree: Any) -> Iterator[str]:
     if isinstance(tree, dict) and isinstance(tree.get("class_path"), str):
         yield tree["class_path"]
     for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _class_paths(value)
-
-
-def _parsed(value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
 
 
 def _nearest(name: str, known: Sequence[str]) -> list[str]:
@@ -399,6 +390,12 @@ def _subclasses(cls: type) -> Iterator[type]:
 
 def _is_concrete(cls: type) -> bool:
     return not inspect.isabstract(cls) and cls.__name__ not in _ABSTRACT
+
+
+def _allows_none(annotation: Any) -> bool:
+    if annotation in (Any, None, type(None)):
+        return True
+    return get_origin(annotation) in (Union, types.UnionType) and any(map(_allows_none, get_args(annotation)))
 
 
 def _takes(annotation: Any, value: Any) -> bool:

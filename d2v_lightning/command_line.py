@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import re
 import sys
 import warnings
@@ -15,7 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import LearningRateFinder, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
@@ -38,6 +39,9 @@ CONFIG_NAME = "config.yaml"
 
 # What a constructor raises that was written without a thought of the value at hand.
 _OF_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
+
+# Lightning divides by them.
+_MORE_THAN_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
 
 # Lightning says these in every run. The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test;
 # the rest is about its own code and its maker's services.
@@ -162,6 +166,9 @@ class D2VCLI(LightningCLI):
         if subparser is not None and self.line.has("--help_all"):
             print(subparser.full_help())
             raise SystemExit(0)
+        for source in self.line.files():
+            if source.problem is not None:
+                raise UsageError(source.problem)
         before = Source("checkpoint", {})
         if subparser is not None and not self.line.has("--help"):
             self._import_named_classes()
@@ -173,6 +180,13 @@ class D2VCLI(LightningCLI):
             if subparser is None:
                 raise
             raise UsageError(self._explain(subparser, str(error), before)) from error
+        for name, value in self.config.get(str(self.line.subcommand), Namespace()).items(branches=True):
+            if value is None and name in ("trainer", "model_checkpoint", "predictions"):
+                raise UsageError(f"{name} is empty (null): give it settings, or leave it out")
+            if isinstance(value, float) and math.isnan(value):
+                raise UsageError(f"{name} is nan: it must be a number")
+            if name in _MORE_THAN_ZERO and value is not None and value <= 0:
+                raise UsageError(f"{name} is {value}: it must be more than 0")
         seed = self.config.get(f"{self.line.subcommand}.seed_everything")
         if seed is not None and not 0 <= seed < 2**32:
             raise UsageError(f"seed_everything is {seed}: permitted is 0 to {2**32 - 1}, true or false")
@@ -374,7 +388,7 @@ class D2VCLI(LightningCLI):
         loggers = _as_list(given.logger)
         if given.logger in (None, True):
             loggers = []
-        if given.logger is not False and fits:
+        if given.logger is not False and fits and not given.barebones:
             # The last one: the first is what `self.logger` gives, and pictures go to.
             loggers.append(CSVLogger(given.default_root_dir, name="metrics"))
         kwargs["logger"] = loggers or False
@@ -383,6 +397,11 @@ class D2VCLI(LightningCLI):
             plugins.append(AtomicCheckpointIO())
         kwargs["plugins"] = plugins
         callbacks = _as_list(given.callbacks)
+        if _has(callbacks, LearningRateFinder):
+            raise UserError(
+                "LearningRateFinder sets `lr` of a module, which modules of d2v_lightning do not have: try several "
+                "--model.optimization.lr in short runs"
+            )
         kinds = {type(callback) for callback in callbacks}
         callbacks += [callback for callback in self._own_callbacks(given, bool(loggers)) if type(callback) not in kinds]
         return _construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": callbacks}, [])
@@ -390,7 +409,7 @@ class D2VCLI(LightningCLI):
     def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
         if self.subcommand == "predict":
             return [self._get(self.config_init, "predictions"), Preemption()]
-        if self.subcommand != "fit":
+        if self.subcommand != "fit" or given.barebones:
             return [Preemption()]
         settings = self._plain_settings
         chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"]), RunSummary()]

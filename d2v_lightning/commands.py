@@ -105,6 +105,8 @@ def _runtime_error(text: str) -> str | None:
     if text.startswith(_WEIGHTS_DO_NOT_FIT):
         first = text.splitlines()[1].strip()
         return f"the checkpoint's weights do not fit the model: {first} Leave --model and --config out to use its own"
+    if text.startswith("Early stopping conditioned on metric"):
+        return _joined(text)
     if text.startswith("DataLoader worker"):
         how = re.search(r"killed by signal: ([\w ]+)|exit code \d+", text)
         return (

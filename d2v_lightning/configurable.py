@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ class Configurable:
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         bound.apply_defaults()
         arguments = {name: plain(value) for name, value in list(_by_name(cls, bound).items())[1:]}
+        for name, value in arguments.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{name} is {value}: {cls.__name__} needs a finite number")
         instance.__dict__["config"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
         return instance
 

@@ -77,6 +77,11 @@ def _locked(path: Path, what: str, kind: str) -> int | None:
         if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
             break
         os.close(descriptor)  # of a run that has ended in this moment
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    except OSError as error:  # a full disk does not say where
+        os.close(descriptor)
+        error.filename = str(path.parent)
+        raise
     return descriptor

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from d2v_lightning.atomic import atomic_write
+from d2v_lightning.atomic_io import AtomicCheckpointIO
 from d2v_lightning.checkpoints.directory import write_safetensors
 from d2v_lightning.commands import run_command
 from d2v_lightning.errors import NotFoundError, UsageError, UserError
@@ -115,3 +116,14 @@ def test_safetensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path:
         write_safetensors({"x": torch.ones(2)}, path)
     assert error.value.errno == errno.ENOENT
     assert error.value.filename == str(path)
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+def test_a_checkpoint_for_a_full_disk_is_an_error_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = open
+    monkeypatch.setattr("builtins.open", lambda path, *rest, **more: real(FULL, *rest, **more))
+    with pytest.raises(OSError, match="No space left") as error:
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(300_000)}, tmp_path / "last.ckpt")
+    assert error.value.filename == str(tmp_path / "last.ckpt")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
     ["errors", "atomic"],
-    ["commands", "lines", "locks"],
+    ["commands", "lines", "locks", "yaml_files"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution", "fixed"],
     ["training_state"],
     ["figures", "recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
