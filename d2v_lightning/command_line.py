@@ -28,6 +28,7 @@ from d2v_lightning.callbacks.preemption import Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.callbacks.save_at_end import SaveAtEnd
+from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.cli_errors import CommandLine, Section, Source, explain
 from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.commands import one_line, run_command
@@ -416,7 +417,7 @@ class D2VCLI(LightningCLI):
         if not given.fast_dev_run:  # in one, Lightning's ModelCheckpoint(save_last=True) writes last.ckpt all the same
             chosen.append(Preemption())
             if given.enable_checkpointing is not False:
-                chosen += [self._get(self.config_init, "model_checkpoint"), SaveAtEnd()]
+                chosen += [self._get(self.config_init, "model_checkpoint"), SaveAtEnd(), SaveOnError()]
         if has_logger:
             chosen.append(LearningRateMonitor("step"))
         if given.enable_progress_bar is not False and not _has(given.callbacks, ProgressBar):

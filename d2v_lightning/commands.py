@@ -28,7 +28,7 @@ _ADVICE = {
     errno.EROFS: "choose another folder",
     errno.EACCES: "change its permissions, or choose another path",
     errno.EPERM: "change its permissions, or choose another path",
-    errno.ENOENT: "give a path that exists",
+    errno.ENOENT: "it must be there, and stay until the command has ended",
     errno.ENOTDIR: "a file stands where a folder is needed: move it, or choose another path",
     errno.EEXIST: "a file stands where a folder is needed: move it, or choose another path",
     errno.EISDIR: "give the path of a file",

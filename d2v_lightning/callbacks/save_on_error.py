@@ -7,6 +7,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 
 from d2v_lightning.callbacks.finite_loss import NonFiniteLossError
 
@@ -29,7 +30,7 @@ class SaveOnError(Callback):
         self._whole = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Callbacks that a module brings along (the teacher's) come after those of the Trainer; the last one sees a whole step.
+        # Callbacks that a module brings along (the teacher's) come after those of the Trainer: the last sees a whole step.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
@@ -48,7 +49,10 @@ class SaveOnError(Callback):
         folder = getattr(keeper, "dirpath", None) or os.path.join(trainer.default_root_dir, "checkpoints")
         path = os.path.join(folder, "last.ckpt")
         step, whole, self._whole = trainer.global_step, self._whole, False
-        if whole and keeper is not None and step > self._saved_step and not isinstance(exception, NonFiniteLossError):
+        # No other process has a part of the state.
+        alone = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        good = alone and whole and step > self._saved_step and not isinstance(exception, NonFiniteLossError)
+        if good and keeper is not None:
             if keeper.save_on_exception:
                 keeper.save_on_exception = False  # this is that
             try:
