@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.lines import decoded, numbered_lines, whole_text
+from d2v_lightning.lines import decoded, numbered_lines
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.files import expanded
@@ -23,7 +23,7 @@ from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.samplers import EpochBatchSampler, Key
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.text_collators import TextCollator
-from datamodules.text_sources import json_record
+from datamodules.text_sources import cell_text, cells_of, json_record
 from datamodules.vocabulary import agreed_tokenizer
 
 Row = dict[str, Any]
@@ -228,8 +228,11 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             ]
             columns = dict(zip(self.files.texts, texts, strict=False))
             table = f"{self.dataset}[{name}]"
-            rows = [(f"{table} row {n}", self._table_row(row, columns)) for n, row in enumerate(tables[name])]
-            found.append(Rows(table, rows, []))
+            read = {*columns.values(), *({self.files.label, "label"} & set(tables[name].features))}
+            cells = zip(*(cells_of(tables[name], column) for column in read), strict=True)
+            rows = [dict(zip(read, row, strict=True)) for row in cells]
+            places = [(f"{table} row {n}", self._table_row(row, columns)) for n, row in enumerate(rows)]
+            found.append(Rows(table, places, []))
         return found
 
     def _table_row(self, row: dict[str, Any], columns: dict[str, str]) -> Row:
@@ -390,9 +393,7 @@ def _text(row: Row, column: str) -> str:
     """
     if column not in row:
         raise UserError(f"there is no column {column!r}, only {', '.join(name[:40] for name in row)}")
-    if not isinstance(row[column], str):
-        raise UserError(f"{type(row[column]).__name__} in place of text in {column!r}")
-    return whole_text(row[column])
+    return cell_text(row[column])
 
 
 def _first(places: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
 from datamodules.speech_manifests import Clip, is_piece, read_manifest, transcripts_of
+from datamodules.text_sources import cells_of
 from datamodules.waveform import RATE, UNREADABLE, Waveform, measure, read_waveform
 
 NAMES_IN_WARNING = 20
@@ -198,6 +199,11 @@ def open_audio_table(
     column = next((key for key, kind in kinds.items() if isinstance(kind, Audio) or key == "audio"), None)
     if column is None:
         raise UserError(f"{dataset} has no column of audio among {', '.join(kinds)}")
+    kind = kinds[column]
+    if not (
+        isinstance(kind, (Audio, Mapping)) or getattr(kind, "dtype", "").removeprefix("large_") in ("string", "binary")
+    ):
+        raise UserError(f"column {column!r} of {dataset} is of type {kind}: recordings, paths or bytes are needed")
     if text_column is not None and text_column not in kinds:
         raise UserError(f"{dataset} has no column {text_column!r} (text_column), it has {', '.join(kinds)}")
     text = text_column or next((key for key in TEXT_COLUMNS if key in kinds), None)
@@ -232,9 +238,11 @@ def open_table_split(
         table = list(table)
         texts = [row[text] if text else None for row in table]
     else:
-        texts = table[text] if text else [None] * len(table)
+        texts = list(cells_of(table, text)) if text else [None] * len(table)
     rows, where = TableRows(table, column), f"{dataset}[{split}]" if split else dataset
-    clips = [Clip(f"{where}[{row}]", -1, words, row) for row, words in enumerate(texts)]
+    clips = [
+        Clip(f"{where}[{row}]", -1, words if isinstance(words, str) else None, row) for row, words in enumerate(texts)
+    ]
     return SpeechSource(_with_lengths(clips, where, rows), rows)
 
 

@@ -291,16 +291,40 @@ class TableSource:
 
     def lines(self, skipped: Skipped) -> Iterator[Line]:
         """See `TextSource`."""
-        row = 0
-        for rows in self._table.iter(ROWS_AT_ONCE):
-            for text in rows[self.text_field]:
+        for row, cell in enumerate(cells_of(self._table, self.text_field)):
+            try:
+                yield from split_lines(cell_text(cell), 1)
+            except UserError as error:
+                skipped.add(f"{self.name}:{row}: {error}")
+
+
+def cells_of(table: Any, column: str) -> Iterator[Any]:
+    """The cells of a column of a `datasets.Dataset`; text that is not UTF-8 as bytes."""
+    import pyarrow as pa
+
+    for rows in table.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
+        cells = rows[column]
+        try:
+            yield from cells.to_pylist()
+        except UnicodeDecodeError:
+            for cell in cells.cast(pa.large_binary()).to_pylist():
                 try:
-                    if not isinstance(text, str):
-                        raise UserError(f"{type(text).__name__} in place of text")
-                    yield from split_lines(whole_text(text), 1)
-                except UserError as error:
-                    skipped.add(f"{self.name}:{row}: {error}")
-                row += 1
+                    yield cell if cell is None else cell.decode()
+                except UnicodeDecodeError:
+                    yield cell
+
+
+def cell_text(cell: Any) -> str:
+    """The text in a cell.
+
+    Raises:
+        ValueError: it is no text, or not whole.
+    """
+    if isinstance(cell, bytes):
+        return decoded(cell)
+    if not isinstance(cell, str):
+        raise UserError(f"{type(cell).__name__} in place of text")
+    return whole_text(cell)
 
 
 def split_lines(text: str, size: int) -> Iterator[Line]:

@@ -120,6 +120,25 @@ def test_only_a_newline_ends_a_line_and_half_a_character_is_left_out(tmp_path: P
     assert (len(corpus.line_ends), corpus.skipped.count) == (9, 7)
 
 
+def test_cells_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([b"one", b"caf\xe9", b"nice \xed\xa0\xbd", None, b"zero \0", "caf\u00e9".encode()])
+    pq.write_table(
+        pa.table({"text": pa.StringArray.from_buffers(6, *raw.buffers()[1:], raw.buffers()[0])}), tmp_path / "a.parquet"
+    )
+    skipped = Skipped()
+    source = open_tables(str(tmp_path / "a.parquet"), None, "text")["train"]
+    assert [line.text for line in source.lines(skipped)] == ["one", "caf\u00e9"]
+    assert [name.rpartition("[train]:")[2] for name in skipped.names] == [
+        "1: not UTF-8 at byte 3",
+        "2: not UTF-8 at byte 5",
+        "3: NoneType in place of text",
+        "4: a zero byte",
+    ]
+
+
 def test_a_file_that_is_no_text_is_left_out_among_others_and_refused_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words\n", encoding="utf-16")
     (tmp_path / "b.txt").write_bytes(gzip.compress(b"some words\n" * 50)[:40])
