@@ -91,7 +91,10 @@ class Pretrained(NamedTuple):
 
 
 def read_pretrained(
-    path: str | Path, dictionary: list[str] | None = None, pretrained: str | Path | None = None
+    path: str | Path,
+    dictionary: list[str] | None = None,
+    pretrained: str | Path | None = None,
+    whole: bool = True,
 ) -> Pretrained:
     """Read a network from anywhere. Nothing in the file is executed.
 
@@ -102,6 +105,7 @@ def read_pretrained(
         dictionary: see `load_official`.
         pretrained: the file that a fine-tuned one of fairseq's started from, where its own `w2v_path` or `model_path` does
             not lead there.
+        whole: False where a backbone is all that is wanted: head, decoder and teacher may then be missing.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -111,10 +115,10 @@ def read_pretrained(
     if not Path(path).is_file():
         directory = hub.directory_of(path)
         if not is_own(directory):
-            content = huggingface_content(directory, str(path))
+            content = huggingface_content(directory, str(path), whole)
             return Pretrained(content._replace(tokenizer=of_directory(directory)), str(path))
         content = read_directory(directory)
-        _refuse_unfit(content, str(path))
+        _refuse_unfit(content, str(path), whole)
         return Pretrained(content, str(path))
     file = read_tensors(path, mapped=True)
     if is_official(file):
@@ -136,11 +140,11 @@ def read_pretrained(
     data = (file.get(RUN_KEY) or {}).get("data")
     stamp = file["d2v_lightning"]
     content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
-    _refuse_unfit(content, str(path))
+    _refuse_unfit(content, str(path), whole)
     return Pretrained(content, str(path))
 
 
-def _refuse_unfit(content: Content, path: str) -> None:
+def _refuse_unfit(content: Content, path: str, whole: bool) -> None:
     """Compare one of our own trees with its weights, before memory is taken for it.
 
     Raises:
@@ -159,7 +163,7 @@ def _refuse_unfit(content: Content, path: str) -> None:
         raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
     if cls is Backbone:
         state.pop("mask_token", None)
-    refuse_others(module, state, path)
+    refuse_others(module, state, path, lambda name: whole or cls is Backbone or "backbone." in name)
 
 
 def _depths(tree: Any) -> Iterator[Any]:
@@ -238,7 +242,7 @@ def load_backbone(
     """
     if part not in ("student", "teacher"):
         raise UserError(f"part is {part!r}: choose 'student' or 'teacher'")
-    found = path if isinstance(path, Pretrained) else read_pretrained(path).of_modality(modality)
+    found = path if isinstance(path, Pretrained) else read_pretrained(path, whole=False).of_modality(modality)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     tree, state = backbone_part(found, part, size)
     arguments = tree["init_args"]["transformer"]["init_args"]
@@ -260,7 +264,7 @@ def load_mask_token(path: str | Path, modality: str | None = None) -> Tensor | N
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`.
     """
-    state = read_pretrained(path).of_modality(modality).state
+    state = read_pretrained(path, whole=False).of_modality(modality).state
     token = state.get("student.mask_token", state.get("mask_token"))
     return None if token is None else token.flatten()
 
@@ -274,7 +278,7 @@ def load_normalize(path: str | Path, modality: str | None = None) -> bool | None
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`.
     """
-    return read_pretrained(path).of_modality(modality).normalize
+    return read_pretrained(path, whole=False).of_modality(modality).normalize
 
 
 def backbone_part(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -150,14 +150,16 @@ def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> N
     module.load_state_dict(dict(state))
 
 
-def refuse_others(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
-    """Compare weights with the module that they are meant for.
+def refuse_others(
+    module: nn.Module, state: Mapping[str, Tensor], path: str, needed: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Compare weights with the module that they are meant for; those that are not `needed` may be missing.
 
     Raises:
         ValueError: names and shapes of `state` are not exactly the module's.
     """
     own = module.state_dict()
-    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    missing, foreign = sorted(filter(needed, set(own) - set(state))), sorted(set(state) - set(own))
     if missing or foreign:
         raise UserError(f"{path}: weights missing {missing[:3]}, not expected {foreign[:3]}")
     for name, tensor in state.items():

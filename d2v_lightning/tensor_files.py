@@ -149,7 +149,7 @@ def read_tensors(path: str | Path, map_location: Any = "cpu", mapped: bool = Fal
 
 
 def named_tensors(state: Any, path: str) -> Weights:
-    """A file's weights, without the "module." that a model saved inside DistributedDataParallel carries before each name.
+    """A file's weights, under the names of the model itself.
 
     Raises:
         ValueError: something else is among them.
@@ -165,8 +165,12 @@ def named_tensors(state: Any, path: str) -> Weights:
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
-    wrapped = bool(state) and all(name.startswith("module.") for name in state)
-    return Weights({name.removeprefix("module.") if wrapped else name: tensor for name, tensor in state.items()})
+    # A model inside another, or compiled, is saved with the names of these before its own.
+    named = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    for wrapper in ("module.", "model."):
+        if named and all(name.startswith(wrapper) for name in named):
+            named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
+    return Weights(named)
 
 
 def compare_checksums(path: str | Path) -> None:

@@ -176,3 +176,26 @@ def test_a_shared_container_is_no_ring(tmp_path: Path) -> None:
     shared = {"a": [1, 2]}
     torch.save({"one": shared, "two": [shared, shared]}, tmp_path / "good.pt")
     assert read_tensors(tmp_path / "good.pt")["two"][1] == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("without", ["teacher.", "student.decoder.", "student.mask_token"])
+def test_a_backbone_needs_no_more_of_a_file_than_it_keeps(
+    without: str, content: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "part.ckpt"
+    state = {name: tensor for name, tensor in content["state_dict"].items() if not name.startswith(without)}
+    torch.save({**content, "state_dict": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}}, path)
+    weights = load_backbone(path).state_dict()
+    assert all(
+        torch.equal(tensor, content["state_dict"][f"student.backbone.{name}"]) for name, tensor in weights.items()
+    )
+    with pytest.raises(UserError, match="weights missing"):
+        Data2Vec.from_pretrained(path)
+
+
+def test_a_backbone_of_a_classifier_without_head(classifier: Path, tmp_path: Path) -> None:
+    stored = torch.load(classifier, weights_only=True)
+    state = {name: tensor for name, tensor in stored["state_dict"].items() if name.startswith("backbone.")}
+    torch.save({**stored, "state_dict": state}, tmp_path / "headless.ckpt")
+    weights = load_backbone(tmp_path / "headless.ckpt").state_dict()
+    assert all(torch.equal(tensor, state[f"backbone.{name}"]) for name, tensor in weights.items())

@@ -83,8 +83,9 @@ def read_huggingface(path_or_name: str | Path) -> HuggingFaceModel:
     return HuggingFaceModel(backbone, found.head, found.config)
 
 
-def huggingface_content(directory: Path, name: str) -> Content:
-    """A directory as a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier` where it has such a head, otherwise a `Backbone`.
+def huggingface_content(directory: Path, name: str, whole: bool = True) -> Content:
+    """A directory as a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier` where it has such a head, otherwise a `Backbone`;
+    always that where `whole` is False.
 
     The mask token of a backbone is kept beside it, as "mask_token".
 
@@ -94,7 +95,7 @@ def huggingface_content(directory: Path, name: str) -> Content:
     found = _read(directory, name)
     licence = _licence(directory)
     kind = f"{found.config.model_type} of transformers"
-    task = found.layout.task(found.head, found.config, directory)
+    task = found.layout.task(found.head, found.config, directory) if whole else None
     if task is None:
         state, rows = dict(found.state), found.rows
         token = next((weight for weight in found.head if weight.endswith("masked_spec_embed")), None)

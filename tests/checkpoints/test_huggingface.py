@@ -257,10 +257,10 @@ def test_a_network_that_ours_cannot_be(options: dict[str, Any], message: str, tm
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("hidden_size", "wide", "Validation error for field 'hidden_size'"),
+        ("hidden_size", "wide", "hidden_size is 'wide'"),
         ("num_attention_heads", -1, "num_attention_heads is -1, where 1 or more is expected"),
         ("intermediate_size", 0, "intermediate_size is 0, where 1 or more is expected"),
-        ("num_hidden_layers", 2.5, "Validation error for field 'num_hidden_layers'"),
+        ("num_hidden_layers", 2.5, "num_hidden_layers is 2.5"),
     ],
 )
 def test_a_configuration_of_nonsense_is_one_line(name: str, value: object, message: str, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="damaged or no safetensors"):
         load_huggingface(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"no weights in"):
         load_huggingface(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
