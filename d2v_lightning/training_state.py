@@ -90,6 +90,10 @@ def refuse_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any], name:
         _mapping(group, f"{name}: param_groups") for group in _list(state.get("param_groups"), f"{name}: param_groups")
     ]
     numbers = [_list(group.get("params"), f"{name}: params of a group") for group in groups]
+    if odd := [number for some in numbers for number in some if type(number) is not int]:
+        raise UserError(
+            f"{name}: params of a group holds {_short(odd[0])}, where the number of a parameter is expected"
+        )
     sizes = [len(group["params"]) for group in optimizer.param_groups]
     if [len(some) for some in numbers] != sizes:
         raise UserError(
@@ -117,8 +121,10 @@ def _refuse_moment(value: Any, parameter: Tensor, key: str) -> None:
     if isinstance(value, Tensor):
         if value.dtype not in REAL or value.layout is not torch.strided or value.is_meta:
             raise UserError(f"{key} holds {value.dtype}, where real numbers are expected")
-        if value.dim() and value.shape != parameter.shape:
+        if value.shape != parameter.shape and not (key.endswith(".step") and value.numel() == 1):
             raise UserError(f"{key} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"{key} has shape {tuple(value.shape)} and fewer numbers than that")
         if not torch.isfinite(value).all():
             raise UserError(f"{key} holds NaN or infinity")
     elif value is not None and not isinstance(value, (bool, int, float)):

@@ -60,6 +60,21 @@ DAMAGES: dict[str, tuple[str, Damage]] = {
         r"state.0.exp_avg has shape \(3,\)",
         lambda c: optimizer(c)["state"][0].update(exp_avg=torch.ones(3)),
     ),
+    # A fused AdamW writes beyond the end of either.
+    "moment scalar": (
+        r"state.0.exp_avg has shape \(\)",
+        lambda c: optimizer(c)["state"][0].update(exp_avg=torch.tensor(1.0)),
+    ),
+    "moment expanded": (
+        "fewer numbers than that",
+        lambda c: optimizer(c)["state"][0].update(
+            exp_avg=torch.ones(1).expand(optimizer(c)["state"][0]["exp_avg"].shape)
+        ),
+    ),
+    "optimiser params": (
+        "params of a group holds",
+        lambda c: optimizer(c)["param_groups"][0]["params"].__setitem__(0, []),
+    ),
     "moment nan": ("state.0.exp_avg holds NaN", lambda c: optimizer(c)["state"][0]["exp_avg"].fill_(torch.nan)),
     "moment gone": ("state.0 has no exp_avg", lambda c: optimizer(c)["state"][0].pop("exp_avg")),
     "loops list": ("loops is of type list", lambda c: c.update(loops=[])),
