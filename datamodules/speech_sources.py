@@ -256,7 +256,7 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
             rates[rate] = rates.get(rate, 0) + 1
             return clip._replace(samples=samples)
         except UNREADABLE as error:
-            return f"{clip.name}: {one_line(error)}"
+            return f"{' '.join(clip.name.split())}: {one_line(error)}"
 
     with ThreadPoolExecutor(8) as pool:
         found = list(
