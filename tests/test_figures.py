@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -138,8 +137,6 @@ def pictures(folder: Path, batch_size: int, task: Any = "classify", **options: A
 def evaluate(folder: Path, batch_size: int, out: Path | None = None) -> dict[str, dict[str, float]]:
     """Figures of all modules, on the ranks that there are."""
     warnings.filterwarnings("ignore")
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     masks = {"masking": "inverse_blocks", "num_masks": 2, "mask_ratio": 0.5, "visible_block": 2}
     several = MultimodalData2Vec({"image": _objective(pretraining())}, EMATeacher(), Optimization()).double()
     one = pictures(folder, batch_size, "pretrain", **masks)

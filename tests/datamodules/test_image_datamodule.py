@@ -138,7 +138,7 @@ def test_classification_batches_have_labels_and_no_masks(tree: Path) -> None:
     assert data.num_classes == 3
     assert sorted(label for item in data.val_dataloader() for label in item["labels"].tolist()) == [0, 0, 1, 1, 2, 2]  # type: ignore[union-attr]
     train, held_out = data.probe_dataloaders()
-    assert (len(train.data), len(held_out.data)) == (12, 6)  # type: ignore[arg-type]
+    assert (len(train.dataset), len(held_out.dataset)) == (12, 6)  # type: ignore[arg-type]
     assert set(next(iter(train))) == {"inputs", "labels", "index"}
 
 
@@ -317,6 +317,7 @@ def test_wrong_arguments_are_refused_in_one_line(arguments: dict[str, Any], mess
 
 def with_trainer(data: ImageDataModule, world_size: int = 1, **encoder: Any) -> SimpleNamespace:
     trainer = SimpleNamespace(
+        callbacks=[],
         world_size=world_size,
         accumulate_grad_batches=1,
         fit_loop=pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop,

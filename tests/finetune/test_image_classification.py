@@ -35,7 +35,7 @@ def pictures(number: int, batch_size: int) -> DataLoader[Any]:
     """Plain (picture, class) tuples."""
     generator = torch.Generator().manual_seed(0)
     rows = [(torch.randn(3, 16, 16, generator=generator), place % 3) for place in range(number)]
-    return DataLoader(rows, batch_size)  # type: ignore[arg-type]
+    return DataLoader(rows, batch_size=batch_size)  # type: ignore[arg-type]
 
 
 def test_an_odd_batch_is_mixed_as_the_even_one_with_its_last_picture_twice() -> None:
@@ -63,7 +63,7 @@ def test_tuples_and_tensors_of_a_plain_loader_are_taken() -> None:
     model, quiet = classifier(), trainer([], 2)
     quiet.fit(model, pictures(8, 4), pictures(6, 4))
     labelled = torch.cat([rows["probabilities"] for rows in quiet.predict(model, pictures(6, 4)) or []])
-    alone = DataLoader([picture for picture, _ in pictures(6, 4).dataset], 4)  # type: ignore[arg-type]
+    alone = DataLoader([picture for picture, _ in pictures(6, 4).dataset], batch_size=4)  # type: ignore[arg-type]
     assert torch.equal(labelled, torch.cat([rows["probabilities"] for rows in quiet.predict(model, alone) or []]))
     with pytest.raises(ValueError, match="the batch has no 'labels': classification needs"):
         quiet.validate(model, alone, verbose=False)
