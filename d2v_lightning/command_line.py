@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import os
 import re
 import sys
 import warnings
@@ -288,7 +289,12 @@ class D2VCLI(LightningCLI):
         """`--ckpt_path last` goes on if the folder has a checkpoint: a scheduler can send one command again and again."""
         if self._settings.ckpt_path != "last":
             return
-        last = Path(self._settings.model_checkpoint.dirpath) / "last.ckpt"
+        folder = Path(self._settings.model_checkpoint.dirpath)
+        last = folder / "last.ckpt"
+        others = sorted(folder.glob("*.ckpt"), key=os.path.getmtime) if not os.path.lexists(last) else []
+        if others:  # killed after the first checkpoint of a run, before last.ckpt was written beside it
+            rank_zero_info(f"no checkpoint at {last} yet: the run goes on from {others[-1]}")
+            last = others[-1]
         if last.is_file():
             self.stored = StoredRun(str(last))
             self._settings.ckpt_path = str(last)

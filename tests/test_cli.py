@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -389,6 +390,16 @@ def test_going_on_equals_never_having_stopped(pretrained: Path, config: str, tmp
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(weights(half)["student.mask_token"], whole["student.mask_token"])
+
+
+def test_a_run_killed_before_its_first_last_checkpoint_goes_on(pretrained: Path, config: str, tmp_path: Path) -> None:
+    """The first checkpoint of a run is written before last.ckpt is."""
+    run = tmp_path / "runs" / "tiny"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(pretrained / "checkpoints" / "epoch=0-step=2.ckpt", run / "checkpoints")
+    cli.main(["fit", "--config", config, "--ckpt_path", "last"])
+    whole, resumed = (weights(folder / "checkpoints" / "last.ckpt") for folder in (pretrained, run))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_a_run_killed_before_its_first_checkpoint_is_sent_again(
