@@ -33,6 +33,7 @@ from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.cli_errors import CommandLine, Section, Source, explain
 from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.commands import one_line, run_command
+from d2v_lightning.ending import FirstError
 from d2v_lightning.errors import UsageError, UserError
 from d2v_lightning.locks import only_one_in
 from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
@@ -411,7 +412,7 @@ class D2VCLI(LightningCLI):
             )
         kinds = {type(callback) for callback in callbacks}
         callbacks += [callback for callback in self._own_callbacks(given, bool(loggers)) if type(callback) not in kinds]
-        return _construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": callbacks}, [])
+        return _construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": [FirstError(), *callbacks]}, [])
 
     def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
         if self.subcommand == "predict":

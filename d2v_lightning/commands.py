@@ -16,6 +16,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from d2v_lightning.ending import end, listen
 from d2v_lightning.errors import UsageError, UserError
 
 USAGE, REFUSED = 2, 1  # exit status: the command line is wrong; something else is
@@ -54,9 +55,13 @@ def run_command(command: Callable[[], object], refused: int = REFUSED) -> int:
     Raises:
         Exception: a fault of ours, as it is.
     """
+    listen()
     with _printing_to_nobody_is_harmless():
         try:
-            command()
+            try:
+                command()
+            finally:
+                end()
         except KeyboardInterrupt:  # before the Trainer's own handling, and before there is anything to save
             print("stopped by Ctrl-C", file=sys.stderr)
             return 128 + signal.SIGINT

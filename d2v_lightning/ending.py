@@ -1,0 +1,70 @@
+"""How a command ends: Ctrl-C does not disturb what has begun to end, and what fails then does not hide why it ends."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+
+_ending = threading.Event()
+
+
+def listen() -> None:
+    """From now on the first Ctrl-C raises `KeyboardInterrupt`, and one after `end` does nothing.
+
+    Loading processes are being told to end then, and files put in order: a second `KeyboardInterrupt` would come up in the
+    middle of that. Where SIGINT is ignored, or has a handler of another program's, that stays.
+    """
+    _ending.clear()
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) in (
+        signal.default_int_handler,
+        _interrupt,
+    ):
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def end() -> None:
+    """The command ends, and with it the process."""
+    _ending.set()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _ending.is_set():
+        _ending.set()
+        raise KeyboardInterrupt
+
+
+class FirstError(Callback):
+    """Keeps the error that ends a run: what fails in a callback or logger while it ends becomes a note of it.
+
+    Without this the Trainer would stop there: the rest of the callbacks, which may save, would not be called, and loading
+    processes would live on. It must be the first of the Trainer's callbacks, of a process that ends with the run.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        end()
+        callbacks = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        hooks = [(owner, "on_exception") for owner in (*callbacks, trainer.strategy)]
+        if trainer.datamodule is not None:  # type: ignore[attr-defined]
+            hooks.append((trainer.datamodule, "on_exception"))  # type: ignore[attr-defined]
+        hooks += [(logger, "finalize") for logger in trainer.loggers]
+        for owner, name in [*hooks, (trainer.strategy, "teardown")]:
+            setattr(owner, name, functools.partial(_call, owner, name, getattr(owner, name), exception))
+
+
+def _call(owner: object, name: str, hook: Any, first: BaseException, *args: Any, **options: Any) -> None:
+    try:
+        hook(*args, **options)
+    except Exception as error:
+        if str(error) == str(first):  # both want the same file, which is not there
+            return
+        note = f"{type(owner).__name__}.{name} failed then: {type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(first, Exception):
+            first.add_note(note)
+        else:  # an exit, which is no message
+            rank_zero_warn(note)
