@@ -6,6 +6,7 @@ import multiprocessing.queues
 import os
 import pickle
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -210,6 +211,7 @@ class _Begin:
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)
+        sys.excepthook = _say_unless_left
         multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end)  # type: ignore[attr-defined]
         if self.first is not None:
             self.first(worker)
@@ -218,6 +220,12 @@ class _Begin:
 def _end(error: Exception, batch: Any) -> None:
     """Called where a batch could not be handed over: without it the main process would wait for ever."""
     os._exit(1)
+
+
+def _say_unless_left(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Called where a thread that hands over memory fails: the main process may have gone in the middle of it."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
