@@ -119,6 +119,8 @@ class Preemption(Configurable, Callback):
                 return
             self._received = int(trainer.strategy.broadcast(self._received)) or self._received or signal.SIGTERM
         if self._received:
+            # What the step has logged, which the Trainer would write after these hooks.
+            trainer._logger_connector.update_train_step_metrics()
             self._save_and_exit(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:

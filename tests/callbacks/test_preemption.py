@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from preempted_run import STEPS, run
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from tiny import Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader
 
@@ -186,3 +189,20 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
 def test_signals_that_do_not_exist_are_refused() -> None:
     with pytest.raises(ValueError, match="SIGNONE"):
         Preemption(signals=["SIGNONE"])
+
+
+def test_what_the_last_step_has_logged_is_written(tmp_path: Path) -> None:
+    def rows(folder: Path, *callbacks: pl.Callback, resumed: Path | None = None) -> dict[str, str]:
+        logger = CSVLogger(folder, name="")
+        runner = trainer([Preemption(), *callbacks], 6, folder, logger=logger, log_every_n_steps=1)
+        with suppress(Preempted):
+            runner.fit(tiny_model(), loader(128), ckpt_path=resumed, weights_only=True)
+        with open(Path(logger.log_dir, "metrics.csv")) as file:
+            return {row["step"]: row["train/loss"] for row in csv.DictReader(file) if row["train/loss"]}
+
+    whole = rows(tmp_path / "whole")
+    cut = rows(tmp_path / "cut", Signal(signal.SIGTERM, at=3))
+    rest = rows(tmp_path / "cut", resumed=tmp_path / "cut/checkpoints/last.ckpt")
+    assert list(cut) == ["0", "1", "2", "3"]
+    assert list(rest) == ["4", "5"]
+    assert cut | rest == whole
