@@ -153,25 +153,27 @@ def _refuse_unfit(content: Content, path: str, whole: bool) -> None:
     cls, state = own_class(content.tree["class_path"]), dict(content.state)
     if not issubclass(cls, nn.Module):
         raise UserError(f"{path} holds a {cls.__name__}, which is no network")
-    deepest = max((depth for depth in _depths(content.tree) if isinstance(depth, int)), default=0)
-    if deepest > len(state):
-        raise UserError(f"{path} describes a network of depth {deepest}, but has {len(state)} weights")
+    most = max((number for number in _repeats(content.tree) if isinstance(number, int)), default=0)
+    if most > len(state):
+        raise UserError(f"{path} describes a network with {most} parts of a kind, but has {len(state)} weights")
     try:
         with torch.device("meta"), naming(path):
             module = build(content.tree)
-    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # of any constructor
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
     if cls is Backbone:
         state.pop("mask_token", None)
     refuse_others(module, state, path, lambda name: whole or cls is Backbone or "backbone." in name)
 
 
-def _depths(tree: Any) -> Iterator[Any]:
+def _repeats(tree: Any) -> Iterator[Any]:
     """What the arguments in a tree that say how often a part is repeated are set to."""
     for name, value in tree.items() if isinstance(tree, dict) else ():
-        if str(name).endswith("depth"):
+        if str(name).endswith("depth") or name == "num_tables":
             yield value
-        yield from _depths(value)
+        yield from _repeats(value)
 
 
 def _scores(file: dict[str, Any]) -> dict[str, float]:

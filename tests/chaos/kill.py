@@ -150,7 +150,7 @@ class Campaign:
             child.finish(0)
             if child.code in (0, None):
                 break
-        if child.traceback and how != "workers":
+        if child.traceback and how == "signals":  # after SIGKILL, loading processes say what they like
             faults.append("traceback")
         ended = child.code == 0
         faults += [] if ended else ["it hangs" if child.code is None else "it does not end"]

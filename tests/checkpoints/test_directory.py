@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Data2VecTextConfig, Data2VecTextModel, Data2VecVisionConfig, Data2VecVisionModel
 
-from d2v_lightning import load_backbone
+from d2v_lightning import Data2Vec, load_backbone
 from d2v_lightning.convert import main
 from d2v_lightning.errors import NotFoundError, UserError
 
@@ -145,3 +145,27 @@ def test_a_missing_weight_file_is_named(image: Path) -> None:
     (image / "model.safetensors").unlink()
     with pytest.raises(NotFoundError, match="no weights in"):
         load_backbone(image)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        (("student", "backbone", "transformer", "position_bias"), "num_tables", 2**63),
+        (("student", "backbone", "transformer"), "depth", 10**12),
+        (("student", "backbone", "transformer"), "dropout", 10**6),
+        (("targets",), "average_top_k_layers", 10**12),
+    ],
+)
+def test_numbers_beyond_all_measure_are_refused_in_our_own(
+    place: tuple[str, ...], name: str, value: int, tmp_path: Path
+) -> None:
+    """Before memory is taken for them, or a part is made as many times."""
+    Data2Vec.from_recipe("digits").save_pretrained(tmp_path / "own")
+    config = json.loads((tmp_path / "own/config.json").read_text())
+    arguments = config["init_args"]
+    for part in place:
+        arguments = arguments[part]["init_args"]
+    arguments[name] = value
+    (tmp_path / "own/config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="own"):
+        load_backbone(tmp_path / "own")
