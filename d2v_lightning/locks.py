@@ -81,6 +81,7 @@ def _locked(path: Path, what: str, kind: str) -> int | None:
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     except OSError as error:  # a full disk does not say where
+        path.unlink(missing_ok=True)
         os.close(descriptor)
         error.filename = str(path.parent)
         raise

@@ -84,11 +84,13 @@ def _array(row: bytes, shape: Sequence[int]) -> NDArray[np.float32]:
 
 
 def _write_npy(path: Path, rows: Callable[[], Iterator[Row]], shape: Sequence[int]) -> None:
+    # Not by a map of the file into memory, which a full disk would end with SIGBUS.
     count = sum(1 for _ in rows())
-    array = np.lib.format.open_memmap(path, "w+", np.float32, (count, *shape))
-    for number, (_, _, row) in enumerate(rows()):
-        array[number] = _array(row, shape)
-    array.flush()
+    with open(path, "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _, _, row in rows():
+            file.write(row)
 
 
 def _write_safetensors(path: Path, rows: Callable[[], Iterator[Row]], shape: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,18 +88,42 @@ class Part:
 
     def __init__(self, path: Path, key: bytes, kind: dict[str, Any]) -> None:
         self.path = path
-        self._file: BinaryIO = open(path, "ab")  # noqa: SIM115  # open until the last batch
-        if not self._file.tell():
-            header = key + b"\n" + json.dumps(kind).encode()
-            self._file.write(header.ljust(-(len(header) + 1) % 8 + len(header)) + b"\n")
+        header = key + b"\n" + json.dumps(kind).encode()
+        header = header.ljust(-(len(header) + 1) % 8 + len(header)) + b"\n"
+        self._header = len(header)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # open until the last batch
+        self._end = self._file.tell()
+        if not self._end:
+            try:
+                self._write(header)
+            except OSError:
+                self._file.close()
+                path.unlink()
+                raise
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no rows."""
+        return self._end <= self._header
+
+    def _write(self, content: bytes) -> None:
+        """Add it as a whole, or not at all where it does not fit."""
+        left = memoryview(content)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(self._end)
+            error.filename = str(self.path)  # a full disk does not say where
+            raise
+        self._end += len(content)
 
     def append(self, ids: Ids, rows: Sequence[bytes]) -> None:
         """Add the rows of one batch, as a whole or, where the run is killed meanwhile, not at all."""
         sizes = np.array([len(row) for row in rows], np.uint64)
         size = int(sizes.sum())
         content = b"".join([ids.astype(np.uint64).tobytes(), sizes.tobytes(), *rows, bytes(-size % 8)])
-        self._file.write(_BLOCK.pack(b"ROWS", zlib.crc32(content), len(rows), size) + content)
-        self._file.flush()
+        self._write(_BLOCK.pack(b"ROWS", zlib.crc32(content), len(rows), size) + content)
 
     def close(self) -> None:
         """Nothing is lost without it; but the system may say now that a block did not fit on the disk."""

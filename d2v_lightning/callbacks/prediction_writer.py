@@ -267,20 +267,15 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._agree()
         trainer.strategy.barrier("predictions are written")
         if trainer.is_global_zero and self._target is not None:
-            try:
-                self._refuse_existing(self._target)
-                self._join(trainer, pl_module, self._target)
-            except OSError:
-                if self._key:
-                    rank_zero_warn(f"all predictions are kept beside {self._target}: the same command writes the file")
-                raise
+            self._refuse_existing(self._target)
+            self._join(trainer, pl_module, self._target)
         trainer.strategy.barrier("predictions are joined")
         self._release()
 
     def _release(self) -> None:
-        if self._part is not None:
-            self._part.close()
-        self._held.close()
+        with self._held:
+            if self._part is not None:
+                self._part.close()
         self._begin_anew()
 
     def _agree(self) -> None:
@@ -303,9 +298,11 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         return "the same command goes on from here" if self._key else "no predictions were written"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half written, but what the same command goes on from."""
-        if self._part is not None and not self._key:
+        """Leave nothing half written, but what the same command goes on from, and say so."""
+        if self._part is not None and (not self._key or self._part.is_empty):
             self._part.path.unlink(missing_ok=True)
+        if self._key and self._kind and self._target is not None and parts_of(self._target):
+            exception.add_note(f"What was predicted is kept beside {self._target}: the same command goes on from it")
         self._release()
 
     def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:

@@ -6,8 +6,10 @@ import csv
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +33,7 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.callbacks import PredictionWriter
+from d2v_lightning.locks import only_one
 from datamodules import ImageDataModule, SpeechDataModule
 from datamodules.speech_windows import SpeechWindows
 
@@ -244,15 +247,53 @@ def test_what_is_predicted_outlives_an_output_that_cannot_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr("d2v_lightning.callbacks.prediction_writer.write_rows", full)
-        with (
-            pytest.warns(
-                UserWarning, match="all predictions are kept beside .*p.csv: the same command writes the file"
-            ),
-            pytest.raises(OSError, match="No space"),
-        ):
+        with pytest.raises(OSError, match="No space") as stop:
             classify(tmp_path, "p.csv")
+    kept = f"What was predicted is kept beside {tmp_path / 'p.csv'}: the same command goes on from it"
+    assert stop.value.__notes__ == [kept]
     assert classify(tmp_path, "p.csv") == 0, "what cannot be read is tried again, and gives no batch"
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 7, "one name holds a line break"
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Sets how many bytes a file may have: a write past that fails as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[0][1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+    signal.signal(signal.SIGXFSZ, before[1])
+
+
+def test_a_full_disk_is_named_and_keeps_whole_batches_alone(
+    pictures: Path, tmp_path: Path, small_files: Callable[[int], None]
+) -> None:
+    def left() -> set[str]:
+        return {path.name for path in tmp_path.iterdir()} - {"in", "p.csv"}
+
+    for size in (50, 150):  # in the first line of the part; in the first batch
+        small_files(size)
+        with pytest.raises(OSError, match=r"too large.*p\.csv\.rank0") as stop:
+            classify(tmp_path, "p.csv")
+        assert left() == set()
+        assert not hasattr(stop.value, "__notes__")
+    small_files(300)
+    with pytest.raises(OSError, match=r"too large.*p\.csv\.rank0") as stop:
+        classify(tmp_path, "p.csv")
+    assert left() == {".p.csv.rank0"}
+    assert "the same command goes on from it" in stop.value.__notes__[0]
+    small_files(1 << 20)
+    assert classify(tmp_path, "p.csv") == 2
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 7
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_leaves_nothing(
+    tmp_path: Path, small_files: Callable[[int], None]
+) -> None:
+    small_files(0)
+    with pytest.raises(OSError, match="too large"), only_one(tmp_path / ".lock", "x", "output"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_has_one_writer(pictures: Path, tmp_path: Path) -> None:
