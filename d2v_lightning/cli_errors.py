@@ -243,7 +243,7 @@ class _Schema:
     ) -> None:
         bases = _classes_in(annotation)
         if value is None and not _allows_none(annotation):
-            hints = [f"set it to {_readable(annotation)}, or leave the key out"]
+            hints = [f"set it to {readable(annotation)}, or leave the key out"]
             raise MistakeError(f"{key} is empty (null)", self._where(source, path, key), hints)
         if get_origin(annotation) is dict and isinstance(value, dict):
             for name, item in value.items():
@@ -251,12 +251,12 @@ class _Schema:
         elif bases and isinstance(value, list):
             for place, item in enumerate(value):
                 self._check(annotation, item, f"{key}[{place}]", source, (*path, place))
-        elif bases and isinstance(value, (dict, str)) and not (isinstance(value, str) and _takes(annotation, value)):
+        elif bases and isinstance(value, (dict, str)) and not (isinstance(value, str) and takes(annotation, value)):
             self._check_tree(
                 bases, {"class_path": value} if isinstance(value, str) else value, key, source, path, section
             )
-        elif not bases and not _takes(annotation, value):
-            hints = [f"it must be {_readable(annotation)}"]
+        elif not bases and not takes(annotation, value):
+            hints = [f"it must be {readable(annotation)}"]
             hints += _did_you_mean(str(value), _choices(annotation))
             raise MistakeError(f"{key} cannot be {value!r}", self._where(source, path, key), hints)
 
@@ -398,7 +398,7 @@ def _allows_none(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType) and any(map(_allows_none, get_args(annotation)))
 
 
-def _takes(annotation: Any, value: Any) -> bool:
+def takes(annotation: Any, value: Any) -> bool:
     """Whether jsonargparse takes a value for an annotation."""
     if annotation is Any:
         return True
@@ -419,16 +419,17 @@ def _choices(annotation: Any) -> list[str]:
     return []
 
 
-def _readable(annotation: Any) -> str:
+def readable(annotation: Any) -> str:
+    """What an annotation permits, in words."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     if annotation in words:
         return words[annotation]
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, get_args(annotation)))
     if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(_readable(part) for part in get_args(annotation))
+        return " or ".join(readable(part) for part in get_args(annotation))
     if get_origin(annotation) in (list, tuple):
-        parts = [_readable(part) for part in get_args(annotation) if part is not Ellipsis]
+        parts = [readable(part) for part in get_args(annotation) if part is not Ellipsis]
         if get_origin(annotation) is list:
             return f"a list, each {' '.join(parts)}"
         return f"a list [{', '.join(parts)}]"

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -26,11 +26,13 @@ from pytorch_lightning.utilities import rank_zero_info
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks import PredictionWriter
 from d2v_lightning.callbacks.prediction_files import FEATURES
+from d2v_lightning.cli_errors import readable, takes
 from d2v_lightning.commands import USAGE, run_command
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, naming
 from d2v_lightning.extraction import Extraction
 from d2v_lightning.pretrained import Pretrained, load_backbone, read_pretrained
+from d2v_lightning.saving import RUN_KEY
 from d2v_lightning.types import Batch
 from datamodules import ImageDataModule, SpeechDataModule, TextDataModule
 from datamodules.waveform import RATE
@@ -163,8 +165,10 @@ def _data(args: argparse.Namespace, found: Pretrained, encoder: Encoder) -> pl.L
 def _seen_as(args: argparse.Namespace, found: Pretrained, channels: int) -> dict[str, Any]:
     """How pictures are shown: as options say, or the checkpoint's data, or the released evaluation."""
     is_classifier = found.tree["class_path"].endswith("ImageClassifier")
-    stored = {name: found.data[name] for name in (*SEEN_AS, "task") if found.data.get(name) is not None}
     given = {name: value for name in SEEN_AS if (value := getattr(args, name)) is not None}
+    wanted = [name for name in (*SEEN_AS, "task") if name not in given]
+    stored = {name: found.data[name] for name in wanted if found.data.get(name) is not None}
+    _refuse_unfit(stored, found.path, channels)
     for name in {"mean", "std"} & given.keys():
         if len(given[name]) not in (1, channels):
             raise UserError(f"--{name} has {len(given[name])} numbers, the model {channels} channels")
@@ -176,6 +180,23 @@ def _seen_as(args: argparse.Namespace, found: Pretrained, channels: int) -> dict
     shown = ", ".join(f"{name} {value}" for name, value in data.seen_as.items())
     rank_zero_info(f"pictures as in the evaluation of {source}{options}: {shown}")
     return settings
+
+
+def _refuse_unfit(stored: dict[str, Any], path: str, channels: int) -> None:
+    """Refuse settings of the data that a file holds and `ImageDataModule` cannot use.
+
+    Raises:
+        ValueError: one is of another kind than it takes, or does not fit the model.
+    """
+    hints = get_type_hints(ImageDataModule.__init__)
+    for name, value in stored.items():
+        key = f"{path}: {RUN_KEY}.data.init_args.{name} is {value!r}"
+        if isinstance(value, str) != (name in ("interpolation", "task")) or not takes(hints[name], value):
+            raise UserError(f"{key}: it must be {readable(hints[name])}")
+        if name in ("mean", "std") and len(value) != channels:
+            raise UserError(f"{key}, and the model has {channels} channels: give --{name}")
+    with naming(f"{path}: {RUN_KEY}.data.init_args"):
+        ImageDataModule(rand_augment=None, **stored)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,17 @@ from d2v_lightning.tensor_files import named_tensors, read_tensors
 from d2v_lightning.tokenizer import of_directory
 
 
+def _mapping(value: Any, path: str, below: str = "", key: str = f"{RUN_KEY}.data") -> Tree:
+    """Settings that a file holds; nothing is none.
+
+    Raises:
+        ValueError: they are no mapping.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {key}{below} is a {type(value).__name__}, where a mapping is expected")
+    return value or {}
+
+
 class Pretrained(NamedTuple):
     """What `read_pretrained` found: the `content`, and the `path` that messages name."""
 
@@ -47,12 +58,14 @@ class Pretrained(NamedTuple):
     @property
     def data(self) -> Tree:
         """Arguments of the datamodule that it was trained with, as far as they are known."""
-        return (self.content.data or {}).get("init_args", {})
+        return _mapping(_mapping(self.content.data, self.path).get("init_args"), self.path, ".init_args")
 
     @property
     def normalize(self) -> bool | None:
         """See `load_normalize`."""
         own: bool | None = (self.tree["init_args"] | self.data).get("normalize")
+        if own is not None and not isinstance(own, bool):
+            raise UserError(f"{self.path}: its normalize is {own!r}: it must be true or false")
         return self.content.normalize if own is None else own
 
     def part(self, prefix: str) -> State:
@@ -85,7 +98,7 @@ class Pretrained(NamedTuple):
         encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
         tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
         state = self.part(f"modalities.{modality}.")
-        data = ((self.content.data or {}).get("init_args", {}).get("datamodules") or {}).get(modality)
+        data = _mapping(self.data.get("datamodules"), self.path, ".init_args.datamodules").get(str(modality))
         content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer, data=data)
         return Pretrained(content, self.path)
 
@@ -137,7 +150,7 @@ def read_pretrained(
     name = str(tree["class_path"]).rpartition(".")[2]
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
     kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
-    data = (file.get(RUN_KEY) or {}).get("data")
+    data = _mapping(file.get(RUN_KEY), str(path), key=RUN_KEY).get("data")
     stamp = file["d2v_lightning"]
     content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
     _refuse_unfit(content, str(path), whole)

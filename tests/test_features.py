@@ -141,6 +141,34 @@ def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytes
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"std": [0.5, 0.5]}, "run.data.init_args.std is [0.5, 0.5], and the model has 3 channels: give --std"),
+        ({"std": 0.5}, "run.data.init_args.std is 0.5: it must be a list"),
+        ({"std": [0.1, 0.1, 0.0]}, "run.data.init_args: std [0.1, 0.1, 0.0]: permitted is more than 0"),
+        ({"mean": [0.1, 0.1, float("nan")]}, "run.data.init_args: mean [0.1, 0.1, nan]: permitted are finite numbers"),
+        ({"crop_share": "x"}, "run.data.init_args.crop_share is 'x': it must be a number"),
+        (
+            {"interpolation": "x"},
+            "run.data.init_args.interpolation is 'x': it must be one of bicubic, bilinear, nearest",
+        ),
+        ([1], "run.data.init_args is a list, where a mapping is expected"),
+    ],
+)
+def test_stored_settings_of_another_kind_are_one_line(
+    data: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0)
+    tree = {"class_path": "datamodules.ImageDataModule", "init_args": data}
+    write_directory(Content(model.config, model.state_dict(), "a classifier", None, [], data=tree), tmp_path / "model")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    call = [str(tmp_path / "1.png"), "--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "x.npy")]
+    assert features.main([*call, "--num_workers", "0"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path / 'model'}: {message}")
+
+
+@pytest.mark.parametrize(
     ("pattern", "out", "options", "message"),
     [
         ("*.mp3", "a.npy", [], "no file matches"),
