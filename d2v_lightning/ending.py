@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -26,6 +27,8 @@ def listen() -> None:
         _interrupt,
     ):
         signal.signal(signal.SIGINT, _interrupt)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
 
 
 def end() -> None:
@@ -37,6 +40,14 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     if not _ending.is_set():
         _ending.set()
         raise KeyboardInterrupt
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """Called where nothing can be raised, such as a callback of the system's: an exit that came up there is no error."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        _ending.clear()  # the next one may be raised
+    elif not isinstance(lost.exc_value, SystemExit):
+        sys.__unraisablehook__(lost)
 
 
 class FirstError(Callback):

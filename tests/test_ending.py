@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,21 @@ def test_ctrl_c_again_does_not_disturb_the_end(capsys: pytest.CaptureFixture[str
     assert done == ["put in order"]
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
     assert run_command(lambda: done.append("anew")) == 0
+
+
+def test_a_ctrl_c_that_cannot_be_raised_says_nothing_and_may_come_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Gone:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def command() -> None:
+        thing = Gone()
+        del thing
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert run_command(command) == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
