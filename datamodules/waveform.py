@@ -234,7 +234,7 @@ class Recording:
 
     def _at(self, first: int, count: int | None) -> Waveform:
         """Frames from `first` on at the recording's own rate, at most `count` of them."""
-        last = UNKNOWN_FRAMES if count is None else first + count
+        last = min(UNKNOWN_FRAMES if count is None else first + count, _last_frame(self._sound))
         if self._seeks:
             self._sound.seek(min(first, self.frames or 0))
             self._held, self._first = self._held[:0], first
@@ -260,9 +260,15 @@ def _is_known(sound: soundfile.SoundFile) -> bool:
 
 def _blocks(sound: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
     """(F, C) until the end. Not `sound.blocks`, which repeats its last block where a truncated mp3 ends before that."""
-    frames = max(1, BLOCK // sound.channels)
-    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
+    frames, left = max(1, BLOCK // sound.channels), _last_frame(sound)
+    while len(block := sound.read(min(frames, left), dtype="float32", always_2d=True)):
+        left -= len(block)
         yield block
+
+
+def _last_frame(sound: soundfile.SoundFile) -> int:
+    """Where to stop. Behind the last frame of a FLAC may be a tag, at which its decoder fails."""
+    return int(sound.frames) if sound.format == "FLAC" and _is_known(sound) else UNKNOWN_FRAMES
 
 
 def _powers(channels: NDArray[np.float32], mono: Waveform) -> NDArray[np.float64]:

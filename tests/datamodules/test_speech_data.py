@@ -531,6 +531,16 @@ def test_sound_that_is_cut_off_is_refused_and_a_part_of_a_whole_one_is_that_part
         )
 
 
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_tag_behind_the_last_frame_of_a_flac_is_not_read(rate: int) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, rate)
+    whole = content("FLAC", "PCM_16", noise, rate)
+    tagged = whole + b"TAG" + b"Title".ljust(125, b"\0")
+    assert (read_waveform(tagged) == read_waveform(whole)).all()
+    assert (read_waveform(tagged, 12000, 16000) == read_waveform(whole, 12000, 16000)).all()
+    assert (np.concatenate(list(stream_waveform(tagged))) == np.concatenate(list(stream_waveform(whole)))).all()
+
+
 def test_lengths_that_a_pipe_leaves_open_are_found_and_impossible_headers_are_named() -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(48_000)
     wav, flac, aiff = (content(kind, "PCM_16", noise) for kind in ("WAV", "FLAC", "AIFF"))
