@@ -54,6 +54,8 @@ _NOT_FOR_PEOPLE = (
     r".*isinstance\(treespec, LeafSpec\)",
     r".*(litlogger|litmodels)",
     r"Couldn't infer the batch indices",
+    r"Checkpoint directory .* exists and is not empty",
+    r"Restor(ing|ed all) states from",
 )
 
 
@@ -231,7 +233,12 @@ class D2VCLI(LightningCLI):
             settings["model"] = self.stored.model
             if self.line.subcommand == "fit":
                 settings |= {f"trainer.{name}": value for name, value in self.stored.trainer.items()}
-        if not self.line.gives("data") and self.stored.data is not None:
+        if not self.line.gives("data") and self.stored.data is None:
+            raise UsageError(
+                f"{path} does not say which data it was trained on, as a script or a class of your own wrote it: give "
+                "--config FILE, or --data CLASS"
+            )
+        if not self.line.gives("data"):
             settings["data"] = self.stored.data_alone
         return Source(str(path), settings)
 
@@ -346,6 +353,8 @@ class D2VCLI(LightningCLI):
             raise stopped.error from stopped.error.__cause__
         if self.stored is not None:
             self._compare(self.stored)
+            if self.subcommand == "fit":
+                rank_zero_info(f"going on from {self.stored.path}, after optimiser step {self.stored.step}")
             if self.stored.tokenizer is not None:  # the data needs it before Lightning loads the checkpoint
                 self.model.backbone.tokenizer = self.stored.tokenizer
         elif self.subcommand != "fit":

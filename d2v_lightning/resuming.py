@@ -67,6 +67,7 @@ class StoredRun:
             with naming(path):
                 refuse_foreign(data)
         self.data: Tree | None = data
+        self.step = checkpoint.get("global_step", 0)
         self.tokenizer: StoredTokenizer | None = checkpoint["d2v_lightning"].get("tokenizer")
         self.trainer: dict[str, Any] = {
             name: value for name, value in (run.get("trainer") or {}).items() if _is_setting(name, value)

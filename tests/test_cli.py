@@ -402,6 +402,16 @@ def test_a_run_killed_before_its_first_last_checkpoint_goes_on(pretrained: Path,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_checkpoint_of_a_script_does_not_know_its_data(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(pretrained / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint["run"]
+    torch.save(checkpoint, path := tmp_path / "script.ckpt")
+    for more in ([], ["--data.predict_files", "x"]):
+        assert f"{path} does not say which data" in fails(capsys, 2, "predict", "--ckpt_path", str(path), *more)
+
+
 def test_a_run_killed_before_its_first_checkpoint_is_sent_again(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ def write_rows(
             _write_csv(unfinished, header, ([place, name, f"{json.loads(row):.6f}"] for place, name, row in rows()))
         elif target.suffix == ".npy":
             with atomic_write(target.with_suffix(".csv")) as beside:
-                _write_csv(beside, ["index", "path"], ([place, name] for place, name, _ in rows()))
+                _write_csv(beside, ["row", "path"], ([row, name] for row, (_, name, _) in enumerate(rows())))
                 _write_npy(unfinished, rows, kind["shape"])
         elif target.suffix == ".safetensors":
             _write_safetensors(unfinished, rows, kind["shape"])
