@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,6 +146,8 @@ _work: tuple[Any, ...] = ()
 def _begin(*work: Any) -> None:
     global _work
     _work = work
+    if multiprocessing.parent_process() is not None:  # a handler of the program that forked it would not end it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _trial(weights: tuple[float, float]) -> Trial:

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 @pytest.fixture(autouse=True)
-def ctrl_c_stops_the_tests() -> Iterator[None]:
-    """A command leaves its own handler of Ctrl-C, since its process ends with it."""
-    before = signal.getsignal(signal.SIGINT)
+def signals_are_handled_as_before() -> Iterator[None]:
+    """A command leaves its own handlers, since its process ends with it."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -142,10 +142,22 @@ class Preemption(Configurable, Callback):
             rank_zero_info(f"{signal.Signals(self._received).name}: stopped after this batch{''.join(kept)}")
             raise Preempted(128 + self._received)
 
+    # Before Lightning takes its own handlers back, which is before `teardown`.
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._restore_handlers()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -20,7 +20,9 @@ from pytorch_lightning.loggers import CSVLogger
 from tiny import Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader
 
+from d2v_lightning import Data2Vec
 from d2v_lightning.callbacks import Preempted, Preemption
+from datamodules import ImageDataModule
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
@@ -206,3 +208,25 @@ def test_what_the_last_step_has_logged_is_written(tmp_path: Path) -> None:
     assert list(cut) == ["0", "1", "2", "3"]
     assert list(rest) == ["4", "5"]
     assert cut | rest == whole
+
+
+def test_handlers_are_as_before_when_a_trainer_has_ended() -> None:
+    """Else a program that goes on, or a process that it forks, would not hear SIGTERM."""
+    handled = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in handled]
+    model, data = Data2Vec.from_recipe("digits"), ImageDataModule.from_recipe("digits", {"num_workers": 0})
+    for stage, steps in (("fit", 1), ("fit", 0), ("validate", 1), ("predict", 1)):
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=1,
+            limit_predict_batches=1,
+            num_sanity_val_steps=1,
+            callbacks=[Preemption()],
+        )
+        getattr(trainer, stage)(model, datamodule=data)
+        assert [signal.getsignal(number) for number in handled] == before, stage
