@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ def atomic_write(target: str | Path) -> Iterator[Path]:
         # A full disk does not say where, and nobody knows the unfinished name.
         error.filename = os.fsdecode(error.filename or target).replace(str(unfinished), str(target))
         raise
+    except Exception as error:  # libraries in Rust tell the system's error by its number, in a class of their own
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(target)) from error
     finally:
         remove(unfinished)
 
