@@ -29,15 +29,18 @@ def atomic_write(target: str | Path) -> Iterator[Path]:
     remove(unfinished)
     try:
         yield unfinished
-        if unfinished.is_file():
-            with open(unfinished, "rb+") as file:
-                os.fsync(file.fileno())
+        for path in (unfinished, *unfinished.rglob("*")):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
         os.replace(unfinished, target)
     except OSError as error:
-        # A full disk does not say where, and nobody knows the unfinished name.
-        error.filename = os.fsdecode(error.filename or target).replace(str(unfinished), str(target))
+        if (
+            error.errno is not None
+        ):  # the system's: a full disk does not say where, and nobody knows the unfinished name
+            error.filename = os.fsdecode(error.filename or target).replace(str(unfinished), str(target))
         raise
-    except Exception as error:  # libraries in Rust tell the system's error by its number, in a class of their own
+    except Exception as error:  # libraries in Rust give the number of the system's error in a class of their own
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise

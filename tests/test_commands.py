@@ -13,7 +13,6 @@ import torch
 
 from d2v_lightning.atomic import atomic_write
 from d2v_lightning.atomic_io import AtomicCheckpointIO
-from d2v_lightning.checkpoints.directory import write_safetensors
 from d2v_lightning.commands import run_command
 from d2v_lightning.errors import NotFoundError, UsageError, UserError
 
@@ -108,14 +107,6 @@ def test_a_full_disk_is_named_by_the_file_that_was_asked_for(
     assert capsys.readouterr().err.startswith(f"error: {target}: No space left on device: free some space")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_safetensors_that_cannot_be_written_are_an_error_of_the_system(tmp_path: Path) -> None:
-    path = tmp_path / "missing" / "x.safetensors"
-    with pytest.raises(FileNotFoundError) as error:
-        write_safetensors({"x": torch.ones(2)}, path)
-    assert error.value.errno == errno.ENOENT
-    assert error.value.filename == str(path)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -191,7 +189,6 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         OSError: they cannot be written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -201,13 +198,8 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
         start = tensor.data_ptr()
         separate[name] = tensor.clone() if start in seen else tensor
         seen.add(start)
-    try:
-        save_file(separate, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    with atomic_write(path) as unfinished:
+        save_file(separate, unfinished, metadata={"format": "pt"})
 
 
 def write_directory(content: Content, out: str | Path, beside: Path | None = None) -> None:
