@@ -32,6 +32,7 @@ TRANSCRIPTS = ".trans.txt"
 PASSED_BY = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db"}
 """What operating systems leave behind, besides hidden files and folders."""
 NAMES_IN_WARNING = 5
+GONE_IN_A_ROW = 32
 
 _Id = tuple[int, int]  # device and inode
 
@@ -83,8 +84,16 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def refuse_gone(folder: str, error: OSError) -> None:
-    """Raise `FolderGoneError` where a file could not be read because its whole folder is gone."""
+def refuse_gone(path: str, error: Exception) -> None:
+    """Raise `FolderGoneError` where a file could not be read because its whole folder is gone.
+
+    Args:
+        path: of the file.
+        error: what reading it raised.
+    """
+    if os.path.isfile(path):
+        return
+    folder = os.path.dirname(path) or os.curdir
     try:
         with os.scandir(folder) as entries:
             if next(entries, None) is not None:
@@ -95,6 +104,30 @@ def refuse_gone(folder: str, error: OSError) -> None:
     raise FolderGoneError(
         f"{folder} {reason}, though it held data when the run started: see that it is back"
     ) from error
+
+
+class GoneFiles:
+    """Counts files in a row that are gone. Files that vanish one by one end a run, as a folder that vanishes does."""
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+
+    def note(self, error: Exception | None, entry: str = "") -> None:
+        """To be called for every file that is asked for, but not for those that stand in for another.
+
+        Args:
+            error: what reading the file raised; None where it was read.
+            entry: the file and the reason, for the message.
+
+        Raises:
+            FolderGoneError: it is the last of `GONE_IN_A_ROW` that could not be opened.
+        """
+        gone = isinstance(error, FileNotFoundError) or getattr(error, "errno", None)
+        self._in_a_row = self._in_a_row + 1 if gone else 0
+        if self._in_a_row >= GONE_IN_A_ROW:
+            raise FolderGoneError(
+                f"{GONE_IN_A_ROW} files in a row are gone, the last is {entry}: see that they are back"
+            )
 
 
 def files_below(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[str]:

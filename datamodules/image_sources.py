@@ -60,8 +60,7 @@ class PictureFiles:
         try:
             return read_picture(path)
         except OSError as error:
-            if error.errno is not None:
-                refuse_gone(os.path.dirname(path) or os.curdir, error)
+            refuse_gone(path, error)
             raise
 
     def name(self, index: int) -> str:

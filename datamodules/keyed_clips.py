@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from d2v_lightning.errors import UserError
+from datamodules.files import FolderGoneError, GoneFiles
 from datamodules.keyed_images import one_line
 from datamodules.samplers import Key
 from datamodules.speech_crops import Crops
@@ -30,8 +31,11 @@ class KeyedClips(Dataset[dict[str, Any]]):
         replace: where the number of samples matters more than that none counts twice: in training, in pre-training's
             validation, and on several devices, which need as many batches each. Otherwise a clip that cannot be read
             gives a sample without "inputs".
-        crops: those of the collator. Of a clip longer than `NORMALISED_OVER` only what the crop needs is read; others are
-            read as a whole, and left to the collator.
+        crops: those of the collator. Of a clip longer than `NORMALISED_OVER` only what the crop needs is read. Others are
+            read as a whole, and the collator crops them.
+
+    Raises:
+        FolderGoneError: on reading, where a folder has vanished, or the files of many keys in a row are gone.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class KeyedClips(Dataset[dict[str, Any]]):
     ) -> None:
         self.source, self.normalised, self.replace, self.crops = source, normalised, replace, crops
         self._by_length = sorted(range(len(source)), key=lambda index: source.clips[index].samples)
+        self._gone = GoneFiles()
         self._rank = {index: rank for rank, index in enumerate(self._by_length)}
 
     def __len__(self) -> int:
@@ -64,12 +69,18 @@ class KeyedClips(Dataset[dict[str, Any]]):
             clip = self.source.clips[place]
             try:
                 inputs = torch.from_numpy(self._read(place, key, limit))
+            except FolderGoneError:
+                raise
             except UNREADABLE as error:
                 unreadable.append(f"{clip.name}: {one_line(error)}")
+                if place == index:
+                    self._gone.note(error, unreadable[0])
                 if not self.replace:
                     return {"unreadable": unreadable}
                 rank -= 1  # the shortest is followed by the longest, at the risk of a batch beyond its budget
                 continue
+            if place == index:
+                self._gone.note(None)
             sample = {"inputs": inputs, "index": place, "key": (epoch, index), "unreadable": unreadable}
             sample["repeated"] = place != index
             return sample if clip.text is None else {**sample, "text": clip.text}

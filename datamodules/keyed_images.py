@@ -8,14 +8,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from d2v_lightning.errors import UserError
-from datamodules.files import FolderGoneError
+from datamodules.files import FolderGoneError, GoneFiles
 from datamodules.image_sources import ImageSource
 from datamodules.pictures import UNREADABLE, refuse_too_small
 from datamodules.samplers import Key, derived_seed, seeded
 from datamodules.transforms import ImageTransform, as_channels
 
 REPLACEMENTS = 100
-GONE_IN_A_ROW = 32
 
 
 class KeyedImages(Dataset[dict[str, Any]]):
@@ -50,7 +49,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
     ) -> None:
         self.source, self.transform, self.num_channels = source, transform, num_channels
         self.grid, self.seed, self.replace, self.labelled = grid, seed, replace, labelled
-        self._gone = 0  # keys in a row whose own file could not be opened
+        self._gone = GoneFiles()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -92,11 +91,11 @@ class KeyedImages(Dataset[dict[str, Any]]):
             except UNREADABLE as error:
                 unreadable.append(f"{self.source.name(place)}: {one_line(error)}")
                 if attempt == 0:
-                    self._count_gone(error, unreadable[0])
+                    self._gone.note(error, unreadable[0])
                 place = derived_seed("replacement", self.seed, index, attempt) % len(self.source)
                 continue
             if attempt == 0:
-                self._gone = 0
+                self._gone.note(None)
             return picture, place
         if attempts == 1:
             return None
@@ -104,14 +103,8 @@ class KeyedImages(Dataset[dict[str, Any]]):
             f"{REPLACEMENTS} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
         )
 
-    def _count_gone(self, error: Exception, entry: str) -> None:
-        self._gone = self._gone + 1 if getattr(error, "errno", None) else 0
-        if self._gone >= GONE_IN_A_ROW:
-            raise FolderGoneError(
-                f"{GONE_IN_A_ROW} files in a row are gone, the last is {entry}: see that they are back"
-            )
-
 
 def one_line(error: Exception) -> str:
-    """The reason for a failure, for a list of such."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The reason for a failure, for a list of such. The system's own messages repeat the path, which is left out."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import listed, whole_text
-from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below
+from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, refuse_gone
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
 from datamodules.speech_manifests import Clip, is_piece, read_manifest, transcripts_of
@@ -41,8 +41,19 @@ class SpeechSource:
         return len(self.clips)
 
     def read(self, index: int, begin: int = 0, end: int | None = None) -> Waveform:
-        """The clip, or its samples from `begin` to `end`, at 16 kHz (S,), not normalised."""
-        return read_waveform(self.opened(self.clips[index].file), begin, end)
+        """The clip, or its samples from `begin` to `end`, at 16 kHz (S,), not normalised.
+
+        Raises:
+            FolderGoneError: the folder that it was found in has vanished.
+            ValueError, FileNotFoundError: see `read_waveform`.
+        """
+        file = self.opened(self.clips[index].file)
+        try:
+            return read_waveform(file, begin, end)
+        except UNREADABLE as error:
+            if isinstance(file, str):
+                refuse_gone(file, error)
+            raise
 
     def opened(self, file: Any) -> Any:
         """A clip's `file` as a path or bytes."""

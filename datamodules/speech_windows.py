@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.errors import UserError
+from datamodules.files import refuse_gone
 from datamodules.keyed_images import one_line
 from datamodules.predicting import Done
 from datamodules.waveform import (
@@ -45,6 +46,10 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
         conv_layers: of the encoder.
         core_seconds, context_seconds: see above.
         windows: in a batch.
+
+    Raises:
+        ValueError: an argument is out of its range, or frames do not fall on fifths of a second.
+        FolderGoneError: on reading, where the folder of a recording has vanished.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
             try:
                 lengths[index] = measure(self.paths[index])[0]
             except UNREADABLE as error:
-                unreadable.append(f"{self.paths[index]}: {one_line(error)}")
+                unreadable.append(self._left_out(index, error))
         longest = self.core * RATE // TICKS
         budget = self.windows * (self.core + 2 * self.context) * RATE // TICKS
         short = sorted((length, index) for index, length in lengths.items() if length <= longest)
@@ -101,7 +106,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                 try:
                     yield from self._recording(index)
                 except UNREADABLE as error:
-                    unreadable.append(f"{self.paths[index]}: {one_line(error)}")
+                    unreadable.append(self._left_out(index, error))
         if unreadable:
             yield {"unreadable": unreadable}
 
@@ -115,10 +120,15 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
                     raise UserError(f"{len(waveform)} samples are too few for one frame")
                 clips[index] = normalise(waveform) if self.normalised else waveform
             except UNREADABLE as error:
-                unreadable.append(f"{self.paths[index]}: {one_line(error)}")
+                unreadable.append(self._left_out(index, error))
         if clips:
             keep = [[0, feature_lengths(len(clip), self.conv_layers)] for clip in clips.values()]
             yield _padded(list(clips.values()), keep, list(clips), [True] * len(clips))
+
+    def _left_out(self, index: int, error: Exception) -> str:
+        """The entry of a recording that cannot be read in "unreadable"; refuses where its folder has vanished."""
+        refuse_gone(self.paths[index], error)
+        return f"{self.paths[index]}: {one_line(error)}"
 
     def _recording(self, index: int) -> Iterator[dict[str, Any]]:
         path = self.paths[index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,13 +56,11 @@ def open_sound(file: Any) -> soundfile.SoundFile:
         ValueError: it is no sound, its sample rate is absurd, or it is cut off: less than `TRUNCATED` of what its header
             promises is there.
         FileNotFoundError: there is no such file.
+        OSError: it may not be opened.
     """
     content = file if isinstance(file, bytes) else None
     if content is None:
-        if not os.path.exists(file):
-            raise NotFoundError("there is no such file")
-        if not os.path.isfile(file):
-            raise UserError("it is not a file of sound")
+        _refuse_no_file(file)
     try:
         sound = _SoundFile(os.fsencode(file) if content is None else io.BytesIO(content))
         if sound.format in ("WAV", "WAVEX") and sound.frames == 0:
@@ -74,6 +73,17 @@ def open_sound(file: Any) -> soundfile.SoundFile:
         sound.close()
         raise
     return sound
+
+
+def _refuse_no_file(path: Any) -> None:
+    """Name the system's reason where a file cannot be opened; libsndfile has one message for all of them."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError("it is not a file of sound")
+        with open(path, "rb"):
+            pass
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError("there is no such file") from error
 
 
 def _part(file: Any, start: int, length: int = -1) -> bytes:

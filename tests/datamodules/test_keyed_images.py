@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.files import FolderGoneError
+from datamodules.files import GONE_IN_A_ROW, FolderGoneError
 from datamodules.image_sources import FolderSource
-from datamodules.keyed_images import GONE_IN_A_ROW, KeyedImages
+from datamodules.keyed_images import KeyedImages
 from datamodules.transforms import evaluation_transform
 
 TRANSFORM = evaluation_transform((8, 8), 1.0, [0.0], [1.0], "nearest")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from d2v_lightning.encoders.audio import feature_lengths
 from datamodules import SpanMaskCollator, SpeechDataModule, TranscriptCollator
 from datamodules import samplers as samplers_module
+from datamodules.files import FolderGoneError
 from datamodules.keyed_clips import KeyedClips
 from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.speech_sources import SpeechSource, open_split, open_table_split
@@ -466,6 +468,31 @@ def test_in_evaluation_what_is_broken_is_left_out_and_no_clip_counts_twice(libri
     assert sorted(int(index) for batch in batches for index in batch["index"]) == [0, 2]
     masked = TranscriptCollator(["<blank>", "|"])([{"unreadable": ["a: gone"]}])
     assert masked == {"unreadable": ["a: gone"]}
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_vanished_folder_of_recordings_is_not_replaced_by_others(libri: Path, replace: bool) -> None:
+    clips = KeyedClips(open_split(str(libri), ""), replace=replace)
+    shutil.rmtree(libri / "dev")
+    dev = [index for index, clip in enumerate(clips.source.clips) if "/dev/" in clip.name]
+    assert [index for index in range(len(clips)) if index not in dev and "inputs" not in clips[index]] == []
+    for index in dev:
+        with pytest.raises(
+            FolderGoneError, match=r"/dev/2/9 cannot be read .* though it held data when the run started"
+        ):
+            clips[index]
+
+
+def test_many_recordings_in_a_row_that_are_gone_end_the_run(libri: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.files.GONE_IN_A_ROW", 3)
+    clips = KeyedClips(open_split(str(libri), "train"), replace=False)
+    for index in (0, 1, 3, 4, 5):
+        Path(clips.source.clips[index].file).unlink()
+    assert ["inputs" in clips[index] for index in range(5)] == [False, False, True, False, False]
+    with pytest.raises(
+        FolderGoneError, match=r"3 files in a row are gone, the last is .*1-9-0005\.flac: there is no such"
+    ):
+        clips[5]
 
 
 def test_validation_of_pre_training_keeps_the_size_of_its_batches(libri: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from d2v_lightning import AudioEncoder
 from d2v_lightning.encoders.audio import feature_lengths
+from datamodules.files import FolderGoneError
 from datamodules.speech_windows import SpeechWindows, _starts, _statistics
 from datamodules.waveform import normalise, read_waveform
 
@@ -81,6 +83,21 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     batch, left_out = list(SpeechWindows([str(tmp_path / name) for name in names], conv_layers=CONVS))
     assert batch["index"].tolist() == [3]
     assert [Path(entry.partition(":")[0]).name for entry in left_out["unreadable"]] == ["bad.wav", *names[1:3]]
+
+
+def test_a_vanished_folder_ends_the_prediction(tmp_path: Path) -> None:
+    paths = [recording(tmp_path, seconds) for seconds in (1.0, 1.1)]
+    (tmp_path / "b").mkdir()
+    gone = [
+        shutil.copy(paths[0], tmp_path / "b/gone.wav"),
+        shutil.copy(recording(tmp_path, 6.0), tmp_path / "b/long.wav"),
+    ]
+    shutil.rmtree(tmp_path / "b")
+    with pytest.raises(FolderGoneError, match="/b cannot be read"):
+        list(SpeechWindows([*paths, *gone], conv_layers=CONVS))
+    Path(paths[1]).unlink()
+    _, left_out = SpeechWindows(paths, conv_layers=CONVS)
+    assert left_out == {"unreadable": [f"{paths[1]}: there is no such file"]}
 
 
 def test_short_recordings_share_a_batch_with_those_of_like_length(tmp_path: Path) -> None:
