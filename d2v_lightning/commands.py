@@ -21,6 +21,8 @@ from d2v_lightning.errors import UsageError, UserError
 
 USAGE, REFUSED = 2, 1  # exit status: the command line is wrong; something else is
 _WEIGHTS_DO_NOT_FIT = "Error(s) in loading state_dict"
+# Of gloo, of NCCL, and of torch's store that the processes meet in.
+_PEER_IS_GONE = ("/gloo/transport/", "remote process exited", "DistNetworkError", "DistStoreError")
 _SMALLER = "choose a smaller batch; effective_batch makes up for it by accumulation"
 _ADVICE = {
     errno.ENOSPC: "free some space, or choose another disk",
@@ -104,6 +106,12 @@ def _said(error: BaseException) -> str | None:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return f"not enough memory{': ' if text else ''}{text.partition(chr(10))[0].rstrip('.')}: {_SMALLER}"
     if isinstance(error, RuntimeError):
+        if any(words in f"{type(error).__name__}: {text}" for words in _PEER_IS_GONE):
+            reason = re.sub(r"^\[\S+\] ", "", text.partition("\n")[0]).partition(". ")[0]
+            return (
+                f"another process of this run ended or cannot be reached ({reason[:200]}): look for its own line; without "
+                "one the system may have killed it, e.g. for its memory"
+            )
         return _runtime_error(text)
     return None
 

@@ -45,6 +45,16 @@ def system(number: int, path: str | None = None) -> OSError:
             1,
             "a loading process ended unexpectedly (Killed)",
         ),
+        (
+            RuntimeError("[/a/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:34729. This is typical"),
+            1,
+            "ended or cannot be reached (Connection closed by peer [127.0.0.1]:34729): look for its own line",
+        ),
+        (
+            torch.distributed.DistNetworkError("failed to recv, got 0 bytes\nException raised from recvBytes"),
+            1,
+            "ended or cannot be reached (failed to recv, got 0 bytes): look for its own line",
+        ),
         (ImportError("install flashlight-text"), 1, "install flashlight-text"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
     ],
