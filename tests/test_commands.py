@@ -46,7 +46,9 @@ def system(number: int, path: str | None = None) -> OSError:
             "a loading process ended unexpectedly (Killed)",
         ),
         (
-            RuntimeError("[/a/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:34729. This is typical"),
+            RuntimeError(
+                "[/a/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:34729. This is typical"
+            ),
             1,
             "ended or cannot be reached (Connection closed by peer [127.0.0.1]:34729): look for its own line",
         ),
