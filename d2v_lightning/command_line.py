@@ -425,7 +425,9 @@ class D2VCLI(LightningCLI):
 
     def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
         if self.subcommand == "predict":
-            return [self._get(self.config_init, "predictions"), Preemption()]
+            writer: PredictionWriter = self._get(self.config_init, "predictions")
+            writer.options = ("--predictions.output FILE", "--predictions.overwrite true")
+            return [writer, Preemption()]
         if self.subcommand != "fit" or given.barebones:
             return [Preemption()]
         settings = self._plain_settings

@@ -55,7 +55,7 @@ class Features(pl.LightningModule):
 
     def __init__(self, backbone: Backbone, extraction: Extraction) -> None:
         super().__init__()
-        self.backbone, self.extraction, self.layers = backbone, extraction, extraction.layers
+        self.backbone, self.extraction = backbone, extraction
         self.config = {"backbone": backbone.config, "layers": extraction.layers, "frames": extraction.frames}
 
     @property
@@ -64,9 +64,9 @@ class Features(pl.LightningModule):
         return self.backbone.encoder
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """{"features": one (L, D) or (L, N, D) a sample, "index" (R,)}."""
+        """{"features": one (L, D) or (L, N, D) a sample, "index" (R,), "layers": the numbers of the L blocks}."""
         index, rows = self.extraction(self.backbone, batch)
-        return {"features": rows, "index": index}
+        return {"features": rows, "index": index, "layers": self.extraction.layers}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,12 +126,14 @@ def run(args: argparse.Namespace) -> None:
         )
     found = read_pretrained(args.checkpoint).of_modality(args.modality)
     backbone = load_backbone(found, args.part)
+    writer = PredictionWriter(str(args.out), overwrite=args.overwrite)
+    writer.options = ("--out FILE", "--overwrite")
     device = torch.device(args.device)
     gpu = device.type == "cuda"
     trainer = pl.Trainer(
         accelerator="gpu" if gpu else device.type,
         devices=[device.index or 0] if gpu else 1,
-        callbacks=[PredictionWriter(str(args.out), overwrite=args.overwrite)],
+        callbacks=[writer],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

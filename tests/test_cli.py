@@ -558,7 +558,8 @@ def test_labels_of_a_classifier(classifier: Path, capsys: pytest.CaptureFixture[
     assert [int(row["index"]) for row in rows] == list(range(len(data.predict_paths)))
 
     before = output.read_bytes()
-    assert "predictions.csv exists" in fails(capsys, 1, *args)
+    said = "predictions.csv exists: choose another file (--predictions.output FILE), or overwrite it (--predictions."
+    assert said in fails(capsys, 1, *args)
     assert output.read_bytes() == before
     cli.main([*args, "--predictions.overwrite", "true", "--predictions.top", "1"])
     assert output.read_text().splitlines()[0] == "index,path,label,probability"

@@ -178,7 +178,7 @@ def test_stored_settings_of_another_kind_are_one_line(
         ("bad", "a.npy", [], "nothing was predicted"),
         ("short", "a.npy", [], "nothing was predicted"),
         ("*.wav", "a.npy", ["--modality", "text"], "it is of one modality"),
-        ("*.wav", "0.wav.npy", [], "0.wav.npy exists"),
+        ("*.wav", "0.wav.npy", [], "0.wav.npy exists: choose another file (--out FILE), or overwrite it (--overwrite)"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -305,9 +305,9 @@ def test_one_modality_is_fine_tuned(checkpoint: Path, tmp_path: Path) -> None:
         accelerator="cpu",
         max_steps=2,
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[],
     )
     trainer.fit(classifier, pictures)
     trainer.save_checkpoint(tmp_path / "fine.ckpt")

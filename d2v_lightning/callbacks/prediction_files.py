@@ -95,16 +95,26 @@ def _write_npy(path: Path, rows: Callable[[], Iterator[Row]], shape: Sequence[in
 
 def _write_safetensors(path: Path, rows: Callable[[], Iterator[Row]], shape: Sequence[int]) -> None:
     """A tensor for each name. The library's writer wants all of them in memory; the format is a header and the bytes."""
+
+    def named() -> Iterator[tuple[str, bytes]]:
+        """Each name once; a sample without one is called by its place."""
+        seen: set[str] = set()
+        for place, name, row in rows():
+            name = name or str(place)
+            if name not in seen:
+                seen.add(name)
+                yield name, row
+
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for _, name, row in rows():
+    for name, row in named():
         start, end = end, end + len(row)
         header[name] = {"dtype": "F32", "shape": _array(row, shape).shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, _, row in rows():
+        for _, row in named():
             file.write(row)
 
 

@@ -44,9 +44,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     Probabilities (a `predict_step` that returns a dict with "probabilities" (B, C) and "index" (B,)) become a CSV: index,
     path, label, probability, and the next best labels; numbers (a dict with "values" (B,) and "index") one with index, path
     and value. Lines (a dict with "lines", one dictionary a sample, and "index") become JSON lines with the path first.
-    Features (a `predict_step` that returns a tensor (B, D), or a dict with "features", one tensor a sample, and "index")
-    become a float32 `.npy` (samples, ...) and a `.csv` beside it with the index and the path of each row, or `.safetensors`
-    with a tensor for each path, or `.parquet`.
+    Features (a `predict_step` that returns a tensor (B, ...), or a dict with "features", one tensor a sample, and "index")
+    become a float32 `.npy` (samples, ...) and a `.csv` beside it with the number and the path of each row, or `.safetensors`
+    with a tensor for each path, or `.parquet`. "layers" in the dict says which blocks the L of (L, D) are.
 
     Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
     the output, so several machines need a common file system. A sample that could not be read has no row. In paths a byte
@@ -62,6 +62,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         top: labels for each sample, best first.
         overwrite: replace a file that exists, and parts that are of another run.
     """
+
+    options = ("output=...", "overwrite=True")
+    """What messages call them; a command puts its own in their place."""
 
     def __init__(self, output: str | None = None, top: int = 5, overwrite: bool = False) -> None:
         super().__init__(write_interval="batch")
@@ -110,10 +113,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     def _refuse_existing(self, target: Path) -> None:
         for path in (target, target.with_suffix(".csv")) if self._pair else (target,):
             if path.exists() and not self.overwrite:
-                raise ExistsError(
-                    f"{path} exists: choose another file (--predictions.output, --out), or overwrite it "
-                    "(--predictions.overwrite true, --overwrite)"
-                )
+                output, overwrite = self.options
+                raise ExistsError(f"{path} exists: choose another file ({output}), or overwrite it ({overwrite})")
 
     def go_on(self, trainer: Trainer, paths: Iterable[str], settings: Any) -> NDArray[np.bool_] | None:
         """Take over what a stopped run has predicted; a datamodule calls it when it makes the loader.
@@ -221,9 +222,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
                 "(B, C): write its predictions with a callback of your own"
             )
         shape = list(features[0].shape) if len(features) else []
-        if len(shape) == 3:  # as many vectors as the sample has tokens
+        layers = found.get("layers", list(range(shape[0])) if len(shape) > 1 else [-1])
+        if isinstance(features, list) and len(shape) == 3:  # as many vectors as the sample has tokens
             shape[1] = -1
-        layers = getattr(module, "layers", [-1])
         rows = [feature.float().cpu().contiguous().numpy().tobytes() for feature in features]
         return {"rows": "features", "shape": shape, "layers": list(layers)}, rows
 
@@ -252,6 +253,11 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             raise UserError(
                 f"output is {str(self._target)!r}, but this model's predictions need a name that ends in "
                 f"{' or '.join(wanted)}"
+            )
+        if -1 in kind.get("shape", ()) and self._target.suffix == ".npy":
+            raise UserError(
+                f"output is {str(self._target)!r}, but features of every token have different lengths, which .npy cannot "
+                "hold: use .safetensors or .parquet"
             )
         part = part_of(self._target, trainer.global_rank)
         if not self._key and part in self._kept(self._target):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,12 +16,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import pytorch_lightning as pl
 import soundfile
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import pretraining, tiny_backbone
+from torch.utils.data import DataLoader
 
 from d2v_lightning import (
     Backbone,
@@ -334,6 +338,59 @@ def test_two_runs_to_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(FileNotFoundError, match="another run writes to the same"):
         transcribe(tmp_path, 0, 0)
     assert not (tmp_path / "said.jsonl").exists()
+
+
+class PlainModule(pl.LightningModule):
+    """Of somebody who has never heard of us: its `layers` are what it consists of."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.layers, self.shape = torch.nn.Sequential(torch.nn.Identity()), shape
+
+    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.layers(batch).reshape(len(batch), *self.shape)
+
+
+def plain_features(output: Path, *shape: int) -> torch.Tensor:
+    samples = torch.randn(5, math.prod(shape))
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[PredictionWriter(str(output))],
+    )  # fmt: skip
+    trainer.predict(PlainModule(*shape), DataLoader(samples, 2), return_predictions=False)  # type: ignore[arg-type]
+    return samples.reshape(5, *shape)
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 3, 4)])
+def test_features_of_any_module_and_loader(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Samples without a name are called by their place."""
+    expected = plain_features(tmp_path / "x.npy", *shape)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected.numpy())
+    expected = plain_features(tmp_path / "x.safetensors", *shape)
+    found = load_file(tmp_path / "x.safetensors")
+    assert sorted(found) == ["0", "1", "2", "3", "4"]
+    assert all(torch.equal(found[str(place)], row) for place, row in enumerate(expected))
+
+
+def test_blocks_of_any_module_in_parquet(tmp_path: Path) -> None:
+    expected = plain_features(tmp_path / "x.parquet", 2, 3)
+    table = pq.read_table(tmp_path / "x.parquet").to_pydict()
+    assert table["layer"] == [0, 1] * 5
+    assert table["features"] == expected.flatten(0, 1).tolist()
+
+
+def test_every_token_does_not_fit_into_an_array(tmp_path: Path) -> None:
+    module = PlainModule(1)
+    module.predict_step = lambda batch, batch_idx: {"features": [torch.zeros(1, 3, 4), torch.zeros(1, 2, 4)]}  # type: ignore[method-assign, assignment]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[PredictionWriter(str(tmp_path / "x.npy"))],
+    )
+    with pytest.raises(ValueError, match="have different lengths, which"):
+        trainer.predict(module, DataLoader([torch.zeros(1)] * 2, 2), return_predictions=False)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_features_of_a_long_recording_are_of_all_of_it(tmp_path: Path) -> None:
