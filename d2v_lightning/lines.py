@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from d2v_lightning.errors import UserError
@@ -56,9 +56,16 @@ def good_lines(path: str | Path, bad: list[str], names: bool = False) -> Iterato
         bad.append(str(error))
 
 
-def listed(bad: list[str], most: int = 20) -> str:
-    """The first of what is bad, and how many more."""
-    return "; ".join(bad[:most]) + (f" and {len(bad) - most} more" if len(bad) > most else "")
+def listed(bad: Sequence[str], most: int = 20, count: int | None = None) -> str:
+    """The first of what is bad, and how many more.
+
+    Args:
+        bad: all of them, or the first.
+        most: named.
+        count: of all; by default the length of `bad`.
+    """
+    more = (len(bad) if count is None else count) - len(bad[:most])
+    return "; ".join(bad[:most]) + (f" and {more} more" if more else "")
 
 
 def decoded(line: bytes) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import listed
 
 PICTURES = (
     *(".apng", ".avif", ".avifs", ".bmp", ".dds", ".dib", ".gif", ".icns", ".ico", ".j2c", ".j2k", ".jfif", ".jp2"),
@@ -282,9 +283,7 @@ class _Walk:
             ("link(s) lead to files that have another name here, and count as well", self._twice()),
         ):
             if names:
-                names = in_order(names)
-                more = f" and {len(names) - NAMES_IN_WARNING} more" if len(names) > NAMES_IN_WARNING else ""
-                rank_zero_warn(f"{self.root}: {len(names)} {what}: {'; '.join(names[:NAMES_IN_WARNING])}{more}")
+                rank_zero_warn(f"{self.root}: {len(names)} {what}: {listed(in_order(names), NAMES_IN_WARNING)}")
         if self.others:
             kinds = ", ".join(f"{ending}: {count}" for ending, count in sorted(self.others.items()))
             rank_zero_info(

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.lines import decoded, numbered_lines
+from d2v_lightning.lines import decoded, listed, numbered_lines
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.files import expanded
@@ -27,7 +27,7 @@ from datamodules.text_sources import cell_text, cells_of, json_record
 from datamodules.vocabulary import agreed_tokenizer
 
 Row = dict[str, Any]
-NAMED = 3  # bad lines whose places a warning gives
+NAMED = 3  # bad lines in a warning
 
 
 class Rows(NamedTuple):
@@ -142,9 +142,15 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             )
         if root is not None and dataset is not None:
             raise UserError(f"root {root!r} and dataset {dataset!r}: give one of them")
-        for name, count in (("max_length", max_length), ("batch_size", batch_size), ("batch_tokens", batch_tokens)):
-            if count is not None and count < 1:
-                raise UserError(f"{name} {count}: permitted is 1 or more")
+        for name, count, least in (
+            ("max_length", max_length, 1),
+            ("batch_size", batch_size, 1),
+            ("batch_tokens", batch_tokens, 1),
+            ("effective_batch", effective_batch, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if count is not None and count < least:
+                raise UserError(f"{name} {count}: permitted is {least} or more")
         if batch_tokens is not None and effective_batch is not None:
             raise UserError(
                 "effective_batch counts samples, batch_tokens makes batches of any number: give one of them"
@@ -175,7 +181,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 is none of the task's; or the tokenizer does not fit the model.
         """
         resume_exactly(self.trainer)
-        if self.root is None and self.dataset is None and self.predict_file is None:
+        if self.root is None and self.dataset is None and (stage != "predict" or self.predict_file is None):
             raise UserError("no data: set data.root to GLUE's folder, or data.dataset to nyu-mll/glue")
         module = getattr(self.trainer, "lightning_module", None)
         tokenizer = agreed_tokenizer(self.tokenizer, getattr(module, "backbone", None))
@@ -273,11 +279,11 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if bad and (split == "test" or (split == "predict" and self.predict_file is None)):
             raise UserError(f"{bad[0]}: no row of a test set may be missing, {len(bad)} cannot be used")
         if bad and len(bad) >= len(places):
-            raise UserError(f"{len(bad)} of {len(bad) + len(places)} lines cannot be used: {_first(bad)}")
+            raise UserError(f"{len(bad)} of {len(bad) + len(places)} lines cannot be used: {listed(bad, NAMED)}")
         if bad:
-            rank_zero_warn(f"{len(bad)} line(s) are left out: {_first(bad)}")
+            rank_zero_warn(f"{len(bad)} line(s) are left out: {listed(bad, NAMED)}")
         if empty := [place for place, row in zip(places, texts, strict=True) if not all(text.strip() for text in row)]:
-            rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {_first(empty)}")
+            rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {listed(empty, NAMED)}")
         columns = [list(column) for column in zip(*texts, strict=True)]
         ids = tokenizer(*columns, truncation=True, max_length=length, padding=False)["input_ids"]
         return Examples(ids, labels if labelled else None, places)
@@ -339,7 +345,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if self.batch_tokens is None:
             sampler = EpochBatchSampler(len(examples), self.batch_size, self.seed, shuffle=training)
         else:
-            sampler = BudgetBatchSampler([len(ids) for ids in examples.ids], self.batch_tokens, self.seed, training)
+            sampler = self._budget_sampler([len(ids) for ids in examples.ids], self.batch_tokens, training)
         return ResumableLoader(
             examples,
             sampler,
@@ -348,6 +354,21 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             endless=training and self.trainer is not None,
         )
+
+    def _budget_sampler(self, lengths: Sequence[int], budget: int, training: bool) -> BudgetBatchSampler:
+        if max(lengths) > budget:
+            raise UserError(
+                f"batch_tokens {budget} is smaller than the longest text, {max(lengths)} tokens: raise it, or lower "
+                "max_length"
+            )
+        sampler = BudgetBatchSampler(lengths, budget, self.seed, training)
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        if training and len(sampler.batches) < world_size:
+            raise UserError(
+                f"{len(lengths)} training rows make {len(sampler.batches)} batch(es) of {budget} tokens for {world_size} "
+                "devices: lower batch_tokens"
+            )
+        return sampler
 
 
 def read_rows(path: Path, header: Sequence[str] | None) -> Rows:
@@ -394,10 +415,6 @@ def _text(row: Row, column: str) -> str:
     if column not in row:
         raise UserError(f"there is no column {column!r}, only {', '.join(name[:40] for name in row)}")
     return cell_text(row[column])
-
-
-def _first(places: Sequence[str]) -> str:
-    return "; ".join(places[:NAMED]) + ("; ..." if len(places) > NAMED else "")
 
 
 def _as_many(fields: list[str], number: int) -> list[str]:

@@ -17,19 +17,18 @@ from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
-from datamodules.files import expanded
+from datamodules.files import PICTURES, expanded
 from datamodules.image_sources import (
     SPLIT_NAMES,
     ImageSource,
     PictureFiles,
     SubsetSource,
-    find_pictures,
     split_folder,
 )
 from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams, require_classes
 from datamodules.keyed_images import KeyedImages
 from datamodules.loader import ResumableLoader, resume_exactly
-from datamodules.predicting import PlaceBatches, PredictLoader, done_before
+from datamodules.predicting import PlaceBatches, PredictLoader, done_before, files_to_predict
 from datamodules.samplers import EpochBatchSampler, derived_seed
 from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
 from datamodules.transforms import (
@@ -305,11 +304,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             if files is None:
                 assert self.root is not None
                 files = str(split_folder(expanded(self.root), "test") or self.root)
-            given = [files] if isinstance(files, str) else files
-            if not given:
-                raise UserError("predict_files is empty: give pictures or folders of pictures")
-            found = (path for one in given for path in find_pictures(one))
-            self._predict_source = PictureFiles(list(dict.fromkeys(found)))
+            self._predict_source = PictureFiles(files_to_predict(files, PICTURES, "picture"))
         self.predict_paths = [self._predict_source.name(index) for index in range(len(self._predict_source))]
 
     # ------------------------------------------------------------------ loaders

@@ -12,6 +12,7 @@ from PIL import Image
 from pytorch_lightning.utilities import rank_zero_warn
 
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.lines import listed
 from datamodules.files import PASSED_BY, PICTURES, composed, expanded, files_of, refuse_gone
 from datamodules.pictures import decoded, read_picture
 from datamodules.samplers import derived_seed
@@ -82,7 +83,7 @@ class FolderSource(PictureFiles):
     """
 
     def __init__(self, folder: Path, labelled: bool | None = None, class_names: Sequence[str] | None = None) -> None:
-        super().__init__(find_pictures(folder))
+        super().__init__(files_of(folder, PICTURES, "picture"))
         inner = [os.path.relpath(path, folder).split(os.sep) for path in self.paths]
         if labelled is None:
             labelled = all(len(parts) == 2 for parts in inner) and len({composed(parts[0]) for parts in inner}) > 1
@@ -106,16 +107,7 @@ class FolderSource(PictureFiles):
         with os.scandir(folder) as entries:
             folders = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."}
         if empty := sorted(name for name in folders - PASSED_BY if composed(name) not in found):
-            rank_zero_warn(f"{folder}: {len(empty)} folder(s) without pictures are no classes: {', '.join(empty[:5])}")
-
-
-def find_pictures(given: str | Path) -> list[str]:
-    """All picture files under a folder, the file itself, or what matches a pattern, in order; see `files_of`.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
-    return files_of(given, PICTURES, "picture")
+            rank_zero_warn(f"{folder}: {len(empty)} folder(s) without pictures are no classes: {listed(empty, 5)}")
 
 
 def split_folder(root: Path, split: str) -> Path | None:
@@ -200,7 +192,7 @@ def number_labels(
         ValueError: a label that is out of range, or of no class of the training split.
     """
     known = [value for value in values if not is_withheld(value)]
-    if all(isinstance(value, (int, float)) and value == int(value) for value in known):
+    if all(isinstance(value, (int, float)) and float(value).is_integer() for value in known):
         numbers = sorted({int(value) for value in known})
         names = own_names or names_of_train or [str(number) for number in range(max(numbers, default=-1) + 1)]
         if strange := next((value for value in numbers if not 0 <= value < len(names)), None):

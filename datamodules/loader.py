@@ -12,11 +12,10 @@ from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.callbacks.exact_resume import ExactResume
+from d2v_lightning.lines import listed
 from d2v_lightning.types import Batch
 from datamodules.samplers import EpochBatchSampler, world
 from datamodules.workers import SafeLoader
-
-NAMES_IN_WARNING = 20
 
 
 def resume_exactly(trainer: Trainer | None) -> None:
@@ -182,11 +181,10 @@ class ResumableLoader:
     def _warn_of(self, unreadable: list[str]) -> None:
         new = [entry for entry in dict.fromkeys(unreadable) if entry not in self._warned]
         self._warned.update(new)
+        unreadable.clear()
         if new:
-            more = f" and {len(new) - NAMES_IN_WARNING} more" if len(new) > NAMES_IN_WARNING else ""
             warnings.warn(
-                f"{len(new)} unreadable file(s) skipped, in training another sample takes the place: "
-                f"{'; '.join(new[:NAMES_IN_WARNING])}{more}",
+                f"{len(new)} unreadable file(s) left out, in training another sample takes the place: {listed(new)}",
                 stacklevel=2,
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,26 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from d2v_lightning.errors import UserError
+from d2v_lightning.lines import listed
 from d2v_lightning.types import Batch
-from datamodules.loader import NAMES_IN_WARNING
+from datamodules.files import files_of
 from datamodules.samplers import Key, world
 
 Done = NDArray[np.bool_]
+
+
+def files_to_predict(given: str | Sequence[str], endings: Sequence[str], what: str) -> list[str]:
+    """The files of `predict_files`, each once; arguments as those of `files_of`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: nothing is given, or see `files_of`.
+    """
+    if not given:
+        raise UserError(f"predict_files is empty: give {what}s or folders of them")
+    found = (path for one in ([given] if isinstance(given, str) else given) for path in files_of(one, endings, what))
+    return list(dict.fromkeys(found))
 
 
 def done_before(data: LightningDataModule, names: Iterable[str], settings: Any, count: int) -> Done:
@@ -81,6 +96,4 @@ class PredictLoader:
         finally:
             for kind, names in named.items():
                 if names:
-                    more = f" and {len(names) - NAMES_IN_WARNING} more" if len(names) > NAMES_IN_WARNING else ""
-                    listed = "; ".join(names[:NAMES_IN_WARNING])
-                    warnings.warn(f"{len(names)} {said[kind]}: {listed}{more}", stacklevel=2)
+                    warnings.warn(f"{len(names)} {said[kind]}: {listed(names)}", stacklevel=2)

@@ -18,12 +18,12 @@ from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
-from datamodules.files import RECORDINGS, files_of
+from datamodules.files import RECORDINGS
 from datamodules.keyed_clips import KeyedClips
 from datamodules.loader import ResumableLoader, resume_exactly
-from datamodules.predicting import PredictLoader, done_before
+from datamodules.predicting import PredictLoader, done_before, files_to_predict
 from datamodules.samplers import world
-from datamodules.speech_batches import BudgetBatchSampler, check_budget
+from datamodules.speech_batches import BudgetBatchSampler
 from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
 from datamodules.speech_manifests import Clip
 from datamodules.speech_sources import (
@@ -205,9 +205,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     def _find_recordings(self) -> None:
         """What is predicted: `predict_files`, or the test splits, or all of `root` where it has none of them."""
         if self.predict_files is not None:
-            given = [self.predict_files] if isinstance(self.predict_files, str) else self.predict_files
-            found = (path for one in given for path in files_of(one, RECORDINGS, "recording"))
-            self.predict_paths = list(dict.fromkeys(found))
+            self.predict_paths = files_to_predict(self.predict_files, RECORDINGS, "recording")
             return
         root = self.root
         assert root is not None
@@ -232,7 +230,12 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise UserError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
         if self.task == "ctc":
             source = self._check_transcripts(source, split)
-        check_budget(self._lengths(source), self.batch_samples)
+        longest = max(self._lengths(source))
+        if longest > self.batch_samples:
+            raise UserError(
+                f"batch_samples {self.batch_samples} is smaller than the longest clip, {longest} samples "
+                f"({longest / RATE:.1f} s): raise batch_samples, or lower max_seconds"
+            )
         return source
 
     def _streamed(self) -> StreamedClips:
@@ -303,10 +306,9 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         layers = self._conv_layers()
         hasty = [clip.name for clip in source.clips if _frames_needed(clip) > feature_lengths(clip.samples, layers)]
         if hasty:
-            more = f" and {len(hasty) - 3} more" if len(hasty) > 3 else ""
             rank_zero_warn(
                 f"{len(hasty)} of {len(source)} transcripts of the {split} split have more letters than their clips have "
-                f"frames, and count 0 in the loss: {', '.join(hasty[:3])}{more}. Do sound and transcript belong together?"
+                f"frames, and count 0 in the loss: {listed(hasty, 3)}. Do sound and transcript belong together?"
             )
         vocabulary = getattr(attached_model(self), "vocabulary", None)
         if isinstance(vocabulary, list):
@@ -318,10 +320,10 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     def _refuse_unknown(source: SpeechSource, split: str, known: set[str], whose: str, remedy: str) -> None:
         foreign = [(clip, letters) for clip in source.clips if (letters := set(clip.text or "") - known - {" "})]
         if foreign:
-            listed = " ".join(sorted(set().union(*(letters for _, letters in foreign))))
+            strange = " ".join(sorted(set().union(*(letters for _, letters in foreign))))
             first = foreign[0][0]
             raise UserError(
-                f"{len(foreign)} transcripts of the {split} split have letters that {whose} lacks: {listed} (first in "
+                f"{len(foreign)} transcripts of the {split} split have letters that {whose} lacks: {strange} (first in "
                 f"{first.name}: {first.text}). Clean the transcripts, or {remedy}"
             )
 
@@ -467,7 +469,6 @@ def _left_out(source: SpeechSource, split: str, unwanted: Any, why: str) -> Spee
     """The source without unwanted clips, which are counted and named."""
     out: list[Clip] = [clip for clip in source.clips if unwanted(clip)]
     if out:
-        names = ", ".join(clip.name for clip in out[:3])
-        more = f" and {len(out) - 3} more" if len(out) > 3 else ""
-        rank_zero_warn(f"{len(out)} of {len(source)} clips of the {split} split left out, {why}: {names}{more}")
+        names = listed([clip.name for clip in out], 3)
+        rank_zero_warn(f"{len(out)} of {len(source)} clips of the {split} split left out, {why}: {names}")
     return source.kept(lambda clip: not unwanted(clip))

@@ -8,22 +8,6 @@ import torch
 
 from d2v_lightning.errors import UserError
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed, world
-from datamodules.waveform import RATE
-
-
-def check_budget(lengths: Sequence[int], budget: int) -> int:
-    """The longest of `lengths`, which has to fit into a batch, both in samples.
-
-    Raises:
-        ValueError: it does not.
-    """
-    longest = max(lengths)
-    if longest > budget:
-        raise UserError(
-            f"batch_samples {budget} is smaller than the longest clip, {longest} samples ({longest / RATE:.1f} s): "
-            "raise batch_samples, or lower max_seconds"
-        )
-    return longest
 
 
 class BudgetBatchSampler(EpochBatchSampler):
@@ -51,7 +35,11 @@ class BudgetBatchSampler(EpochBatchSampler):
         self, lengths: Sequence[int], budget: int, seed: int = 0, shuffle: bool = True, at_least: int = 1
     ) -> None:
         super().__init__(len(lengths), budget, seed, shuffle)
-        longest = check_budget(lengths, budget)
+        longest = max(lengths)
+        if longest > budget:
+            raise UserError(
+                f"budget {budget} is smaller than the longest clip, {longest}: raise it, or leave the clip out"
+            )
         generator = torch.Generator().manual_seed(derived_seed("ties", seed))
         ties = torch.randperm(len(lengths), generator=generator).tolist()
         self.batches: list[list[int]] = [[]]

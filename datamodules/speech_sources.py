@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +22,6 @@ from datamodules.speech_manifests import Clip, is_piece, read_manifest, transcri
 from datamodules.text_sources import cells_of
 from datamodules.waveform import RATE, UNREADABLE, Waveform, measure, read_waveform
 
-NAMES_IN_WARNING = 20
 PROGRESS_FROM = 1000
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 
@@ -158,7 +158,7 @@ def _from_manifest(path: Path) -> SpeechSource:
 
 def _say_lines(bad: list[str], where: str) -> None:
     if bad:
-        rank_zero_warn(f"{len(bad)} line(s) of {where} left out: {listed(bad, NAMES_IN_WARNING)}")
+        rank_zero_warn(f"{len(bad)} line(s) of {where} left out: {listed(bad)}")
 
 
 class TableRows:
@@ -259,26 +259,25 @@ def open_table_split(
 
 def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any] | None = None) -> list[Clip]:
     """The clips with their lengths read from their headers; those that cannot be read are left out, and named."""
-    rates: dict[int, int] = {}
 
-    def measured(clip: Clip) -> Clip | str:
+    def measured(clip: Clip) -> tuple[Clip, int] | str:
         try:
             samples, rate = measure(clip.file if open_file is None else open_file(clip.file))
-            rates[rate] = rates.get(rate, 0) + 1
-            return clip._replace(samples=samples)
         except UNREADABLE as error:
             return f"{' '.join(clip.name.split())}: {one_line(error)}"
+        return clip._replace(samples=samples), rate
 
     with ThreadPoolExecutor(8) as pool:
         found = list(
             tqdm(pool.map(measured, clips), f"lengths of {where}", len(clips), disable=len(clips) < PROGRESS_FROM)
         )
     bad = [entry for entry in found if isinstance(entry, str)]
-    if bad and len(bad) == len(clips):
+    good = [entry for entry in found if not isinstance(entry, str)]
+    if bad and not good:
         raise UserError(f"none of the {len(bad)} recordings of {where} can be read, the first is {bad[0]}: check them")
     if bad:
-        rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {listed(bad, NAMES_IN_WARNING)}")
-    if others := {rate: count for rate, count in rates.items() if rate != RATE}:
+        rank_zero_warn(f"{len(bad)} file(s) of {where} left out, unreadable: {listed(bad)}")
+    if others := Counter(rate for _, rate in good if rate != RATE):
         resampled = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(others.items()))
         rank_zero_info(f"{where}: {resampled} are resampled to {RATE} Hz")
-    return [entry for entry in found if isinstance(entry, Clip)]
+    return [clip for clip, _ in good]

@@ -96,9 +96,10 @@ class Stream(IterableDataset[dict[str, Any] | None]):
 
     def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[str] = []
+        place = f"sample {index} of epoch {self.epoch}" if self.shuffle else f"row {index}"
         for row in (*ahead, *([] if self._readable is None else [self._readable])):
             cell = row[self.column]
-            name = str((cell.get("path") if isinstance(cell, dict) else None) or "a row without a name")
+            name = str((cell.get("path") if isinstance(cell, dict) else None) or place)
             try:
                 read = self.read(row)
             except FolderGoneError:
@@ -108,8 +109,9 @@ class Stream(IterableDataset[dict[str, Any] | None]):
                 continue
             sample = self.finished(read, row, name, index)
             self._readable = None if self.shuffle else row
-            place = {"index": index, "key": (self.epoch, index)}
-            return {**sample, **place, "unreadable": unreadable, "repeated": bool(unreadable)}
+            # Rows after the first are listed in their own turn.
+            sample |= {"unreadable": unreadable[:1], "repeated": bool(unreadable)}
+            return {**sample, "index": index, "key": (self.epoch, index)}
         raise UserError(
             f"{len(unreadable)} rows in a row cannot be read, the first is {unreadable[0]}: check the data set"
         )

@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import UserError
+from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.attached import attached_model
-from datamodules.files import files_of
 from datamodules.loader import ResumableLoader, resume_exactly
-from datamodules.predicting import PredictLoader, done_before
+from datamodules.predicting import PredictLoader, done_before, files_to_predict
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed
 from datamodules.text_collators import TextMaskCollator, check_masking
 from datamodules.text_corpus import Packing, TokenCorpus, checked_packing, tokenized
@@ -204,14 +204,14 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             accumulate_to(self.trainer, "batch_size x block_size", per_device, self.effective_batch, "tokens")
 
     def _find_lines(self) -> None:
-        given = [self.predict_files] if isinstance(self.predict_files, str) else self.predict_files or []
-        paths = (path for one in given for path in files_of(one, TEXT_SUFFIXES, "text file"))
-        self._source, skipped = FileSource(list(dict.fromkeys(paths)), text_field=self.text_field), Skipped()
+        assert self.predict_files is not None
+        paths, skipped = files_to_predict(self.predict_files, TEXT_SUFFIXES, "text file"), Skipped()
+        self._source = FileSource(paths, text_field=self.text_field)
         self.predict_paths = LineNames(self._source, skipped)
         if skipped.count:
-            rank_zero_warn(f"{skipped.count} line(s) skipped: {'; '.join(skipped.names)}")
+            rank_zero_warn(str(skipped))
         if not len(self.predict_paths):
-            raise UserError(f"no text in {', '.join(given)}: all lines are empty or cannot be read")
+            raise UserError(f"no text in {listed(paths, 3)}: all lines are empty or cannot be read")
 
     def _check_model(self, block_size: int) -> None:
         """Refuse a tokenizer that does not fit; `block_size` is 0 in prediction."""

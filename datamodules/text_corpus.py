@@ -121,10 +121,7 @@ def tokenized(source: TextSource, tokenizer: Any, last_id: int, cache_dir: Path)
         f"kept in {folder}"
     )
     if corpus.skipped.count:
-        more = corpus.skipped.count - len(corpus.skipped.names)
-        rank_zero_warn(
-            f"{corpus.skipped.count} line(s) skipped: {'; '.join(corpus.skipped.names)}{f' and {more} more' if more else ''}"
-        )
+        rank_zero_warn(str(corpus.skipped))
     return corpus
 
 

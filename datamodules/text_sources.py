@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.lines import decoded, numbered_lines, whole_text
+from d2v_lightning.lines import decoded, listed, numbered_lines, whole_text
 from datamodules.files import expanded, files_of
 from datamodules.image_sources import SPLIT_NAMES, open_table
 
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 @dataclass
 class Skipped:
-    """Lines that could not be read: how many, and the first of them as "file:line: reason"."""
+    """Lines that are left out: how many, and the first of them as "file:line: reason". As text, the warning of them."""
 
     count: int = 0
     names: list[str] = field(default_factory=list)
@@ -45,6 +45,9 @@ class Skipped:
         self.count += 1
         if len(self.names) < NAMES_KEPT:
             self.names.append(name)
+
+    def __str__(self) -> str:
+        return f"{self.count} line(s) left out: {listed(self.names, count=self.count)}"
 
     def add_file(self, name: str) -> None:
         """A file that was given up is named before all lines."""

@@ -101,7 +101,7 @@ def _run(given: argparse.Namespace) -> None:
     tokenizer = train_tokenizer(FileSource(given.files, text_field=given.text_field), given.vocab_size, skipped)
     save_tokenizer(tokenizer, given.out)
     if skipped.count:
-        print(f"{skipped.count} line(s) skipped: {'; '.join(skipped.names)}", file=sys.stderr)
+        print(skipped, file=sys.stderr)
     print(f"{len(tokenizer)} ids, <mask> is {tokenizer.mask_token_id}: --data.tokenizer {given.out}")
     if len(tokenizer) < given.vocab_size:
         print(f"the text has no more pairs to join: set the encoder's vocab_size to {len(tokenizer)}", file=sys.stderr)

@@ -69,7 +69,7 @@ def open_sound(file: Any) -> soundfile.SoundFile:
         raise UserError(error.error_string.rstrip(".")) from error
     try:
         _check(sound, file)
-    except UserError:
+    except Exception:
         sound.close()
         raise
     return sound
@@ -165,7 +165,9 @@ def read_waveform(file: Any, begin: int = 0, end: int | None = None) -> Waveform
             channels cancel each other; see `open_sound`. soundfile's errors pass through.
     """
     with Recording(file) as recording:
-        return recording.whole() if end is None and not begin else recording.part(begin, end)
+        waveform = recording.whole() if end is None and not begin else recording.part(begin, end)
+        recording.refuse_cancelled()
+        return waveform
 
 
 class Recording:
@@ -182,10 +184,9 @@ class Recording:
         self._file, self._sound = file, open_sound(file)
         self.rate: int = self._sound.samplerate
         self.frames: int | None = self._sound.frames if _is_known(self._sound) else None
-        self._held, self._first = (
-            np.zeros(0, np.float32),
-            0,
-        )  # of formats that cannot seek: frames, and where they begin
+        self._powers = np.zeros(2)  # of what was read, see `_powers`
+        self._held = np.zeros(0, np.float32)  # of formats that cannot seek: frames
+        self._first = 0  # and where they begin
         # mpg123 seeks nearly exactly. Other formats do or refuse.
         self._seeks = self.frames is not None and self._sound.format != "MP3" and self._can_seek()
 
@@ -217,20 +218,26 @@ class Recording:
         """All frames at the recording's own rate, from the first, in pieces (F,).
 
         Raises:
-            ValueError: fewer came than the header promises, or the channels cancel each other.
+            ValueError: fewer came than the header promises.
         """
-        count, powers = 0, np.zeros(2)
+        count = 0
         for block in _blocks(self._sound):
-            mono = block.mean(axis=1)
-            count, powers = count + len(mono), powers + _powers(block, mono)
+            mono = self._mixed(block)
+            count += len(mono)
             yield mono
         if count < TRUNCATED * (self.frames or 0):
             there, promised = samples_at_16k(count, self.rate), samples_at_16k(self.frames or 0, self.rate)
             raise UserError(f"truncated, {there} of {promised} samples are there")
-        self._refuse_cancelled(powers)
 
-    def _refuse_cancelled(self, powers: NDArray[np.float64]) -> None:
-        if powers[1] < CANCELLED * powers[0]:
+    def _mixed(self, block: NDArray[np.float32]) -> Waveform:
+        """Channels (F, C) to their mean (F,)."""
+        mono: Waveform = block.mean(axis=1)
+        self._powers += _powers(block, mono)
+        return mono
+
+    def refuse_cancelled(self) -> None:
+        """Raises ValueError where the channels cancel each other in all that was read so far. A quiet moment may."""
+        if self._powers[1] < CANCELLED * self._powers[0]:
             raise UserError(f"its {self._sound.channels} channels cancel each other: invert one, or keep one")
 
     def part(self, begin: int, end: int | None) -> Waveform:
@@ -255,9 +262,7 @@ class Recording:
             block = self._sound.read(wanted, dtype="float32", always_2d=True)
             if not len(block):
                 break
-            mono = block.mean(axis=1)
-            self._refuse_cancelled(_powers(block, mono))
-            self._held = np.concatenate([self._held, mono])
+            self._held = np.concatenate([self._held, self._mixed(block)])
             past = min(max(0, first - self._first), len(self._held))
             self._held, self._first = self._held[past:], self._first + past
         return self._held[first - self._first :][: last - first]
@@ -309,6 +314,7 @@ def stream_waveform(file: Any) -> Iterator[Waveform]:
             yield mono if resampler is None else resampler.resample_chunk(mono)
         if resampler is not None:
             yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+        recording.refuse_cancelled()
 
 
 def samples_at_16k(frames: int, rate: int) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from d2v_lightning.errors import UserError
 from datamodules import GLUEDataModule
 
 LAYOUTS = {
@@ -110,6 +112,11 @@ def test_length_groups_within_a_budget_of_tokens(tmp_path: Path, tokenizer: str)
     sizes = [batch["inputs"].shape for batch in data.train_dataloader()]
     assert all(rows * length <= 120 for rows, length in sizes)
     assert sum(rows for rows, _ in sizes) == 30
+    data.trainer = SimpleNamespace(world_size=len(sizes) + 1)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=rf"30 training rows make {len(sizes)} batch\(es\) of 120 tokens for"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"batch_tokens 4 is smaller than the longest text, \d+ tokens"):
+        module(tmp_path, "sst2", tokenizer, batch_tokens=4).train_dataloader()
 
 
 def test_a_training_set_below_one_batch_is_refused(tmp_path: Path, tokenizer: str) -> None:
@@ -140,6 +147,8 @@ def test_mistakes_get_one_line(tmp_path: Path, tokenizer: str) -> None:
         ({"task": "sst3"}, ValueError, "task 'sst3': permitted are cola"),
         ({"task": "custom"}, ValueError, "give text_columns for 'custom'"),
         ({"task": "sst2", "batch_size": 0}, ValueError, "batch_size 0"),
+        ({"task": "sst2", "effective_batch": 0}, ValueError, "effective_batch 0: permitted is 1 or more"),
+        ({"task": "sst2", "num_workers": -1}, ValueError, "num_workers -1: permitted is 0 or more"),
         ({"task": "sst2", "batch_tokens": 60, "effective_batch": 8}, ValueError, "effective_batch counts samples"),
         ({"task": "sst2", "tokenizer": "/no/where"}, ValueError, "no tokenizer at '/no/where'"),
         (
@@ -153,6 +162,8 @@ def test_mistakes_get_one_line(tmp_path: Path, tokenizer: str) -> None:
         with pytest.raises(kind, match=message) as error:
             module(tmp_path, **{"tokenizer": tokenizer, **arguments})  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"no data: set data\.root"):
+        GLUEDataModule(predict_file=str(tmp_path / "SST-2/train.tsv"), tokenizer=tokenizer).setup("fit")
     dev = tmp_path / "SST-2" / "dev.tsv"
     dev.write_text("sentence\tlabel\nfine\tgood\n")
     with pytest.raises(ValueError, match=r"dev\.tsv:2: label 'good', permitted are 0, 1"):

@@ -233,7 +233,7 @@ def test_broken_files_are_replaced_and_named_once(tree: Path, num_workers: int) 
     with pytest.warns(UserWarning, match="unreadable") as caught:
         batches = list(loader)
     (warning,) = [str(entry.message) for entry in caught if "unreadable" in str(entry.message)]
-    assert warning.startswith("3 unreadable file(s) skipped")
+    assert warning.startswith("3 unreadable file(s) left out")
     assert all(str(folder / f"{i}.png") in warning for i in range(3))
     seen = [index for batch in batches for index in batch["index"].tolist()]
     assert len(seen) == 12

@@ -80,6 +80,7 @@ def test_labels_are_numbered_by_the_classes_of_the_training_split() -> None:
     assert number_labels([2, 0], ("a", "b", "c"), ()) == (["a", "b", "c"], [2, 0], 0)
     assert number_labels([0, 1], ("dog", "cat"), ("cat", "dog", "emu")) == (["cat", "dog", "emu"], [1, 0], 0)
     assert number_labels(["dog", "cat"], (), ()) == (["cat", "dog"], [1, 0], 0)
+    assert number_labels([0.5, float("inf")], (), ()) == (["0.5", "inf"], [0, 1], 0)
     assert number_labels([0.0, 1.0], (), ()) == (["0", "1"], [0, 1], 0)
     assert number_labels([float("nan"), 1.0, None, -1], (), ()) == (["0", "1"], None, 3)
     composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -219,7 +219,7 @@ def test_unreadable_files_are_counted_and_named_in_one_warning(num_workers: int)
     with pytest.warns(UserWarning, match="unreadable") as caught:
         batches = list(evaluation)
     (warning,) = [entry for entry in caught if "unreadable" in str(entry.message)]
-    assert "2 unreadable file(s) skipped" in str(warning.message)
+    assert "2 unreadable file(s) left out" in str(warning.message)
     assert "file 4: torn; file 9: torn" in str(warning.message)
     assert all("unreadable" not in batch for batch in batches)
     with warnings.catch_warnings():

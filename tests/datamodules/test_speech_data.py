@@ -17,6 +17,7 @@ import soundfile
 import torch
 
 from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.errors import UserError
 from datamodules import SpanMaskCollator, SpeechDataModule, TranscriptCollator
 from datamodules import samplers as samplers_module
 from datamodules.files import FolderGoneError
@@ -290,7 +291,7 @@ def test_every_batch_is_within_budget_and_an_epoch_covers_every_clip_once() -> N
     assert sampler.padding_ratio < 0.05
     orders = [[batch[0][1] for batch in (sampler.set_epoch(epoch), list(sampler))[1]] for epoch in (0, 1)]
     assert orders[0] != orders[1]
-    with pytest.raises(ValueError, match=r"batch_samples 100 is smaller than the longest clip"):
+    with pytest.raises(ValueError, match=r"budget 100 is smaller than the longest clip"):
         BudgetBatchSampler(lengths, 100)
 
 
@@ -605,6 +606,19 @@ def test_lengths_that_a_pipe_leaves_open_are_found_and_impossible_headers_are_na
     assert not read_waveform(content("WAV", "PCM_16", np.zeros((400, 2)))).any(), "silence is none of these"
 
 
+def test_channels_that_cancel_for_a_moment_are_read_and_those_that_always_do_are_refused() -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(48_000)
+    stereo = np.stack([noise, noise], axis=1)
+    stereo[16_000:32_000, 1] *= -1
+    for kind, subtype in (("WAV", "FLOAT"), ("FLAC", "PCM_16")):
+        with Recording(content(kind, subtype, stereo)) as recording:
+            assert np.abs(recording.part(17_000, 31_000)).max() < 0.1
+            assert np.abs(recording.part(33_000, 48_000)).max() > 0.2
+            recording.refuse_cancelled()
+    with pytest.raises(UserError, match="its 2 channels cancel each other"):
+        read_waveform(content("WAV", "FLOAT", stereo), 17_000, 31_000)
+
+
 def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
     for options, kind, message in (
         ({"train_split": "trian"}, FileNotFoundError, "has no 'trian': it holds dev, train"),
@@ -620,6 +634,8 @@ def test_mistakes_get_one_line(libri: Path, tmp_path: Path) -> None:
         with pytest.raises(kind, match=message) as error:
             module(libri, **options)  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="predict_files is empty: give recordings or folders of them"):
+        SpeechDataModule(predict_files=[]).setup("predict")
     (libri / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no readable sound"):
         module(libri, train_split="empty")

@@ -85,6 +85,16 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     assert [Path(entry.partition(":")[0]).name for entry in left_out["unreadable"]] == ["bad.wav", *names[1:3]]
 
 
+def test_channels_that_cancel_for_a_while_do_not_break_a_recording_off(tmp_path: Path) -> None:
+    path = recording(tmp_path, 30.0, channels=2)
+    wave, rate = soundfile.read(path)
+    wave[10 * rate : 20 * rate, 1] *= -1
+    soundfile.write(path, wave, rate, subtype="FLOAT")
+    batches = list(SpeechWindows([path], conv_layers=CONVS, core_seconds=4, context_seconds=1, windows=1))
+    assert [batch.get("unreadable") for batch in batches] == [None] * len(batches)
+    assert [bool(batch["last"][-1]) for batch in batches] == [False] * (len(batches) - 1) + [True]
+
+
 def test_a_vanished_folder_ends_the_prediction(tmp_path: Path) -> None:
     paths = [recording(tmp_path, seconds) for seconds in (1.0, 1.1)]
     (tmp_path / "b").mkdir()

@@ -289,7 +289,7 @@ def test_the_tokenizer_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "made" / "bpe"
     arguments = [str(tmp_path / "a.txt"), "--out", str(out), "--vocab_size"]
     assert main([*arguments, "270"]) == 0
-    assert "1 line(s) skipped" in capsys.readouterr().err
+    assert "1 line(s) left out" in capsys.readouterr().err
     tokenizer = load_tokenizer(str(out))
     assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]) == [0, 1, 2, 3, 269]
     assert tokenizer("saß Ω")["input_ids"][0] == 0
