@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
@@ -56,6 +57,7 @@ class Preemption(Configurable, Callback):
             raise UserError(f"agree_every_n_steps is {agree_every_n_steps}: it must be 1 or more")
         self.signals, self.agree_every_n_steps = tuple(signals), agree_every_n_steps
         self._received = 0
+        self._under_way = False  # steps are being made, after which a run can be left
         self._last_step = 0
         self._replaced: dict[int, Any] = {}
 
@@ -65,46 +67,50 @@ class Preemption(Configurable, Callback):
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+        # The handlers are set where Lightning sets its own, and with them: its SIGTERM handler waits for other processes.
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = functools.partial(self._listen, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_step = trainer.global_step
-        self._listen(trainer)
+        self._under_way = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+        self._under_way = not trainer.sanity_checking
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+        self._under_way = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer)
+        self._under_way = True
 
     def _listen(self, trainer: Trainer) -> None:
-        """From here on, and not before: Lightning has set its own handlers, and restores what was there before them."""
-        if self._replaced or threading.current_thread() is not threading.main_thread():  # others may have no handlers
+        """Sets Lightning's handlers, and ours over them. What was there before comes back at the end."""
+        before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in self.signals)}
+        connector: Any = trainer._signal_connector
+        del connector.register_signal_handlers  # gives the class's own back
+        connector.register_signal_handlers()
+        if threading.current_thread() is not threading.main_thread():  # others may have no handlers
             return
-        self._received = 0
+        self._received, self._under_way = 0, False
 
         def note(number: int, frame: FrameType | None) -> None:
             first, self._received = not self._received, number
-            fits = trainer.training or (trainer.validating and trainer.state.fn == TrainerFn.FITTING)
+            fits = self._under_way and trainer.state.fn == TrainerFn.FITTING
             if number == signal.SIGINT:  # a terminal sends it to all processes by itself
-                if trainer.is_global_zero and first and not trainer.sanity_checking:
+                if trainer.is_global_zero and first and self._under_way:
                     # not by print, which the signal may have come in the middle of
                     then = "saving after this optimiser step" if fits else "stopping after this batch"
                     os.write(2, f"\nCtrl-C: {then}; once more stops at once{', unsaved' * fits}\n".encode())
             elif first and trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(number)  # pass it on to the processes that this one has started
-            if trainer.sanity_checking or (number == signal.SIGINT and not first):
+            if not self._under_way or (number == signal.SIGINT and not first):
                 os.write(2, f"{signal.Signals(number).name}: stopped{', nothing was saved' * fits}\n".encode())
                 raise Preempted(128 + number)
 
-        for name in self.signals:
-            number = getattr(signal, name)
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._replaced[number] = signal.signal(number, note)
+        for number, handler in before.items():
+            self._replaced.setdefault(number, handler)
+            signal.signal(number, signal.SIG_IGN if handler == signal.SIG_IGN else note)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -142,11 +148,6 @@ class Preemption(Configurable, Callback):
             rank_zero_info(f"{signal.Signals(self._received).name}: stopped after this batch{''.join(kept)}")
             raise Preempted(128 + self._received)
 
-    # Before Lightning takes its own handlers back, which is before `teardown`.
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore_handlers()
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
 
@@ -162,6 +163,9 @@ class Preemption(Configurable, Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handlers()  # of a run without a step
 
     def _save_and_exit(self, trainer: Trainer) -> None:
         checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)

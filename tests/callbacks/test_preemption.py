@@ -156,6 +156,28 @@ def test_before_the_first_step_a_signal_ends_the_run(tmp_path: Path, capfd: pyte
     assert capfd.readouterr().err.count("SIGTERM: stopped") == 1
 
 
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_while_the_data_is_made_a_signal_ends_the_run(tmp_path: Path, sanity: int) -> None:
+    """Lightning's handler would wait for other processes there, for good: they may be waiting for something else."""
+
+    class Slow(pl.LightningDataModule):
+        def train_dataloader(self) -> DataLoader[Any]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return loader()
+
+        def val_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(Blobs(8), batch_size=2)
+
+    before = [signal.getsignal(number) for number in SIGNALS]
+    runner = trainer([Preemption()], 4, tmp_path, num_sanity_val_steps=sanity)
+    with pytest.raises(Preempted) as stop:
+        runner.fit(tiny_model(), Slow())
+    assert stop.value.code == 143
+    assert runner.global_step == 0
+    assert not runner.received_sigterm
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
 @pytest.mark.parametrize("stage", ["predict", "test", "validate"])
 def test_other_stages_finish_the_batch(tmp_path: Path, stage: str, caplog: pytest.LogCaptureFixture) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
@@ -177,14 +199,15 @@ def test_other_stages_finish_the_batch(tmp_path: Path, stage: str, caplog: pytes
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path, number: signal.Signals) -> None:
     """As SIGHUP is under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        runner = trainer([Preemption(), Signal(signal.SIGHUP, at=1)], 3, tmp_path)
+        runner = trainer([Preemption(), Signal(number, at=1)], 3, tmp_path)
         runner.fit(tiny_model(), loader())
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
     assert runner.global_step == 3
 
 
