@@ -17,6 +17,7 @@ from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import decoded, listed, numbered_lines
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.arguments import at_least, enough_for_a_batch
 from datamodules.files import expanded
 from datamodules.image_sources import open_table
 from datamodules.loader import ResumableLoader, resume_exactly
@@ -142,15 +143,10 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             )
         if root is not None and dataset is not None:
             raise UserError(f"root {root!r} and dataset {dataset!r}: give one of them")
-        for name, count, least in (
-            ("max_length", max_length, 1),
-            ("batch_size", batch_size, 1),
-            ("batch_tokens", batch_tokens, 1),
-            ("effective_batch", effective_batch, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if count is not None and count < least:
-                raise UserError(f"{name} {count}: permitted is {least} or more")
+        at_least(
+            1, max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens, effective_batch=effective_batch
+        )
+        at_least(0, num_workers=num_workers)
         if batch_tokens is not None and effective_batch is not None:
             raise UserError(
                 "effective_batch counts samples, batch_tokens makes batches of any number: give one of them"
@@ -312,12 +308,8 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         examples = self._examples["train"][0]
         if examples.labels is None:
             raise UserError(f"the training rows have no column {self.files.label!r}")
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        if self.batch_tokens is None and self.batch_size * world_size > len(examples):
-            raise UserError(
-                f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(examples)} training rows: set "
-                f"batch_size to at most {max(1, len(examples) // world_size)}"
-            )
+        if self.batch_tokens is None:
+            enough_for_a_batch(self.trainer, self.batch_size, len(examples), "training rows")
         return self._loader(examples, training=True)
 
     def val_dataloader(self) -> list[ResumableLoader]:

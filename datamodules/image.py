@@ -15,6 +15,7 @@ from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.arguments import at_least, enough_for_a_batch, held_out_share, one_of
 from datamodules.attached import attached_model
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.files import PICTURES, expanded
@@ -149,10 +150,12 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if task not in ("pretrain", "classify"):
-            raise UserError(f"task {task!r}: permitted are 'pretrain' and 'classify'")
-        if masking not in ("blocks", "inverse_blocks"):
-            raise UserError(f"masking {masking!r}: permitted are 'blocks' and 'inverse_blocks'")
+        one_of(("pretrain", "classify"), task=task)
+        one_of(("blocks", "inverse_blocks"), masking=masking)
+        held_out_share(val_fraction)
+        at_least(1, samples_per_epoch=samples_per_epoch, shuffle_buffer=shuffle_buffer, probe_samples=probe_samples)
+        at_least(1, batch_size=batch_size, effective_batch=effective_batch)
+        at_least(0, num_workers=num_workers)
         if root is not None and dataset is not None:
             raise UserError(f"root {root!r} and dataset {dataset!r}: give one of them, and set the other to null")
         if not 0 < scale[0] <= scale[1] <= 1:
@@ -167,24 +170,11 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
         for name, share in (("flip", flip), ("random_erasing", random_erasing)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name} {share}: permitted is 0..1")
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise UserError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
         if streaming and (dataset is None or dataset == "digits" or val_fraction is not None):
             raise UserError("streaming is for a Hugging Face `dataset` without val_fraction: leave one of them out")
-        for name, count in (
-            ("samples_per_epoch", samples_per_epoch),
-            ("shuffle_buffer", shuffle_buffer),
-            ("batch_size", batch_size),
-            ("effective_batch", effective_batch),
-            ("probe_samples", probe_samples),
-        ):
-            if count is not None and count < 1:
-                raise UserError(f"{name} {count}: permitted is 1 or more")
         for name, size in (("image_size", image_size), ("patch_size", patch_size)):
             if size is not None and min(_pair(size)) < 1:
                 raise UserError(f"{name} {size}: permitted is 1 or more")
-        if num_workers < 0:
-            raise UserError(f"num_workers {num_workers}: permitted is 0 or more")
         self.save_hyperparameters(logger=False)
 
         self.root, self.dataset, self.dataset_config = root, dataset, dataset_config
@@ -280,7 +270,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             if values is not None and len(values) != self._channels:
                 raise UserError(f"{name} has {len(values)} values for {self._channels} channels: give one per channel")
         if self.task == "pretrain":
-            self._collator("pretrain")
+            self._collator()
 
     def _open_sources(self) -> Mapping[Split, ImageSource]:
         sources: Mapping[Split, ImageSource]
@@ -316,22 +306,10 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             ValueError: there are fewer pictures than one batch on every device needs.
         """
         if self.streaming:
-            return self._stream_loader("train", self.task, training=True)
+            return self._stream_loader("train", training=True)
         source = self._source("train")
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        if self.batch_size * world_size > len(source):
-            raise UserError(
-                f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(source)} training pictures:"
-                f" set batch_size to at most {len(source) // world_size}"
-            )
-        return ResumableLoader(
-            self._images(source, training=True),
-            EpochBatchSampler(len(source), self.batch_size, self.seed),
-            self._collator(self.task, report_unreadable=True),
-            self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            endless=self.trainer is not None,
-        )
+        enough_for_a_batch(self.trainer, self.batch_size, len(source), "training pictures")
+        return self._source_loader(source, training=True)
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """Not augmented; in pre-training with masks, the same in every epoch; nothing without a validation split."""
@@ -391,16 +369,16 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
 
     def _evaluation_loader(self, split: Split) -> ResumableLoader:
         if self.streaming:
-            return self._stream_loader(split, self.task, training=False)
-        return self._source_loader(self._source(split), self.task)
+            return self._stream_loader(split, training=False)
+        return self._source_loader(self._source(split), training=False)
 
-    def _stream_loader(self, split: Split, task: str, training: bool) -> StreamingLoader:
+    def _stream_loader(self, split: Split, training: bool) -> StreamingLoader:
         images = self._streamed(split, training)
         samples = self.samples_per_epoch if training else None
         return StreamingLoader(
             images,
             samples or count_rows(images.stream),
-            self._collator(task, report_unreadable=True),
+            self._collator(),
             self.num_workers,
             pin_memory=torch.cuda.is_available(),
             endless=training and self.trainer is not None,
@@ -422,13 +400,14 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             labelled=self.task == "classify",
         )
 
-    def _source_loader(self, source: ImageSource, task: str) -> ResumableLoader:
+    def _source_loader(self, source: ImageSource, training: bool) -> ResumableLoader:
         return ResumableLoader(
-            self._images(source),
-            EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=False),
-            self._collator(task, report_unreadable=True),
+            self._images(source, training),
+            EpochBatchSampler(len(source), self.batch_size, self.seed, shuffle=training),
+            self._collator(),
             self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            endless=training and self.trainer is not None,
         )
 
     def _images(
@@ -468,9 +447,9 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             self.interpolation,
         )
 
-    def _collator(self, task: str, report_unreadable: bool = False) -> ImageCollator:
-        if task != "pretrain":
-            return ImageCollator(report_unreadable)
+    def _collator(self) -> ImageCollator:
+        if self.task != "pretrain":
+            return ImageCollator(report_unreadable=True)
         if self.masking == "inverse_blocks":
             return InverseBlockMaskCollator(
                 self._grid,
@@ -479,7 +458,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
                 self.visible_block,
                 self.num_masks,
                 self.seed,
-                report_unreadable,
+                report_unreadable=True,
             )
         return BlockMaskCollator(
             self._grid,
@@ -490,7 +469,7 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             self.min_aspect,
             self.num_masks,
             self.seed,
-            report_unreadable,
+            report_unreadable=True,
         )
 
     # ------------------------------------------------------------------ what is in it

@@ -18,18 +18,15 @@ FORMATS = (
 )
 """Of the endings in `PICTURES`. Pillow would run Ghostscript on others."""
 UNREADABLE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, AssertionError),
     *(
-        OSError,
-        EOFError,
-        SyntaxError,
-        ValueError,
-        TypeError,
-        ArithmeticError,
-        LookupError,
-        AssertionError,
         RuntimeError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
     ),
-    *(MemoryError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 """What Pillow raises on files that are no pictures, are broken, or are too large to decode."""
 

@@ -17,6 +17,7 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.arguments import at_least, one_of
 from datamodules.attached import attached_model
 from datamodules.files import RECORDINGS
 from datamodules.keyed_clips import KeyedClips
@@ -117,9 +118,11 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         window_seconds: int = 20,
     ) -> None:
         super().__init__()
-        for name, given, choices in (("task", task, ("pretrain", "ctc")), ("crop", crop, ("shortest", "none"))):
-            if given not in choices:
-                raise UserError(f"{name} {given!r}: permitted are {', '.join(map(repr, choices))}")
+        one_of(("pretrain", "ctc"), task=task)
+        one_of(("shortest", "none"), crop=crop)
+        at_least(1, batch_samples=batch_samples, effective_batch=effective_batch, samples_per_epoch=samples_per_epoch)
+        at_least(1, shuffle_buffer=shuffle_buffer, window_seconds=window_seconds)
+        at_least(0, num_workers=num_workers)
         if streaming and (dataset is None or not isinstance(train_split, str) or not train_split):
             raise UserError(
                 "streaming reads one training split of a Hugging Face data set: set dataset and train_split"
@@ -128,20 +131,9 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise UserError(
                 f"max_seconds {max_seconds}: a stream needs it, and no more than batch_samples {batch_samples}"
             )
-        for name, value in (
-            ("batch_samples", batch_samples),
-            ("effective_batch", effective_batch),
-            ("samples_per_epoch", samples_per_epoch),
-            ("shuffle_buffer", shuffle_buffer),
-            ("window_seconds", window_seconds),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"{name} {value}: permitted is 1 or more")
         low = 0.0 if min_seconds is None else min_seconds
         if low < 0 or (max_seconds is not None and max_seconds <= low):
             raise UserError(f"min_seconds {min_seconds}, max_seconds {max_seconds}: permitted is 0 <= min < max")
-        if num_workers < 0:
-            raise UserError(f"num_workers {num_workers}: permitted is 0 or more")
         SpanMaskCollator(mask_prob, mask_length, mask_ratio, num_masks)  # they refuse wrong arguments now, not in a
         TranscriptCollator([], 768, time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length)  # worker
         self.save_hyperparameters(logger=False)

@@ -142,14 +142,16 @@ def _from_manifest(path: Path) -> SpeechSource:
     bad: list[str] = []
     entries = {(entry.path, entry.text): entry for entry in read_manifest(path, bad)}
     clips = _with_lengths([Clip(entry.path, -1, entry.text, entry.path) for entry in entries.values()], str(path))
-    whole = [clip for clip in clips if not is_piece(entries[clip.name, clip.text], clip.samples / RATE)]
+    whole: list[Clip] = []
     for clip in clips:
-        if is_piece(entry := entries[clip.name, clip.text], clip.samples / RATE):
-            offset, duration = entry.piece or (None, None)
-            bad.append(
-                f"{entry.place} is a piece of {clip.name} (offset {offset}, duration {duration}): whole recordings are read, "
-                "cut it out"
-            )
+        if not is_piece(entry := entries[clip.name, clip.text], clip.samples / RATE):
+            whole.append(clip)
+            continue
+        offset, duration = entry.piece or (None, None)
+        bad.append(
+            f"{entry.place} is a piece of {clip.name} (offset {offset}, duration {duration}): whole recordings are read, "
+            "cut it out"
+        )
     if not whole:
         raise UserError(f"none of the {len(bad)} lines of {path} can be used, the first is {bad[0]}")
     _say_lines(bad, str(path))

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from d2v_lightning.errors import UserError
 from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
+from datamodules.arguments import at_least, enough_for_a_batch, held_out_share, one_of
 from datamodules.attached import attached_model
 from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.predicting import PredictLoader, done_before, files_to_predict
 from datamodules.samplers import EpochBatchSampler, Key, derived_seed
 from datamodules.text_collators import TextMaskCollator, check_masking
-from datamodules.text_corpus import Packing, TokenCorpus, checked_packing, tokenized
+from datamodules.text_corpus import Packing, TokenCorpus, tokenized
 from datamodules.text_lines import LineBatches, LineNames
 from datamodules.text_sources import JSON_SUFFIXES, Documents, FileSource, Skipped, TextSource, open_tables
 from datamodules.vocabulary import Vocabulary, agreed_tokenizer, content_hash, vocabulary_of
@@ -141,23 +142,17 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             raise UserError(f"files {files!r} and dataset {dataset!r}: give one of them, and set the other to null")
         if val_files is not None and val_fraction is not None:
             raise UserError(f"val_files {val_files!r} and val_fraction {val_fraction}: give one of them")
-        if val_fraction is not None and not 0 < val_fraction < 1:
-            raise UserError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
-        for name, value, least in (
-            ("block_size", block_size, 8),
-            ("batch_size", batch_size, 1),
-            ("effective_batch", effective_batch, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value is not None and value < least:
-                raise UserError(f"{name} {value}: permitted is {least} or more")
-        if documents not in ("lines", "blank_lines"):
-            raise UserError(f"documents {documents!r}: permitted are 'lines' and 'blank_lines'")
+        held_out_share(val_fraction)
+        at_least(8, block_size=block_size)
+        at_least(1, batch_size=batch_size, effective_batch=effective_batch)
+        at_least(0, num_workers=num_workers)
+        one_of(get_args(Documents), documents=documents)
+        one_of(get_args(Packing), packing=packing)
         check_masking(mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob)
         self.save_hyperparameters(logger=False)
         self.files, self.dataset, self.dataset_config = files, dataset, dataset_config
         self.text_field, self.documents, self.tokenizer_name = text_field, documents, tokenizer
-        self.cache_dir, self.packing, self.block_size = cache_dir, checked_packing(packing), block_size
+        self.cache_dir, self.packing, self.block_size = cache_dir, packing, block_size
         self.val_files, self.val_fraction = val_files, val_fraction
         self.batch_size, self.effective_batch = batch_size, effective_batch
         self.mask_prob, self.mask_length, self.num_masks = mask_prob, mask_length, num_masks
@@ -290,12 +285,7 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
             ValueError: there are fewer blocks than one batch on every device needs.
         """
         blocks = self._blocks["train"]
-        world_size = self.trainer.world_size if self.trainer is not None else 1
-        if self.batch_size * world_size > len(blocks):
-            raise UserError(
-                f"batch_size {self.batch_size} x {world_size} device(s) is more than {len(blocks)} training blocks: set "
-                f"batch_size to at most {len(blocks) // world_size}, or block_size lower"
-            )
+        enough_for_a_batch(self.trainer, self.batch_size, len(blocks), f"training blocks of {self.block_size} tokens")
         return self._loader("train", training=True)
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:

@@ -8,7 +8,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -123,13 +123,6 @@ def tokenized(source: TextSource, tokenizer: Any, last_id: int, cache_dir: Path)
     if corpus.skipped.count:
         rank_zero_warn(str(corpus.skipped))
     return corpus
-
-
-def checked_packing(packing: str) -> Packing:
-    """Raises ValueError where `packing` is none."""
-    if packing not in get_args(Packing):
-        raise UserError(f"packing {packing!r}: permitted are {', '.join(map(repr, get_args(Packing)))}")
-    return packing  # type: ignore[return-value]  # checked above
 
 
 def _is_whole(folder: Path, key: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import decoded, listed, numbered_lines, whole_text
+from datamodules.arguments import one_of
 from datamodules.files import expanded, files_of
 from datamodules.image_sources import SPLIT_NAMES, open_table
 
@@ -85,8 +86,7 @@ class FileSource:
     """
 
     def __init__(self, patterns: str | Iterable[str], documents: Documents = "lines", text_field: str = "text") -> None:
-        if documents not in get_args(Documents):
-            raise UserError(f"documents {documents!r}: permitted are {', '.join(map(repr, get_args(Documents)))}")
+        one_of(get_args(Documents), documents=documents)
         self.documents, self.text_field = documents, text_field
         self.paths: list[Path] = []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:

@@ -304,7 +304,7 @@ def test_pictures_smaller_than_the_patch_grid_are_refused(tree: Path) -> None:
         ),
         ({"mask_ratio": 1.5}, "mask_ratio 1.5: permitted is 0 < mask_ratio < 1"),
         ({"num_masked_patches": 16}, r"num_masked 16: permitted is 1\.\.15"),
-        ({"task": "cluster"}, "task 'cluster': permitted are 'pretrain' and 'classify'"),
+        ({"task": "cluster"}, "task 'cluster': permitted are 'pretrain', 'classify'"),
         ({"dataset": "digits"}, "give one of them"),
         ({"scale": (0.0, 1.0)}, "scale .0.0, 1.0.: permitted is 0 < lower"),
     ],
