@@ -1,9 +1,10 @@
 """Constructor arguments as plain data: every module of ours records how it was built, and can be built again from that.
 
-A recorded tree is `{"class_path": "d2v_lightning.backbone.Backbone", "init_args": {...}}`, nested where an argument is a
-module of ours. It is what a checkpoint stores, what the YAML recipes hold and what LightningCLI reads, so a model made in
-Python and one made from YAML save and load alike. A class path is code: `build` makes classes of this project, and
-`Configurable` classes of modules that the running program has imported; it never imports anything else for a file.
+A recorded tree is `{"class_path": "d2v_lightning.Backbone", "init_args": {...}}`, nested where an argument is a module of
+ours. A class is recorded by its public name, never by the file that it stands in, so that files may move. Checkpoints store
+such trees, YAML recipes hold them and LightningCLI reads them: a model made in Python and one made from YAML save and load
+alike. A class path is code: `build` makes classes of this project, and `Configurable` classes of modules that the running
+program has imported. It never imports anything else for a file.
 """
 
 from __future__ import annotations
@@ -39,8 +40,15 @@ class Configurable:
         for name, value in arguments.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{name} is {value}: {cls.__name__} needs a finite number")
-        instance.__dict__["config"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+        instance.__dict__["config"] = {"class_path": public_path(cls), "init_args": arguments}
         return instance
+
+
+def public_path(cls: type) -> str:
+    """What files call a class: `d2v_lightning.Data2Vec`, or the module and name of a class that is not this project's."""
+    package = cls.__module__.partition(".")[0]
+    public = package in OWN_PACKAGES and getattr(sys.modules[package], cls.__name__, None) is cls
+    return f"{package if public else cls.__module__}.{cls.__qualname__}"
 
 
 def plain(value: Any) -> Any:
@@ -115,13 +123,11 @@ def own_class(class_path: str) -> type:
         ValueError: it is neither.
     """
     module_name, _, name = str(class_path).rpartition(".")
-    module_name = module_name or _package_of(name)
-    if module_name.partition(".")[0] in OWN_PACKAGES:
-        try:
-            importlib.import_module(module_name)
-        except ModuleNotFoundError:
-            module_name = ""
-    module = sys.modules.get(module_name)
+    if module_name in ("", *OWN_PACKAGES):
+        packages = [own_package(package) for package in OWN_PACKAGES if module_name in ("", package)]
+        module = next((package for package in packages if name in vars(package)), None)
+    else:
+        module = sys.modules.get(module_name)
     # Not getattr: a module may have a __getattr__ that imports.
     cls = vars(module).get(name) if isinstance(module, ModuleType) else None
     if isinstance(cls, type) and issubclass(cls, Configurable):
@@ -181,8 +187,14 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
         waiting += [(item, depth + 1) for item in inside if isinstance(item, (dict, list, tuple))]
 
 
-def _package_of(name: str) -> str:
-    for package in OWN_PACKAGES:
-        if hasattr(importlib.import_module(package), name):
-            return package
-    return ""
+def own_package(name: str) -> ModuleType:
+    """`d2v_lightning` or `datamodules`, imported.
+
+    Raises:
+        ValueError: another project's `datamodules` stands before ours on the path.
+    """
+    package = importlib.import_module(name)
+    found, expected = (os.path.dirname(os.path.realpath(path)) for path in (str(package.__file__), __file__))
+    if os.path.dirname(found) != os.path.dirname(expected):
+        raise UserError(f"{found} hides the package {name} of d2v_lightning: rename it, or start from another folder")
+    return package

@@ -25,7 +25,7 @@ from d2v_lightning.tensor_files import REAL, compare_checksums, named_tensors, r
 from d2v_lightning.tokenizer import refuse_another
 from d2v_lightning.training_state import checkpoint_name, refuse_training_state
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of checkpoints and directories: classes by their public names
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint
 
 
@@ -90,7 +90,7 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, from another project, of a newer format, of another class, or names foreign code
+            ValueError: the file is damaged, from another project, of another format, of another class, or names foreign code
                 or another file; or an argument is not one of those above, or leads to other weights.
         """
         if hparams_file is not None:
@@ -193,7 +193,7 @@ def _say_other_precision(own: Mapping[str, Tensor], state: Mapping[str, Tensor],
 
 
 def check_format(checkpoint: Any, name: str) -> None:
-    """Refuse what is no checkpoint of ours, or was written by a newer version."""
+    """Refuse what is no checkpoint of ours, or is of another format."""
     if not isinstance(checkpoint, dict) or "d2v_lightning" not in checkpoint:
         raise UserError(
             f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with "
@@ -210,7 +210,15 @@ def check_format(checkpoint: Any, name: str) -> None:
     for entry in ("epoch", "global_step"):
         if not isinstance(checkpoint.get(entry, 0), int):
             raise UserError(f"{name}: {entry} is {str(checkpoint[entry])[:60]!r}, where a count is expected")
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{name} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
-        )
+    refuse_other_format(version, name)
+
+
+def refuse_other_format(version: int, name: str) -> None:
+    """Compare the format of a file or directory of ours with the one that is read.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if version != FORMAT_VERSION:
+        remedy = "upgrade d2v_lightning" if version > FORMAT_VERSION else "write it anew with this version"
+        raise UserError(f"{name} has format {version}, this version reads format {FORMAT_VERSION}: {remedy}")

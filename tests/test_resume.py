@@ -136,7 +136,7 @@ def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path:
     _, model = run(tmp_path, 1, 1, 0)
     path = next(tmp_path.glob("*.ckpt"))
     content = torch.load(path, weights_only=True)
-    assert content["d2v_lightning"] == {"format_version": 1, "licence": None, "tokenizer": None}
+    assert content["d2v_lightning"] == {"format_version": 2, "licence": None, "tokenizer": None}
     loaded = Data2Vec.load_from_checkpoint(path)
     assert loaded.config == model.config
     for name, tensor in model.state_dict().items():
@@ -149,6 +149,10 @@ def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path:
     [
         (lambda c: c.pop("d2v_lightning"), "not a checkpoint of d2v_lightning"),
         (lambda c: c["d2v_lightning"].update(format_version=99), "upgrade d2v_lightning"),
+        (
+            lambda c: c["d2v_lightning"].update(format_version=1),
+            "has format 1, this version reads format 2: write it anew",
+        ),
         (lambda c: c["d2v_lightning"].pop("format_version"), "not a whole checkpoint"),
         (lambda c: c.pop("state_dict"), "not a whole checkpoint"),
         (lambda c: c["hyper_parameters"].update(class_path="os.system"), "not a class of d2v_lightning"),

@@ -13,6 +13,7 @@ from d2v_lightning.callbacks.preemption import Preempted, Preemption
 from d2v_lightning.callbacks.progress import Progress
 from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.callbacks.save_at_end import SaveAtEnd
+from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.callbacks.step_seed import StepSeed
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "Progress",
     "RunSummary",
     "SaveAtEnd",
+    "SaveOnError",
     "StepSeed",
 ]

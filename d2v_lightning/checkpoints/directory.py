@@ -16,7 +16,7 @@ from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
 from d2v_lightning.errors import ExistsError, NotFoundError, UserError, naming
-from d2v_lightning.saving import FORMAT_VERSION
+from d2v_lightning.saving import FORMAT_VERSION, refuse_other_format
 from d2v_lightning.tensor_files import named_tensors, read_tensors
 from d2v_lightning.tokenizer import of_directory, restored
 from d2v_lightning.version import __version__
@@ -95,17 +95,14 @@ def read_directory(directory: Path) -> Content:
 
     Raises:
         FileNotFoundError: one of its files is missing.
-        ValueError: it is damaged, of a newer format, or names a class that is not this project's.
+        ValueError: it is damaged, of another format, or names a class that is not this project's.
     """
     config = read_config(directory)
     stamp, tree = config["d2v_lightning"], {name: config.get(name) for name in ("class_path", "init_args")}
     version = stamp.get("format_version") if isinstance(stamp, dict) else None
     if not isinstance(version, int) or not isinstance(tree["init_args"], dict):
         raise UserError(f"{directory / CONFIG} is not whole: it lacks format version or the model's arguments")
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{directory} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade d2v_lightning"
-        )
+    refuse_other_format(version, str(directory))
     with naming(directory / CONFIG):
         refuse_foreign(tree)
     state = read_weights(directory)

@@ -107,7 +107,7 @@ def huggingface_content(directory: Path, name: str, whole: bool = True) -> Conte
         normalize = huggingface_audio.normalize(directory) if found.layout is huggingface_audio else None
         return Content(found.backbone.config, state, kind, licence, rows, normalize=normalize)
     class_name, arguments, table = task
-    tree = {"class_path": f"d2v_lightning.finetune.{class_name}"}
+    tree = {"class_path": f"d2v_lightning.{class_name}"}
     with torch.device("meta"):
         module = build({**tree, "init_args": plain({**arguments, "backbone": found.backbone})})
     rows = [row._replace(ours=f"backbone.{row.ours}") if row.how != "dropped" else row for row in found.rows]

@@ -99,7 +99,7 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
         "normalize": truth(extractor.get("do_normalize", True), f"do_normalize of {directory}"),
         "sample_rate": int(extractor.get("sampling_rate", 16_000)),
     }
-    return "speech_ctc.SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
+    return "SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
 
 
 def _letters(directory: Path, size: int) -> tuple[list[str], str]:

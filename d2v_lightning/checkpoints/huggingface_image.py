@@ -84,10 +84,10 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     arguments = {"num_classes": head["classifier.weight"].shape[0], "class_names": labels_of(config)}
     names = both("head", "classifier")
     if not config.use_mean_pooling:
-        return "image_classification.ImageClassifier", {**arguments, "pooling": "class_token"}, names
+        return "ImageClassifier", {**arguments, "pooling": "class_token"}, names
     below = next((prefix for prefix in (*PREFIXES, "") if f"{prefix}pooler.layernorm.weight" in head), PREFIXES[0])
     arguments["norm_eps"] = config.layer_norm_eps
-    return "image_classification.ImageClassifier", arguments, names | both("norm", f"{below}pooler.layernorm")
+    return "ImageClassifier", arguments, names | both("norm", f"{below}pooler.layernorm")
 
 
 def labels_of(config: Any) -> list[str] | None:

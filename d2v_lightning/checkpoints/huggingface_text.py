@@ -71,7 +71,7 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     labels = head["classifier.out_proj.weight"].shape[0]
     names = labels_of(config) if labels > 1 else None
     arguments = {"task": "custom", "num_classes": labels, "head_dropout": dropout, "class_names": names}
-    return "glue.GLUEClassifier", arguments, both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj")
+    return "GLUEClassifier", arguments, both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj")
 
 
 def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:

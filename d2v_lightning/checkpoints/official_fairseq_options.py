@@ -260,4 +260,4 @@ def _tree(
         ),
         "teacher_scope": scope,
     }
-    return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
+    return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}

@@ -80,7 +80,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
     table["mask_token"] = (f"{CTC}mask_emb",)
     if multi:  # masks with noise, and has no token
         weights[f"{CTC}mask_emb"] = torch.zeros(backbone.dim)
-    content = _content("speech_ctc.SpeechCTC", arguments, weights, table, rows, path)
+    content = _content("SpeechCTC", arguments, weights, table, rows, path)
     if multi:
         rows[:] = [row for row in rows if row.ours != "mask_token"]
     return Content(*content, f"data2vec {1 + multi}.0 for speech, fine-tuned with CTC", FREE, rows)
@@ -136,7 +136,7 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
         "backbone": backbone,
         "head_dropout": float(option(model_options(cfg, path), "pooler_dropout", default=0.0)),
     }
-    content = _content("glue.GLUEClassifier", arguments, weights, table, rows, path)
+    content = _content("GLUEClassifier", arguments, weights, table, rows, path)
     return Content(*content, f"data2vec {2 if prefix else 1}.0 for text, fine-tuned on sentences", FREE, rows)
 
 
@@ -154,7 +154,7 @@ def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
         drop(weights, name, "follows from the grid", rows)
     table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
-    content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
+    content = _content("ImageClassifier", arguments, weights, table, rows, path)
     return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(1))
 
 
@@ -175,7 +175,7 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     official_multi.drop_tables(weights, path, rows, backbone.encoder)
     table = prefixed(_table(backbone, multi=True), "backbone.", MULTI) | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone}
-    content = _content("image_classification.ImageClassifier", arguments, weights, table, rows, path)
+    content = _content("ImageClassifier", arguments, weights, table, rows, path)
     return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(2))
 
 
@@ -239,7 +239,7 @@ def _content(
     name: str, arguments: dict[str, Any], weights: Weights, table: Names, rows: list[Row], path: str
 ) -> tuple[Any, State]:
     """Constructor tree and state of one of our fine-tuning modules; every weight must have its place."""
-    tree = {"class_path": f"d2v_lightning.finetune.{name}", "init_args": plain(arguments)}
+    tree = {"class_path": f"d2v_lightning.{name}", "init_args": plain(arguments)}
     with torch.device("meta"):
         module = build(tree)
     state = to_ours(module.state_dict(), weights, table, path, rows)

@@ -185,7 +185,7 @@ def _image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
         "optimization": optimization,
         "teacher_scope": "backbone",
     }
-    return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
+    return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}
 
 
 def _grid(

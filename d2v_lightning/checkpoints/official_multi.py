@@ -309,7 +309,7 @@ def _tree(state: Weights, modality: str, options: dict[str, Any], cfg: dict[str,
         "teacher_scope": scope,
         "class_loss": float(option(options, "cls_loss", default=0.0)),
     }
-    return {"class_path": "d2v_lightning.module.Data2Vec", "init_args": plain(arguments)}
+    return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}
 
 
 def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:
