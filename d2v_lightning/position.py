@@ -152,6 +152,12 @@ def relative_position_index(grid: tuple[int, int]) -> Tensor:
     return index
 
 
+def is_index_of(grid: tuple[int, int], tensor: Tensor) -> bool:
+    """Whether a tensor is `relative_position_index(grid)`."""
+    tokens = 1 + grid[0] * grid[1]
+    return tensor.shape == (tokens, tokens) and torch.equal(tensor.long(), relative_position_index(grid))
+
+
 def resize_relative_position_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
     """A bias table (R, H) for another patch grid: bicubic over the offsets, the three class-token rows kept.
 

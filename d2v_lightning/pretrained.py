@@ -135,7 +135,7 @@ def read_pretrained(
         return Pretrained(content, str(path))
     file = read_tensors(path, mapped=True)
     if is_official(file):
-        return Pretrained(convert_official(file, str(path), dictionary, pretrained), str(path))
+        return Pretrained(convert_official(file, str(path), dictionary, pretrained, whole), str(path))
     if not isinstance(file, dict) or "d2v_lightning" not in file:
         holds = f"entries {sorted(map(str, file))[:5]}" if isinstance(file, dict) else f"a {type(file).__name__}"
         raise UserError(

@@ -165,12 +165,32 @@ def named_tensors(state: Any, path: str) -> Weights:
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: weight {name!r} has shape {tuple(tensor.shape)} and fewer numbers than that")
-    # A model inside another, or compiled, is saved with the names of these before its own.
-    named = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    try:
+        return Weights(unwrapped(state))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def unwrapped(state: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Weights under the names of the model itself: one inside another, or compiled, is saved with their names before its own.
+
+    Raises:
+        ValueError: two weights have the same name without these.
+    """
+    named = {_uncompiled(name): tensor for name, tensor in state.items()}
+    if len(named) < len(state):
+        bare = [_uncompiled(name) for name in state]
+        twice = next(name for name in named if bare.count(name) > 1)
+        raise UserError(f"it has the weight {twice!r} twice, compiled ('_orig_mod.') and not")
     for wrapper in ("module.", "model."):
-        if named and all(name.startswith(wrapper) for name in named):
-            named = {name.removeprefix(wrapper): tensor for name, tensor in named.items()}
-    return Weights(named)
+        own = [str(name) for name, tensor in named.items() if isinstance(tensor, Tensor)]
+        if own and all(name.startswith(wrapper) for name in own):
+            named = {str(name).removeprefix(wrapper): tensor for name, tensor in named.items()}
+    return named
+
+
+def _uncompiled(name: Any) -> Any:
+    return name.replace("_orig_mod.", "") if isinstance(name, str) else name
 
 
 def compare_checksums(path: str | Path) -> None:

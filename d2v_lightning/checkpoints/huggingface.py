@@ -232,7 +232,16 @@ def _untrained(config: Any, layout: ModuleType, name: str) -> Backbone:
     try:
         with torch.device("meta"):
             backbone: Backbone = layout.untrained(config, name)
-    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # of any constructor
+    except UserError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:  # of any constructor
         raise UserError(f"its options make no network: {str(error).partition(chr(10))[0]}") from error
     return backbone
 
@@ -254,7 +263,7 @@ def _read_config(directory: Path) -> tuple[Any, ModuleType]:
                 _refuse_odd(options)
             try:
                 return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
-            except (StrictDataclassError, TypeError, ValueError) as error:
+            except (StrictDataclassError, TypeError, ValueError, AttributeError, LookupError) as error:
                 raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())}") from error
     known = ", ".join(name for layout in FORMATS.values() for name in layout.TYPES)
     raise UserError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
@@ -295,6 +304,8 @@ def _split(
     for weight, tensor in state.items():
         inside, bare = weight.startswith(prefix), weight.removeprefix(prefix)
         if layout.DERIVED.search(bare):
+            if not layout.follows(bare, tensor, config):
+                raise UserError(f"{name}: {weight!r} is not what follows from {CONFIG}")
             rows.append(Row(weight, tuple(tensor.shape), "dropped", "follows from the sizes"))
             continue
         if layout.is_head(bare, inside, config):

@@ -24,6 +24,7 @@ PREFIXES = ("data2vec_audio.", "wav2vec2.")
 DERIVED = re.compile(r"$^")  # nothing is
 HEAD = re.compile(r"^(masked_spec_embed|(lm_head|projector|classifier|quantizer|project_hid|project_q|dropout)\b.*)$")
 
+NORM_EPS = 1e-5  # of the norm after the convolutions, which theirs shares with the trunk
 _THEIRS = "encoder.layers.#."
 NAMES: Names = {
     **both("encoder.convs.#", "feature_extractor.conv_layers.#.conv"),
@@ -211,6 +212,8 @@ def untrained(config: Any, name: str) -> Backbone:
     """The network that a configuration of theirs describes."""
     if config.hidden_act != "gelu" or config.feat_extract_activation != "gelu":
         raise UserError(f"{name}: it has an activation other than 'gelu', which is all that ours knows")
+    if config.layer_norm_eps != NORM_EPS:
+        raise UserError(f"{name}: layer_norm_eps is {config.layer_norm_eps}, ours has {NORM_EPS} only")
     if config.add_adapter:
         raise UserError(f"{name}: it has an adapter (add_adapter), which ours does not know")
     wav2vec = config.model_type == "wav2vec2"
@@ -254,7 +257,7 @@ def config(backbone: Backbone) -> Any:
     encoder, options = backbone.encoder.config["init_args"], backbone.transformer.config["init_args"]
     wav2vec, pre_norm = encoder["position_depth"] == 1, options["norm"] == "pre"
     needed = {"qkv_bias": "qkv", "layer_scale": None, "position_bias": None, "drop_path": 0.0}
-    needed |= {"final_norm": pre_norm, "input_norm": not pre_norm}
+    needed |= {"final_norm": pre_norm, "input_norm": not pre_norm, "norm_eps": NORM_EPS}
     for option, value in needed.items():
         if options[option] != value:
             raise UserError(f"transformers has no such network: {option} is {options[option]!r}, not {value!r}")

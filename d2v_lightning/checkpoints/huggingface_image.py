@@ -15,7 +15,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.image import ImageEncoder
 from d2v_lightning.errors import UserError
-from d2v_lightning.position import Alibi, RelativePositionBias
+from d2v_lightning.position import Alibi, RelativePositionBias, is_index_of
 from d2v_lightning.transformer import Transformer
 
 TYPES = {"data2vec-vision": "Data2VecVisionConfig", "beit": "BeitConfig"}
@@ -63,6 +63,12 @@ def is_head(weight: str, inside: bool, config: Any) -> bool:
     return bool(HEAD.match(weight) or (HEAD_NORM.match(weight) and (not inside or config.use_mean_pooling)))
 
 
+def follows(weight: str, tensor: Tensor, config: Any) -> bool:
+    """Whether the row of a table of relative positions that each pair of patches has in older files is that of the grid."""
+    pixels, patch = ((size, size) if isinstance(size, int) else size for size in (config.image_size, config.patch_size))
+    return is_index_of((pixels[0] // patch[0], pixels[1] // patch[1]), tensor)
+
+
 def adjust(state: State, backbone: Backbone) -> State:
     """Their weights as ours compute with them: bias tables of grids that are not square, or of an only block."""
     assert isinstance(backbone.encoder, ImageEncoder)
@@ -71,7 +77,7 @@ def adjust(state: State, backbone: Backbone) -> State:
         state[f"encoder.{_TABLE}"] = state.pop(only)
     grid, own = backbone.encoder.grid, backbone.state_dict()
     for name in [name for name in state if name.endswith(_TABLE)]:
-        rows = next(t.shape for ours, t in own.items() if ".position_bias." in ours)
+        rows = next((t.shape for ours, t in own.items() if ".position_bias." in ours), None)
         if state[name].shape == rows:
             state[name] = _table_in_use(state[name], grid)
     return state
@@ -81,7 +87,8 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     """Class, arguments and names of our module for their head; None where there is none that ours knows."""
     if "classifier.weight" not in head:
         return None
-    arguments = {"num_classes": head["classifier.weight"].shape[0], "class_names": labels_of(config)}
+    outputs = head["classifier.weight"].shape[0]
+    arguments = {"num_classes": outputs, "class_names": labels_of(config, outputs, directory)}
     names = both("head", "classifier")
     if not config.use_mean_pooling:
         return "ImageClassifier", {**arguments, "pooling": "class_token"}, names
@@ -90,8 +97,19 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     return "ImageClassifier", arguments, names | both("norm", f"{below}pooler.layernorm")
 
 
-def labels_of(config: Any) -> list[str] | None:
-    """Names of the classes; None where they are the library's placeholders."""
+def labels_of(config: Any, outputs: int, directory: Path) -> list[str] | None:
+    """Names of a head's classes; None where they are the library's placeholders.
+
+    Raises:
+        ValueError: not each of the `outputs` has a name, or they do not say one class of several.
+    """
+    kind = getattr(config, "problem_type", None)
+    if kind is not None and kind != "single_label_classification":
+        raise UserError(f"{directory}/config.json: problem_type is {kind!r}: ours says one class of several")
+    if sorted(config.id2label) != list(range(outputs)):
+        raise UserError(
+            f"{directory}/config.json: id2label names {sorted(config.id2label)[:9]}, where 0 to {outputs - 1} are expected"
+        )
     names = [str(name) for _, name in sorted(config.id2label.items())]
     return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.huggingface_image import labels_of
@@ -49,6 +50,14 @@ def is_head(weight: str, inside: bool, config: Any) -> bool:
     return bool(HEAD.match(weight))
 
 
+def follows(weight: str, tensor: Tensor, config: Any) -> bool:
+    """Whether what older files hold beside the weights is what it must be: positions in order, and tokens of type 0."""
+    if tensor.shape != (1, config.max_position_embeddings):
+        return False
+    positions = torch.arange(config.max_position_embeddings)[None]
+    return torch.equal(tensor.long(), positions if weight.endswith("position_ids") else torch.zeros_like(positions))
+
+
 def adjust(state: State, backbone: Backbone) -> State:
     """Token types are folded into the positions: every token of data2vec and RoBERTa is of type 0."""
     types = state.pop(_TYPES, None)
@@ -69,7 +78,7 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
         return None
     dropout = config.classifier_dropout if config.classifier_dropout is not None else config.hidden_dropout_prob
     labels = head["classifier.out_proj.weight"].shape[0]
-    names = labels_of(config) if labels > 1 else None
+    names = labels_of(config, labels, directory) if labels > 1 else None
     arguments = {"task": "custom", "num_classes": labels, "head_dropout": dropout, "class_names": names}
     return "GLUEClassifier", arguments, both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj")
 

@@ -22,7 +22,7 @@ from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import read_lines
 from d2v_lightning.saving import load_exactly
 from d2v_lightning.student import VisibleStudent
-from d2v_lightning.tensor_files import read_tensors
+from d2v_lightning.tensor_files import read_tensors, unwrapped
 
 if TYPE_CHECKING:
     from d2v_lightning.module import Data2Vec
@@ -65,9 +65,16 @@ def is_official(file: Any) -> bool:
 
 
 def convert_official(
-    file: Any, path: str, dictionary: list[str] | None = None, pretrained: str | Path | None = None
+    file: Any,
+    path: str,
+    dictionary: list[str] | None = None,
+    pretrained: str | Path | None = None,
+    whole: bool = True,
 ) -> Content:
     """An official file's content as ours.
+
+    Args:
+        whole: False where a backbone is all that is wanted: mask token and decoder of a pre-training file may be missing.
 
     Raises:
         ValueError: as `load_official`; `path` is what the message calls the file.
@@ -77,11 +84,15 @@ def convert_official(
             f"{path} is not in a layout of data2vec: it needs the entries 'model' and 'args' or 'model' and 'cfg'"
         )
     try:
-        file = {**file, "model": file.get("model", file.get("module"))}
+        file = {**file, "model": unwrapped(file.get("model", file.get("module")))}
         file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
+        if file["cfg"] is None and file["args"] is not None and "patch_embed.proj.weight" not in file["model"]:
+            file["cfg"] = dict.fromkeys(
+                ("model", "task", "optimization"), file["args"]
+            )  # as fairseq wrote before hydra
         if pretrained is not None:
             file["cfg"] = _started_from(file["cfg"], pretrained)
-        content = _convert(file, path, dictionary)
+        content = _convert(file, path, dictionary, whole)
     except ValueError as error:  # of a constructor, or about one option or weight: say where
         raise UserError(str(error) if path in str(error) else f"{path}: {error}") from error
     if (padding := _padding(content.tree)) is not None:
@@ -91,12 +102,13 @@ def convert_official(
     return content
 
 
-def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None) -> Content:
+def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None, whole: bool) -> Content:
     if official_finetuned.is_finetuned(file):
         return official_finetuned.convert(file, path, dictionary)
     if file["cfg"] is None:
-        return official_image.convert(file, path)
-    content = (official_multi if official_multi.is_multi(file["model"]) else official_fairseq).convert(file, path)
+        return official_image.convert(file, path, whole)
+    layout = official_multi if official_multi.is_multi(file["model"]) else official_fairseq
+    content = layout.convert(file, path, whole)
     return content._replace(normalize=truth(option(file["cfg"], "task.normalize", default=None), "task.normalize"))
 
 

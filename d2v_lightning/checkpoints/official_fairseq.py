@@ -15,7 +15,7 @@ from d2v_lightning.checkpoints.official_fairseq_options import TEXT_PREFIX, audi
 from d2v_lightning.checkpoints.options import (
     as_options,
 )
-from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build
 from d2v_lightning.decoder import MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
@@ -71,7 +71,7 @@ _TEACHERS = ("_ema", "encoder._ema")  # the model's own, or its encoder's, which
 _TEACHER_MODULE = "encoder.target_model."
 
 
-def convert(file: dict[str, Any], path: str) -> Content:
+def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     """A pre-trained `Data2Vec`, see `convert_official`."""
     cfg = as_options(file["cfg"]) or {}
     options = model_options(cfg, path)
@@ -86,7 +86,9 @@ def convert(file: dict[str, Any], path: str) -> Content:
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     rows: list[Row] = []
-    state = to_ours(model.student.state_dict(), student, _student_table(model), path, rows, "student.")
+    table = _student_table(model)
+    needed = needed_of(model.student.state_dict(), student, table, whole)
+    state = to_ours(needed, student, table, path, rows, "student.")
     converted = {f"student.{name}": tensor for name, tensor in state.items()}
     drop_version(student, rows)
     _refuse_rest(student, path)

@@ -164,7 +164,7 @@ def text_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbon
 
 def text_tree(state: Weights, options: dict[str, Any], cfg: dict[str, Any], path: str) -> Tree:
     backbone = text_backbone(state, options, path)
-    head = _sequential(state, "encoder.regression_head.")
+    head = _sequential(state, "encoder.regression_head.") or int(option(options, "head_layers", default=1))
     refuse_contradictions(options, {"head_layers": head})
     with torch.device("meta"):
         dim = backbone.dim

@@ -32,7 +32,7 @@ FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", "<unk>"]  # fairseq's `<s>` stands fo
 
 def is_finetuned(file: dict[str, Any]) -> bool:
     """Whether a file in an official layout has a head of a task."""
-    names = [str(name).removeprefix("module.") for name in file["model"]]
+    names = [str(name) for name in file["model"]]
     return any(name == f"{CTC_HEAD}.weight" or name == "head.weight" or name.startswith(HEADS) for name in names)
 
 
@@ -150,8 +150,7 @@ def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     official_image.share_only_table(weights)
     if pooling == "mean" and "norm.weight" in weights:
         raise UserError(f"{path} has both a norm of all tokens and one of their mean (fc_norm), which no network has")
-    for name in [name for name in weights if official_image.DERIVED.search(name)]:
-        drop(weights, name, "follows from the grid", rows)
+    official_image.drop_index(weights, path, rows, backbone.encoder)
     table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
     content = _content("ImageClassifier", arguments, weights, table, rows, path)

@@ -13,14 +13,14 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.options import as_options, option, refuse_contradictions
-from d2v_lightning.checkpoints.tables import Row, State, both, depth_of, drop, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import Row, State, both, depth_of, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import LinearDecoder
-from d2v_lightning.encoders.image import ImageEncoder
+from d2v_lightning.encoders import Encoder, ImageEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
 from d2v_lightning.optim import Optimization
-from d2v_lightning.position import RelativePositionBias, relative_position_index
+from d2v_lightning.position import RelativePositionBias, is_index_of, relative_position_index
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Norm, Targets
 from d2v_lightning.tensor_files import Weights, named_tensors
@@ -49,7 +49,7 @@ STUDENT = HEAD | prefixed(BACKBONE, "backbone.")
 DERIVED = re.compile(r"(^|\.)relative_position_index$")  # a function of the grid
 
 
-def convert(file: dict[str, Any], path: str) -> Content:
+def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     """A pre-trained `Data2Vec`, see `convert_official`."""
     options = as_options(file.get("args"))
     if options is None:
@@ -67,12 +67,15 @@ def convert(file: dict[str, Any], path: str) -> Content:
         ("teacher.", model.teacher, teacher, BACKBONE, f"{path} (model_ema)"),
     ):
         share_only_table(theirs)
-        state = to_ours(part.state_dict(), theirs, table, name, rows, prefix)
+        needed = needed_of(part.state_dict(), theirs, table, whole or part is model.teacher)
+        state = to_ours(needed, theirs, table, name, rows, prefix)
         converted |= {prefix + ours: tensor for ours, tensor in state.items()}
         if part is model.teacher:
             for unused in set(theirs) & {"mask_token", "lm_head.weight", "lm_head.bias"}:
                 drop(theirs, unused, "the teacher has no use for it", rows)
-        drop_derived(theirs, name, rows)
+        drop_index(theirs, name, rows, model.encoder)
+        if theirs:
+            raise UserError(f"{name}: weight {min(theirs)!r} is not part of data2vec 1.0 for images")
     kind = "data2vec 1.0 for images, pre-trained"
     if alone:
         rank_zero_info(f"{path} has no teacher ('model_ema'): the teacher starts as a copy of the student")
@@ -80,16 +83,17 @@ def convert(file: dict[str, Any], path: str) -> Content:
     return Content(tree, converted, kind, NON_COMMERCIAL, rows)
 
 
-def drop_derived(rest: State, path: str, rows: list[Row]) -> None:
-    """Drop what follows from the grid.
+def drop_index(rest: State, path: str, rows: list[Row], encoder: Encoder) -> None:
+    """Drop which row of a table of relative positions each pair of patches has: that follows from the grid.
 
     Raises:
-        ValueError: anything else is left.
+        ValueError: it is that of another grid.
     """
+    assert isinstance(encoder, ImageEncoder)
     for name in [name for name in rest if DERIVED.search(name)]:
+        if not is_index_of(encoder.grid, rest[name]):
+            raise UserError(f"{path}: {name!r} is not that of {encoder.grid[0]}x{encoder.grid[1]} patches")
         drop(rest, name, "follows from the grid", rows)
-    if rest:
-        raise UserError(f"{path}: weight {min(rest)!r} is not part of data2vec 1.0 for images")
 
 
 def state_dict(model: Data2Vec) -> dict[str, State]:
@@ -197,7 +201,7 @@ def _grid(
         patches = index.shape[0] - 1
         for height in range(1, patches + 1):
             grid = (height, patches // height)
-            if patches % height == 0 and torch.equal(relative_position_index(grid), index.long()):
+            if patches % height == 0 and is_index_of(grid, index):
                 return grid
     if tables:
         side = (math.isqrt(max(0, tables[0][0] - 3)) + 1) // 2

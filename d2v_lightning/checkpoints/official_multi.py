@@ -21,7 +21,18 @@ from d2v_lightning.checkpoints.options import (
     refuse_contradictions,
     target_norms,
 )
-from d2v_lightning.checkpoints.tables import Names, Row, State, both, depth_of, drop, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Names,
+    Row,
+    State,
+    both,
+    depth_of,
+    drop,
+    needed_of,
+    prefixed,
+    to_ours,
+    to_theirs,
+)
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.decoder import ConvDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
@@ -70,7 +81,7 @@ def is_multi(weights: Any) -> bool:
     return any(str(name).startswith("modality_encoders.") for name in weights)
 
 
-def convert(file: dict[str, Any], path: str) -> Content:
+def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     """A pre-trained `Data2Vec`, see `convert_official`."""
     cfg = as_options(file["cfg"]) or {}
     options = model_options(cfg, path)
@@ -81,7 +92,9 @@ def convert(file: dict[str, Any], path: str) -> Content:
     with torch.device("meta"):
         model: Data2Vec = build(tree)
     rows: list[Row] = []
-    state = to_ours(model.student.state_dict(), student, _student_table(model), path, rows, "student.")
+    table = _student_table(model)
+    needed = needed_of(model.student.state_dict(), student, table, whole)
+    state = to_ours(needed, student, table, path, rows, "student.")
     converted = {f"student.{name}": tensor for name, tensor in state.items()}
     drop_fixed(student, path, rows, model.encoder)
     kind = f"data2vec 2.0 for {KINDS[modality]}, pre-trained"
@@ -377,7 +390,9 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
 
 
 def _decoder(state: Weights, below: str, dim: int, encoder: Encoder, options: dict[str, Any], path: str) -> ConvDecoder:
-    depth = depth_of(state, f"{below}blocks.")
+    depth, grid = depth_of(state, f"{below}blocks."), encoder.grid if isinstance(encoder, ImageEncoder) else None
+    if depth == 0:
+        return ConvDecoder(dim=dim, grid=grid)  # where only a backbone is wanted
     width, group, kernel, *_ = state.sizes(f"{below}blocks.0.0.weight", 4 if isinstance(encoder, ImageEncoder) else 3)
     found = {"decoder_layers": depth, "decoder_dim": width, "decoder_kernel": kernel, "decoder_groups": dim // group}
     refuse_contradictions(options, found)
@@ -388,7 +403,7 @@ def _decoder(state: Weights, below: str, dim: int, encoder: Encoder, options: di
     ratio = state.sizes(f"{below}proj.0.weight", 2)[0] / width if projection > 1 else 2.0
     return ConvDecoder(
         dim=dim,
-        grid=encoder.grid if isinstance(encoder, ImageEncoder) else None,
+        grid=grid,
         depth=depth,
         kernel=kernel,
         width=width,

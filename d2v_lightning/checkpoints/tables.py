@@ -96,6 +96,17 @@ def to_ours(
     return state
 
 
+def needed_of(own: Mapping[str, Tensor], theirs: State, table: Table, whole: bool) -> Mapping[str, Tensor]:
+    """Which weights of a student a file must have: all, or where it need not be `whole`, the backbone's and those it has."""
+    if whole:
+        return own
+    return {
+        name: wanted
+        for name, wanted in own.items()
+        if name.startswith("backbone.") or all(other in theirs for other in their_names(name, table))
+    }
+
+
 def drop(theirs: State, name: str, why: str, rows: list[Row]) -> None:
     """Take a weight out of what is left of a file, and say why it is not needed."""
     rows.append(Row(name, tuple(theirs.pop(name).shape), "dropped", why))

@@ -31,6 +31,8 @@ from d2v_lightning.checkpoints import (
     load_official,
     save_huggingface,
 )
+from d2v_lightning.errors import UserError
+from d2v_lightning.position import relative_position_index
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {
@@ -182,11 +184,15 @@ def test_an_official_model_reaches_transformers(case: str, tmp_path: Path) -> No
 def test_older_file_without_safetensors(tmp_path: Path) -> None:
     model = theirs(Data2VecVisionModel, VARIANTS["shared_bias"])
     model.save_pretrained(tmp_path)
-    index = torch.zeros(26, 26, dtype=torch.long)  # older versions of the library stored this derived buffer
+    index = relative_position_index((5, 5))  # older versions of the library stored this derived buffer
     older = {**model.state_dict(), "encoder.relative_position_bias.relative_position_index": index}
     torch.save(older, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     assert_same_hidden_states(load_huggingface(tmp_path), model)
+    index[3, 4] = 0
+    torch.save(older, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"relative_position_index' is not what follows from config.json"):
+        load_huggingface(tmp_path)
 
 
 def test_older_file_that_names_code_runs_nothing(tmp_path: Path) -> None:
@@ -221,6 +227,11 @@ def rewrite(folder: Path, name: str, tensor: Tensor | None) -> None:
         ("encoder.layer.1.attention.attention.key.weight", None, "missing ['encoder.layer.1.attention.attention.key"),
         ("encoder.layer.1.attention.attention.key.bias", torch.zeros(24), "not expected ['encoder.layer.1.attention"),
         ("encoder.layer.7.lambda_1", torch.zeros(24), "not expected ['encoder.layer.7.lambda_1']"),
+        (
+            "encoder.layer.0.attention.attention.relative_position_bias.relative_position_bias_table",
+            torch.zeros(84, 3),
+            "not ex",
+        ),
         ("something.weight", torch.zeros(2), "not expected ['something.weight']"),
         ("encoder.layer.0.output.dense.weight", torch.zeros(24, 60), "shape (24, 60)"),
         ("encoder.layer.0.output.dense.bias", torch.full((24,), float("nan")), "NaN or infinity"),
@@ -238,6 +249,10 @@ def test_a_weight_beside_the_network_that_is_no_head(tmp_path: Path) -> None:
     theirs(Data2VecVisionForImageClassification, {}).save_pretrained(tmp_path)
     rewrite(tmp_path, "something.weight", torch.zeros(2))
     with pytest.raises(ValueError, match=r"'something.weight' is not part of this model"):
+        load_huggingface(tmp_path)
+    rewrite(tmp_path, "something.weight", None)
+    rewrite(tmp_path, "data2vec_vision.encoder.relative_position_bias.relative_position_bias_table", torch.zeros(84, 3))
+    with pytest.raises(ValueError, match=r"not expected \['encoder.relative_position_bias"):  # of a model without any
         load_huggingface(tmp_path)
 
 
@@ -257,6 +272,8 @@ def test_a_network_that_ours_cannot_be(options: dict[str, Any], message: str, tm
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("id2label", ["cat", "dog"], "'list' object has no attribute"),
+        ("hidden_dropout_prob", 2.0, "its options make no network: dropout probability"),
         ("hidden_size", "wide", "hidden_size is 'wide'"),
         ("num_attention_heads", -1, "num_attention_heads is -1, where 1 or more is expected"),
         ("intermediate_size", 0, "intermediate_size is 0, where 1 or more is expected"),

@@ -28,6 +28,7 @@ from transformers import (
 from d2v_lightning import Alibi, AudioEncoder, Backbone, TextEncoder, Transformer
 from d2v_lightning.checkpoints import load_huggingface, save_huggingface
 from d2v_lightning.checkpoints.huggingface import read_huggingface
+from d2v_lightning.errors import UserError
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
@@ -120,12 +121,22 @@ def test_heads_are_handed_over(tmp_path: Path) -> None:
         assert torch.equal(read_huggingface(tmp_path / name).head[head], model.state_dict()[head])
 
 
+@pytest.mark.parametrize("name", ["audio", "wav2vec2"])
+def test_a_norm_that_ours_does_not_have_is_refused(name: str, tmp_path: Path) -> None:
+    model = theirs(name)
+    model.config.layer_norm_eps = 0.1
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"layer_norm_eps is 0.1, ours has 1e-05 only"):
+        load_huggingface(tmp_path)
+
+
 def test_networks_that_theirs_cannot_be(tmp_path: Path) -> None:
     post = {"norm": "post", "final_norm": False, "qkv_bias": "qkv", "layer_scale": None, "norm_eps": 1e-5}
+    large_eps = Transformer(16, 1, 2, input_norm=True, **{**post, "norm_eps": 0.1})
     alibi = Transformer(16, 1, 2, input_norm=True, position_bias=Alibi(2), **post)
-    audio = Backbone(AudioEncoder(16, [(8, 10, 5)], position_groups=4), alibi)
+    audio, other = (Backbone(AudioEncoder(16, [(8, 10, 5)], position_groups=4), trunk) for trunk in (alibi, large_eps))
     text = Backbone(TextEncoder(16, 30, 18, mask_id=29), Transformer(16, 1, 2, **{**post, "norm": "pre"}))
-    for backbone, message in ((audio, "position_bias is"), (text, "norm is 'pre'")):
+    for backbone, message in ((audio, "position_bias is"), (other, "norm_eps is 0.1"), (text, "norm is 'pre'")):
         with pytest.raises(ValueError, match=f"transformers has no such network: {message}"):
             save_huggingface(backbone, tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()

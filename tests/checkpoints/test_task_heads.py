@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from d2v_lightning import Backbone, Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.checkpoints import save_huggingface
+from d2v_lightning.errors import UserError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SPEECH = SIZES | {
@@ -125,6 +127,25 @@ def test_letters_come_with_the_model(tmp_path: Path) -> None:
     (tmp_path / "theirs" / "vocab.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no vocab.json in .*theirs: it says which letters its 8 outputs are"):
         SpeechCTC.from_pretrained(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"problem_type": "multi_label_classification"},
+            "problem_type is 'multi_label_classification': ours says one class",
+        ),
+        ({"id2label": {"1": "cat", "2": "dog"}}, r"id2label names \[1, 2\], where 0 to \d+ are expected"),
+    ],
+)
+@pytest.mark.parametrize("name", ["Data2VecText", "Data2VecVision"])
+def test_what_a_head_says_is_one_named_class(name: str, options: Any, said: str, tmp_path: Path) -> None:
+    theirs(name, tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **options}))
+    with pytest.raises(UserError, match=f"{re.escape(str(config))}: {said}"):
+        MODELS[name][0].from_pretrained(tmp_path)
 
 
 def test_the_wrong_class_is_said(tmp_path: Path) -> None:
