@@ -20,7 +20,7 @@ class ImageCollator:
     """Stacks images, and labels and indices where the samples have them.
 
     A sample is a dict with "inputs" (C, H, W) and perhaps "label", "index", "key", "unreadable" and "repeated" (from
-    `KeyedImages`), or a plain (image, label) tuple, or an image alone.
+    `KeyedImages`). It may also be a plain (image, label) tuple, or an image alone.
 
     Args:
         report_unreadable: pass "unreadable" on, for a `ResumableLoader` to take out and warn of.

@@ -39,8 +39,10 @@ _Id = tuple[int, int]  # device and inode
 
 
 class FolderGoneError(NotFoundError):
-    """A folder that held data when the run started holds nothing now, or cannot be reached: other samples must not take
-    the place of all that it held."""
+    """A folder that held data when the run started holds nothing now, or cannot be reached.
+
+    Other samples must not take the place of all that it held.
+    """
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -135,7 +137,7 @@ def files_below(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[
     """The files below a folder with one of the endings, in any case, in the order of `in_order`.
 
     Links to files and folders are followed. A folder that is reached twice counts once, under its own name rather than
-    that of a link, and a link back to a folder above is not followed. Hidden files and folders and `PASSED_BY` are passed
+    that of a link. A link back to a folder above is not followed. Hidden files and folders and `PASSED_BY` are passed
     by. One line each says which links led nowhere or twice to the same, and how many files have other endings.
 
     Args:

@@ -52,9 +52,9 @@ Size = int | tuple[int, int]
 class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
     """Batches of images, with block masks for pre-training or with labels for classification.
 
-    Batches: "inputs" (B, C, H, W) float32, "index" (B,), "labels" (B,) where the pictures have classes, and for
-    pre-training "mask" (B, M, N) bool, True = hidden. Everything random about a sample follows from (seed, epoch,
-    index), and a run that is stopped anywhere goes on with the batches it would have had (`ResumableLoader`).
+    Batches: "inputs" (B, C, H, W) float32, "index" (B,), and "labels" (B,) where the pictures have classes. For
+    pre-training also "mask" (B, M, N) bool, True = hidden. Everything random about a sample follows from (seed, epoch,
+    index). A run that is stopped anywhere goes on with the batches it would have had (`ResumableLoader`).
 
     Defaults are those of data2vec 1.0's released commands for ImageNet; what 2.0 does otherwise (crops, no jitter, masks)
     stands in its recipes. Their mean and standard deviation differ:

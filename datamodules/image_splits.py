@@ -130,8 +130,9 @@ def open_streams(dataset: str, config: str | None) -> dict[Split, Any]:
 
 
 def hold_out(sources: Mapping[Split, ImageSource], fraction: float, seed: int) -> Splits:
-    """The splits with `fraction` of train as val, chosen by the seed alone and in the order drawn: a few batches of it are
-    a fair sample.
+    """The splits with `fraction` of train as val, chosen by the seed alone.
+
+    They stay in the order drawn, so that a few batches of them are a fair sample.
 
     Raises:
         ValueError: nothing would be left to train on.

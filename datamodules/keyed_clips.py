@@ -21,16 +21,17 @@ NORMALISED_OVER = 40 * RATE  # all of any clip of LibriSpeech
 
 
 class KeyedClips(Dataset[dict[str, Any]]):
-    """Clips by (epoch, index), or by index for epoch 0. One that cannot be read is listed in the sample's "unreadable" as
-    "name: reason", and replaced by the next shorter one that can, so that the batch stays in its budget. The other one is
-    "repeated": in evaluation it counts in its own place only.
+    """Clips by (epoch, index), or by index for epoch 0.
+
+    A clip that cannot be read is listed in the sample's "unreadable" as "name: reason". The next shorter one that can be
+    read takes its place, so that the batch stays in its budget. That one is "repeated": in evaluation it counts in its own
+    place only.
 
     Args:
         source: the clips.
         normalised: mean 0 and variance 1 over the whole clip, or the `NORMALISED_OVER` around the crop of a longer one.
-        replace: where the number of samples matters more than that none counts twice: in training, in pre-training's
-            validation, and on several devices, which need as many batches each. Otherwise a clip that cannot be read
-            gives a sample without "inputs".
+        replace: another clip takes the place of one that cannot be read. It is for training, for pre-training's
+            validation, and for several devices, which need as many batches each. Otherwise the sample has no "inputs".
         crops: those of the collator. Of a clip longer than `NORMALISED_OVER` only what the crop needs is read. Others are
             read as a whole, and the collator crops them.
 

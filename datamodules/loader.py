@@ -28,12 +28,12 @@ def resume_exactly(trainer: Trainer | None) -> None:
 class ResumableLoader:
     """Batches of an `EpochBatchSampler`, with a state: (epoch, number of batches handed out).
 
-    A resumed run gets exactly the batches that the uninterrupted one would have got, as long as everything random about
-    a sample follows from its key; the number of workers may change in between. In a loop of your own call
+    A resumed run gets exactly the batches that the uninterrupted one would have got. Everything random about a sample
+    must follow from its key for that. The number of workers may change in between. In a loop of your own call
     `loader.sampler.set_epoch(epoch)` before each epoch; Lightning does.
 
-    The loader keeps its own place, because a checkpoint's epoch may not: Lightning counts an epoch as done when a run
-    stops in it by `max_steps`, and takes one batch too many where it stops at the very end. So training batches form
+    The loader keeps its own place, because a checkpoint's epoch may be another. Lightning counts an epoch as done when a
+    run stops in it by `max_steps`, and takes one batch too many where it stops at the very end. So training batches form
     one endless sequence, epoch after epoch, and what one iteration leaves over (`limit_train_batches`) the next one
     begins with. Loaders for evaluation begin at the beginning each time.
 
@@ -41,8 +41,8 @@ class ResumableLoader:
     ranks by itself. It has a length, so Lightning fetches no batch ahead, and batches handed out are batches trained
     on.
 
-    Batches may carry "unreadable", a list of "name: reason": it is taken out, and one warning at the end of the epoch
-    (or where the run stops) counts and names what was not warned of before, on every rank for its own share.
+    Batches may carry "unreadable", a list of "name: reason", which is taken out. One warning at the end of the epoch, or
+    where the run stops, counts and names what was not warned of before. Every rank does so for its own share.
 
     Args:
         dataset: takes (epoch, index) keys.

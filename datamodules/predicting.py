@@ -70,9 +70,10 @@ class PlaceBatches(Sampler[list[Key]]):
 
 
 class PredictLoader:
-    """Batches of a `DataLoader`, once. A batch's "unreadable", a list of "name: reason", is taken out, and one warning at the
-    end counts and names all of them; so is "cut", names of what is longer than the model reads. A batch without inputs is
-    left out.
+    """Batches of a `DataLoader`, once. A batch without inputs is left out.
+
+    A batch's "unreadable", a list of "name: reason", is taken out, and one warning at the end counts and names all of them.
+    The same is done with "cut", the names of what is longer than the model reads.
 
     This is not a `DataLoader` so that Lightning leaves its sampler alone.
     """

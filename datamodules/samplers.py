@@ -33,9 +33,9 @@ def derived_seed(purpose: str, *numbers: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Torch's, Python's and NumPy's global generators start from `seed` inside, and are as before outside.
 
-    Transforms draw from the global generators. Without this, their draws would depend on the number of workers and
-    would shift the model's own (dropout) where the loading runs in the training process. Only torch's CPU generator is
-    touched.
+    Transforms draw from the global generators. Without this, their draws would depend on the number of workers.
+    They would also shift the model's own (dropout) where the loading runs in the training process. Only torch's CPU
+    generator is touched.
     """
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     torch.default_generator.manual_seed(seed)

@@ -26,8 +26,10 @@ class Clip(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of a manifest: its `place` as file:line, the path and transcript of the recording, and the seconds (offset,
-    duration) that NeMo's manifests take of it, or None."""
+    """A line of a manifest: its `place` as file:line, and the path and transcript of the recording.
+
+    piece: the seconds (offset, duration) that NeMo's manifests take of it, or None.
+    """
 
     place: str
     path: str

@@ -36,8 +36,8 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
     batch of no more samples than `windows` windows have. Who shares a batch follows from the list of paths alone.
 
     A longer recording comes in windows, in order. A window has a core, of which the frames are kept, and `context_seconds` of
-    what lies before and after it. A core ends at the quietest place between a quarter and all of `core_seconds`, so that it
-    follows from what is heard there and not from where the recording began. Windows begin on fifths of a second, where
+    what lies before and after it. A core ends at the quietest place between a quarter and all of `core_seconds`. So it
+    follows from what is heard there, and not from where the recording began. Windows begin on fifths of a second, where
     frames of the window and of the recording coincide. Normalisation is that of the whole recording, from a first pass.
 
     Args:

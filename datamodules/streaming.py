@@ -29,9 +29,9 @@ class Stream(IterableDataset[dict[str, Any] | None]):
     """Samples of one epoch of a Hugging Face stream, for one worker of one rank.
 
     In training a pass over the stream is shuffled (its files, then its rows in a buffer) by (seed, epoch, pass), and
-    passes follow each other without end. A row that cannot be read is replaced by the next one that can, or at the end of
-    an evaluation by the last one that could. That one is "repeated": it comes in its own place too. "index" counts the
-    samples of the epoch over all ranks: a stream has no other numbers.
+    passes follow each other without end. A row that cannot be read is listed in the sample's "unreadable". The next
+    one that can be read takes its place, or at the end of an evaluation the last one that could. That one is "repeated": it
+    comes in its own place too. "index" counts the samples of the epoch over all ranks: a stream has no other numbers.
 
     Args:
         stream: a `datasets.IterableDataset`.
@@ -190,9 +190,9 @@ class StreamedImages(Stream):
 class StreamingLoader(ResumableLoader):
     """A `ResumableLoader` of a stream.
 
-    A resume in mid-epoch is exact, with the same number of workers and ranks: the stream is read again from the
-    beginning of the epoch, without decoding what was seen, which takes the time of the reading. (`datasets` can jump,
-    but loses what was in its shuffle buffer.)
+    A resume in mid-epoch is exact, with the same number of workers and ranks. The stream is read again from the
+    beginning of the epoch, without decoding what was seen. This takes the time of the reading. (`datasets` can jump, but
+    loses what was in its shuffle buffer.)
 
     An epoch is `samples_per_epoch` samples. Choose it no smaller than a pass where the stream is one file: each epoch
     begins a new pass.

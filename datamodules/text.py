@@ -74,9 +74,9 @@ class TextBlocks(Dataset[dict[str, Any]]):
 class TextDataModule(FromRecipe, Configurable, LightningDataModule):
     """Blocks of text with masks for pre-training.
 
-    Batches: "inputs" (B, T) int64, "padding_mask" (B, T) where blocks differ in length, "mask" (B, M, T) bool, True = hidden,
-    "hidden" (P,), "index" (B,), and what else `TextMaskCollator` adds. Everything random follows from (seed, epoch, index),
-    and a run that is stopped anywhere goes on with the batches it would have had.
+    Batches: "inputs" (B, T) int64, "padding_mask" (B, T) where blocks differ in length, "index" (B,), "hidden" (P,), and
+    "mask" (B, M, T) bool, True = hidden. `TextMaskCollator` says what else. Everything random follows from (seed, epoch,
+    index). A run that is stopped anywhere goes on with the batches it would have had.
 
     The defaults are data2vec 1.0's released command (RECIPES "1.0, text B"). 2.0: `packing` "blocks", `mask_prob` .48,
     `mask_length` 1, `num_masks` 8, `batch_size` 4.

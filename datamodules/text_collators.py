@@ -54,13 +54,16 @@ class TextCollator:
 
 
 class TextMaskCollator(TextCollator):
-    """Pads texts and hides tokens of them: "mask" (B, M, T) bool, True = hidden, "hidden" (P,) where the loss is taken, with
-    M > 1 "visible" (B, M, V), and with kept or random tokens "corrupted" (B, M, T) int64.
+    """Pads texts and hides tokens of them.
+
+    It adds "mask" (B, M, T) bool, True = hidden, and "hidden" (P,) where the loss is taken. With M > 1 it adds "visible"
+    (B, M, V), and with kept or random tokens "corrupted" (B, M, T) int64.
 
     Special tokens are never hidden. How many are follows from a text's length alone, special tokens included, so it is the
-    same in all rows without padding. A padded row hides the same share of its own tokens. With M > 1 (2.0 drops what is
-    hidden and needs equal numbers) it hides as many more tokens of its padding, where no loss is taken, as rows of full
-    length hide; and where a text is nearly all special tokens, the ones inside it too.
+    same in all rows without padding. A padded row hides the same share of its own tokens. 2.0 (M > 1)
+    drops what is hidden and needs equal numbers. There a padded row also hides tokens of its padding, where no loss is
+    taken, until it hides as many as rows of full length. Of a text that is nearly all special tokens, those inside it are
+    hidden too.
 
     The masks of a sample with a key (epoch, index) are a pure function of (seed, epoch, index); without a key they come from
     torch's global generator.

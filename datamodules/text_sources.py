@@ -111,7 +111,8 @@ class FileSource:
     def lines(self, skipped: Skipped) -> Iterator[Line]:
         """See `TextSource`.
 
-        A file of which most lines are not UTF-8 text (or JSON with a `text_field`) is left out too, and named.
+        A file of which most lines are not UTF-8 text (or JSON with a `text_field`) is given up where that shows, and named.
+        Its good lines before that stay.
 
         Raises:
             ValueError: that is so of all files.

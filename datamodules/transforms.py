@@ -55,8 +55,8 @@ def pretrain_transform(
 
     2.0's, which is MAE's, is the same with a `scale` of (.2, 1) and no jitter.
 
-    The released code jitters the whole picture before it crops. Here the crop comes first: the jitter is per pixel,
-    save that contrast is then relative to the mean of the crop, and it costs a fraction.
+    The released code jitters the whole picture before it crops. Here the crop comes first, which costs a fraction. The
+    jitter is per pixel, save that contrast is then relative to the mean of the crop.
 
     Args:
         size: (height, width) of the result.

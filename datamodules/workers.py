@@ -26,7 +26,7 @@ class SafeLoader(DataLoader[Any]):
     """A `DataLoader` for which nothing is lost of an error in a loading process, and which never waits for a lost batch.
 
     torch joins what a process raised and its traceback to one long text. Here errors that are for people (`UserError`, those
-    of the system and of memory) travel as values and are raised in the main process, of the same type and with the same
+    of the system and of memory) travel as values. The main process raises them with the same type and
     message. Where a batch cannot be handed over, torch prints the reason and waits for ever. Here a full shared memory is
     such an error too, and anything else ends the loading process.
 
