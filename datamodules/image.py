@@ -374,10 +374,12 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
 
     def _stream_loader(self, split: Split, training: bool) -> StreamingLoader:
         images = self._streamed(split, training)
-        samples = self.samples_per_epoch if training else None
+        samples = (self.samples_per_epoch if training else None) or count_rows(images.stream)
+        if training:
+            enough_for_a_batch(self.trainer, self.batch_size, samples, "pictures of an epoch")
         return StreamingLoader(
             images,
-            samples or count_rows(images.stream),
+            samples,
             self._collator(),
             self.num_workers,
             pin_memory=torch.cuda.is_available(),

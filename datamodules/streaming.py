@@ -12,7 +12,6 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.errors import UserError
-from d2v_lightning.types import Batch
 from datamodules.files import FolderGoneError
 from datamodules.image_sources import find_image_column, find_label_column, is_withheld, open_cell, undecoded
 from datamodules.keyed_images import one_line
@@ -228,10 +227,17 @@ class StreamingLoader(ResumableLoader):
         )
         super().__init__(dataset, sampler, collate_fn, pin_memory=pin_memory, endless=endless, loader=loader)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Any]:
         stream, sampler = self.stream, self.sampler
         stream.epoch, stream.skip, stream.share = sampler.epoch if sampler.shuffle else 0, sampler.start, world()
-        yield from islice(self._loader, sampler.start, len(self))
+        batch: Any = None
+        done = sampler.start
+        for batch in islice(self._loader, done, len(self)):
+            yield batch
+            done += 1
+        # Every rank has as many batches. One with a row less may be a batch short.
+        if not sampler.shuffle and batch is not None and done < len(self):
+            yield {**batch, "repeated": torch.ones(len(batch["inputs"]), dtype=torch.bool)}
 
     def _layout(self) -> dict[str, int]:
         return {**super()._layout(), "num_workers": max(1, self.num_workers)}

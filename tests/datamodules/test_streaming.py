@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +131,8 @@ def test_broken_pictures_of_a_stream_are_named_and_evaluation_is_in_order(folder
         batches = list(loader)
     assert [row for batch in batches for row in rows_of(batch)] == [0, 1, 2, 3, 4, 6, *range(6, ROWS)]
     assert data.class_names == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=r"batch_size 3 x 1 device\(s\) is more than 2 pictures of an epoch"):
+        stream(folder, samples_per_epoch=2).train_dataloader()
     with pytest.raises(ValueError, match="a stream cannot be read at will"):
         data.probe_dataloaders()
 
@@ -141,12 +144,14 @@ def test_every_readable_row_counts_once_in_evaluation_on_any_number_of_ranks(
     from datamodules import samplers, streaming
 
     seen: dict[int, dict[int, tuple[int, bytes]]] = {}
-    for world_size in (1, 2, 3, 6):
-        seen[world_size] = {}
+    for world_size in (1, 2, 3, 6, 7):
+        seen[world_size], lengths = {}, []
         for rank in range(world_size):
             monkeypatch.setattr(samplers, "world", lambda rank=rank, size=world_size: (rank, size))
             monkeypatch.setattr(streaming, "world", lambda rank=rank, size=world_size: (rank, size))
-            for batch in stream(folder).val_dataloader():  # type: ignore[union-attr]
+            batches = list(stream(folder).val_dataloader())  # type: ignore[arg-type]
+            lengths.append(len(batches))
+            for batch in batches:
                 counts = ~batch.get("repeated", torch.zeros(len(batch["inputs"]), dtype=torch.bool))
                 for row, index, mask, own in zip(
                     rows_of(batch), batch["index"].tolist(), batch["mask"], counts.tolist(), strict=True
@@ -154,6 +159,7 @@ def test_every_readable_row_counts_once_in_evaluation_on_any_number_of_ranks(
                     if own:
                         assert row not in seen[world_size]
                         seen[world_size][row] = index, mask.numpy().tobytes()
+        assert lengths == [math.ceil(math.ceil(ROWS / world_size) / 3)] * world_size, "as many on every rank"
         assert seen[world_size].keys() == set(range(ROWS)) - {5}
         assert seen[world_size] == seen[1], "the same masks too"
 
