@@ -7,6 +7,7 @@ where it refuses one, `explain` walks the same files and options against the sam
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import types
@@ -60,25 +61,26 @@ class CommandLine:
     def has(self, name: str) -> bool:
         return any(option == name for option, _ in self.options)
 
+    @functools.cached_property
     def configs(self) -> list[Source]:
         """The files given by --config."""
         return [Source.file(value) for name, value in self.options if name == "--config" and value is not None]
 
     def files(self) -> list[Source]:
-        """Those, and the files given for a whole section (`--data FILE`)."""
+        """The files given by --config, or for a whole section (`--data FILE`)."""
         sections = [v for name, v in self.options if name in _SECTIONS and v is not None and Path(v).is_file()]
-        return [*self.configs(), *map(Source.file, sections)]
+        return [*self.configs, *map(Source.file, sections)]
 
     def gives(self, section: str) -> bool:
         """Whether "model" or "data" is given by class: where not, a checkpoint may say which it is."""
         if self.has(f"--{section}") or self.has(f"--{section}.class_path"):
             return True
-        values = [source.value.get(section) for source in self.configs() if isinstance(source.value, dict)]
+        values = [source.value.get(section) for source in self.configs]
         return any(isinstance(value, str) or (isinstance(value, dict) and "class_path" in value) for value in values)
 
     def class_paths(self) -> Iterator[str]:
         """Classes that the command line and its files name."""
-        trees = [source.value for source in self.configs()]
+        trees = [source.value for source in self.configs]
         trees += [Source.option(name, value).value for name, value in self.options if name != "--config"]
         for tree in trees:
             yield from (tree[name] for name in ("model", "data") if isinstance(tree.get(name), str))
@@ -87,9 +89,7 @@ class CommandLine:
     def value(self, key: str) -> Any:
         """The last value given for a top-level key, on the command line or else in a file."""
         given = [value for name, value in self.options if name == f"--{key}"]
-        files = [
-            source.value[key] for source in self.configs() if isinstance(source.value, dict) and key in source.value
-        ]
+        files = [source.value[key] for source in self.configs if key in source.value]
         return (given or files or [None])[-1]
 
 
@@ -255,7 +255,7 @@ class _Schema:
             self._check_tree(
                 bases, {"class_path": value} if isinstance(value, str) else value, key, source, path, section
             )
-        elif not bases and not takes(annotation, value):
+        elif not bases and (_holds_nan(value) or not takes(annotation, value)):
             hints = [f"it must be {readable(annotation)}"]
             hints += _did_you_mean(str(value), _choices(annotation))
             raise MistakeError(f"{key} cannot be {value!r}", self._where(source, path, key), hints)
@@ -396,6 +396,10 @@ def _allows_none(annotation: Any) -> bool:
     if annotation in (Any, None, type(None)):
         return True
     return get_origin(annotation) in (Union, types.UnionType) and any(map(_allows_none, get_args(annotation)))
+
+
+def _holds_nan(value: Any) -> bool:
+    return value != value or (isinstance(value, list) and any(map(_holds_nan, value)))
 
 
 def takes(annotation: Any, value: Any) -> bool:

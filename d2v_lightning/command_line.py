@@ -190,7 +190,7 @@ class D2VCLI(LightningCLI):
                 raise UsageError(f"{name} is empty (null): give it settings, or leave it out")
             if isinstance(value, float) and math.isnan(value):
                 raise UsageError(f"{name} is nan: it must be a number")
-            if name in _MORE_THAN_ZERO and value is not None and value <= 0:
+            if name in _MORE_THAN_ZERO and isinstance(value, (int, float)) and value <= 0:
                 raise UsageError(f"{name} is {value}: it must be more than 0")
         seed = self.config.get(f"{self.line.subcommand}.seed_everything")
         if seed is not None and not 0 <= seed < 2**32:
@@ -286,7 +286,7 @@ class D2VCLI(LightningCLI):
             raise UsageError(f"{self.subcommand} needs a file: --ckpt_path {folder / 'checkpoints' / 'last.ckpt'}")
 
     def _default_folder(self) -> Path:
-        configs = self.line.configs()
+        configs = self.line.configs
         if self.stored is not None and not (self.subcommand == "fit" and configs):
             return self.stored.run_folder
         if self.subcommand != "fit":

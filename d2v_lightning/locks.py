@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_warn
@@ -74,8 +74,9 @@ def _locked(path: Path, what: str, kind: str) -> int | None:
                 f"{what} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, or choose another "
                 f"{kind}"
             ) from error
-        if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                break
         os.close(descriptor)  # of a run that has ended in this moment
     try:
         os.truncate(descriptor, 0)

@@ -23,20 +23,16 @@ from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError, naming
 from d2v_lightning.position import resize_position_embedding, resize_relative_position_table
-from d2v_lightning.saving import RUN_KEY, LoadsOwnCheckpoints, check_format, load_exactly, refuse_others
+from d2v_lightning.saving import (
+    RUN_KEY,
+    LoadsOwnCheckpoints,
+    check_format,
+    load_exactly,
+    refuse_others,
+    stored_settings,
+)
 from d2v_lightning.tensor_files import named_tensors, read_tensors
 from d2v_lightning.tokenizer import of_directory
-
-
-def _mapping(value: Any, path: str, below: str = "", key: str = f"{RUN_KEY}.data") -> Tree:
-    """Settings that a file holds; nothing is none.
-
-    Raises:
-        ValueError: they are no mapping.
-    """
-    if value is not None and not isinstance(value, dict):
-        raise UserError(f"{path}: {key}{below} is a {type(value).__name__}, where a mapping is expected")
-    return value or {}
 
 
 class Pretrained(NamedTuple):
@@ -58,7 +54,9 @@ class Pretrained(NamedTuple):
     @property
     def data(self) -> Tree:
         """Arguments of the datamodule that it was trained with, as far as they are known."""
-        return _mapping(_mapping(self.content.data, self.path).get("init_args"), self.path, ".init_args")
+        key = f"{RUN_KEY}.data"
+        tree = stored_settings(self.content.data, self.path, key)
+        return stored_settings(tree.get("init_args"), self.path, f"{key}.init_args")
 
     @property
     def normalize(self) -> bool | None:
@@ -98,7 +96,8 @@ class Pretrained(NamedTuple):
         encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
         tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
         state = self.part(f"modalities.{modality}.")
-        data = _mapping(self.data.get("datamodules"), self.path, ".init_args.datamodules").get(str(modality))
+        key = f"{RUN_KEY}.data.init_args.datamodules"
+        data = stored_settings(self.data.get("datamodules"), self.path, key).get(str(modality))
         content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer, data=data)
         return Pretrained(content, self.path)
 
@@ -150,7 +149,7 @@ def read_pretrained(
     name = str(tree["class_path"]).rpartition(".")[2]
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
     kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
-    data = _mapping(file.get(RUN_KEY), str(path), key=RUN_KEY).get("data")
+    data = stored_settings(file.get(RUN_KEY), str(path), RUN_KEY).get("data")
     stamp = file["d2v_lightning"]
     content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
     _refuse_unfit(content, str(path), whole)
@@ -257,7 +256,8 @@ def load_backbone(
     """
     if part not in ("student", "teacher"):
         raise UserError(f"part is {part!r}: choose 'student' or 'teacher'")
-    found = path if isinstance(path, Pretrained) else read_pretrained(path, whole=False).of_modality(modality)
+    found = path if isinstance(path, Pretrained) else read_pretrained(path, whole=False)
+    found = found.of_modality(modality)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     tree, state = backbone_part(found, part, size)
     arguments = tree["init_args"]["transformer"]["init_args"]
@@ -268,6 +268,19 @@ def load_backbone(
     load_exactly(backbone, state, found.path)
     backbone.licence, backbone.tokenizer = found.content.licence, found.content.tokenizer
     return backbone
+
+
+def regularised(
+    dropout: float, attention_dropout: float, activation_dropout: float, layer_drop: float
+) -> dict[str, float]:
+    """Arguments of the trunk while it is fine-tuned, for `load_backbone`. `dropout` is also that of the trunk's input."""
+    return {
+        "dropout": dropout,
+        "input_dropout": dropout,
+        "attention_dropout": attention_dropout,
+        "activation_dropout": activation_dropout,
+        "layer_drop": layer_drop,
+    }
 
 
 def load_mask_token(path: str | Path, modality: str | None = None) -> Tensor | None:

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
 from d2v_lightning.errors import UserError, naming
-from d2v_lightning.saving import RUN_KEY, read_checkpoint
+from d2v_lightning.saving import RUN_KEY, read_checkpoint, stored_settings
 from d2v_lightning.tokenizer import StoredTokenizer
 
 # They say how a step is computed, or where weights came from, not which model it is.
@@ -61,16 +61,20 @@ class StoredRun:
         with naming(path):
             refuse_foreign(model)
         self.model: Tree = model
-        run = checkpoint.get(RUN_KEY) or {}
-        data = run.get("data")
+        run = stored_settings(checkpoint.get(RUN_KEY), path, RUN_KEY)
+        data = stored_settings(run.get("data"), path, f"{RUN_KEY}.data") or None
         if data is not None:
             with naming(path):
                 refuse_foreign(data)
+            if not {"class_path", "init_args"} <= set(data):
+                raise UserError(f"{path}: {RUN_KEY}.data is not whole: it lacks the class or its arguments")
         self.data: Tree | None = data
         self.step = checkpoint.get("global_step", 0)
         self.tokenizer: StoredTokenizer | None = checkpoint["d2v_lightning"].get("tokenizer")
         self.trainer: dict[str, Any] = {
-            name: value for name, value in (run.get("trainer") or {}).items() if _is_setting(name, value)
+            name: value
+            for name, value in stored_settings(run.get("trainer"), path, f"{RUN_KEY}.trainer").items()
+            if _is_setting(name, value)
         }
 
     @property

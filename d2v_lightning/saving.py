@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from d2v_lightning.configurable import (
     OWN_PACKAGES,
     Configurable,
+    Tree,
     build,
     own_class,
     plain,
@@ -190,6 +191,17 @@ def _say_other_precision(own: Mapping[str, Tensor], state: Mapping[str, Tensor],
             rank_zero_warn(
                 f"{name}: weights are stored as {theirs} and were converted to {ours}, so some digits are lost"
             )
+
+
+def stored_settings(value: Any, path: str, key: str) -> Tree:
+    """Settings that a file holds at `key`; nothing is none.
+
+    Raises:
+        ValueError: they are no mapping.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {key} is a {type(value).__name__}, where a mapping is expected")
+    return value or {}
 
 
 def check_format(checkpoint: Any, name: str) -> None:

@@ -31,7 +31,9 @@ from d2v_lightning import (
     load_backbone,
 )
 from d2v_lightning.atomic_io import AtomicCheckpointIO
+from d2v_lightning.errors import UserError
 from d2v_lightning.locks import only_one_in
+from d2v_lightning.resuming import StoredRun
 
 COMMANDS = ["fit", "validate", "test", "predict"]
 
@@ -211,6 +213,25 @@ def test_a_bad_file_is_one_line(
     assert reason in printed
     assert str(path) in printed
     assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (["data"], "run is a list, where a mapping is expected"),
+        ({"data": [1]}, "run.data is a list, where a mapping is expected"),
+        ({"data": {"init_args": {}}}, "run.data is not whole: it lacks the class or its arguments"),
+        (
+            {"data": {"class_path": "datamodules.ImageDataModule", "init_args": {}}, "trainer": [1]},
+            "run.trainer is a list",
+        ),
+    ],
+)
+def test_settings_of_another_form_are_one_line(run: Any, reason: str, tmp_path: Path) -> None:
+    torch.save({**checkpoint(), "run": run}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=reason) as error:
+        StoredRun(str(tmp_path / "odd.ckpt"))
+    assert str(error.value).startswith(str(tmp_path / "odd.ckpt: "))
 
 
 def test_a_checkpoint_is_given_as_text_or_as_a_path(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from d2v_lightning import (
     VisibleStudent,
     load_backbone,
 )
+from d2v_lightning.pretrained import read_pretrained
 from datamodules import ImageDataModule, MultimodalDataModule
 from datamodules.multimodal import spread_out
 from examples.signals import SignalDataModule, SignalEncoder
@@ -294,6 +295,8 @@ def test_one_modality_is_taken_out_of_a_checkpoint(checkpoint: Path) -> None:
     assert torch.equal(teacher.eval().contextualize(tokens, keep=kept)[1][0].block, expected)
     with pytest.raises(ValueError, match=r"modality is None .* choose from its modalities, image, signal"):
         load_backbone(checkpoint)
+    again = load_backbone(read_pretrained(checkpoint), modality="image")
+    assert torch.equal(again.features(pictures).layers[-1], backbone.features(pictures).layers[-1])
     with pytest.raises(ValueError, match=r"modality is 'text' .* choose from its modalities, image, signal"):
         load_backbone(checkpoint, modality="text")
 

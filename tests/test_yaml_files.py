@@ -64,6 +64,16 @@ def test_an_option_is_a_value_or_text() -> None:
     [
         (["--model.optimization.lr", "null"], 2, "error: model.optimization.lr is empty (null)"),
         (["--model.optimization.lr", ".nan"], 2, "lr is nan: it must be a number"),
+        (
+            ["--model.optimization.betas=[.9,.nan]"],
+            2,
+            "error: model.optimization.betas cannot be [0.9, nan]\n  where: --",
+        ),
+        (
+            ["--trainer.val_check_interval", "00:00:00:01", "--trainer.accelerator", "abacus"],
+            1,
+            "error: Trainer cannot",
+        ),
         (["--model.optimization.lr", ".inf"], 1, "error: lr is inf: Optimization needs a finite number"),
         (["--model.loss", "null"], 2, "error: model.loss is empty (null)"),
         (["--config", "empty_section.yaml"], 2, "error: model_checkpoint is empty (null)"),

@@ -64,7 +64,7 @@ class HalfPrecisionCheck(Callback):
 def first_samples(batch: dict[str, Any], count: int) -> dict[str, Any]:
     """The first samples of a batch, with what is computed of them; `hidden`, which is flat, is left to be counted anew."""
     fields = ("inputs", "padding_mask", "mask", "corrupted", "visible")
-    few = {name: batch[name][:count] for name in fields if name in batch}
+    few = {name: batch[name][:count] for name in fields if batch.get(name) is not None}
     return few | {name: batch[name] for name in ("modality",) if name in batch}
 
 

@@ -84,8 +84,9 @@ def read_huggingface(path_or_name: str | Path) -> HuggingFaceModel:
 
 
 def huggingface_content(directory: Path, name: str, whole: bool = True) -> Content:
-    """A directory as a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier` where it has such a head, otherwise a `Backbone`;
-    always that where `whole` is False.
+    """A directory as a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier` where it has such a head, otherwise a `Backbone`.
+
+    Where `whole` is False it is always a `Backbone`.
 
     The mask token of a backbone is kept beside it, as "mask_token".
 
@@ -282,7 +283,8 @@ def _refuse_odd(options: dict[str, Any]) -> None:
         if (name in LISTS and numbers is not value) or not all(
             type(number) is int and number > 0 for number in numbers
         ):
-            raise UserError(f"{name} is {value!r}, where {'numbers' if name in LISTS else '1 or more'} is expected")
+            expected = "a list of numbers, each 1 or more," if name in LISTS else "1 or more"
+            raise UserError(f"{name} is {value!r}, where {expected} is expected")
     labels = options.get("num_labels") or 0
     if not isinstance(labels, int) or not 0 <= labels <= 10**6:
         raise UserError(f"num_labels is {labels!r}, where up to a million classes are expected")

@@ -27,6 +27,7 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.callbacks import HalfPrecisionCheck
+from d2v_lightning.callbacks.half_precision import first_samples
 from d2v_lightning.configurable import build
 
 POST: dict[str, Any] = {"norm": "post", "final_norm": False, "qkv_bias": "qkv", "layer_scale": None, "init": "normal"}
@@ -120,6 +121,12 @@ def test_the_quick_starts_are_right(path: Any, precision: str) -> None:
     torch.manual_seed(0)
     module = build(sections["model"])
     assert said(module, batch_for(module, sections["data"]["init_args"].get("num_masks", 1)), precision) == []
+
+
+def test_fields_that_are_none_are_left_out() -> None:
+    few = first_samples({"inputs": torch.ones(3, 4), "padding_mask": None, "modality": "image"}, 2)
+    assert few["inputs"].shape == (2, 4)
+    assert set(few) == {"inputs", "modality"}
 
 
 def test_the_numbers_of_a_run_do_not_change() -> None:
