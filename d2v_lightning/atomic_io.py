@@ -15,9 +15,9 @@ from d2v_lightning.tensor_files import read_tensors
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes next to the old file and renames: whatever kills the process, a whole file stays.
 
-    Lightning itself writes to the system's temporary folder and moves the file. Where that is another file system, which is
-    usual, the move is a copy onto the old checkpoint, and a kill in the middle of it loses both. The CLI uses this plugin
-    always; in a script: `Trainer(plugins=[AtomicCheckpointIO()])`.
+    Lightning itself writes to the system's temporary folder and moves the file. That is usually another file system, so the
+    move is a copy onto the old checkpoint. A kill in the middle of it loses both. The CLI always uses this plugin; in a
+    script: `Trainer(plugins=[AtomicCheckpointIO()])`.
 
     Files are read as tensors and plain data, see `read_tensors`, whatever `weights_only` is: nothing in them is executed.
     """
@@ -34,5 +34,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # of its archive, which cannot be ended where the file cannot be written to
+            except RuntimeError as error:  # the archive could not be ended, because the file could not be written to
                 raise error.__context__ if isinstance(error.__context__, OSError) else error from None

@@ -67,9 +67,7 @@ def run_command(command: Callable[[], object], refused: int = REFUSED) -> int:
         except KeyboardInterrupt:  # before the Trainer's own handling, and before there is anything to save
             print("stopped by Ctrl-C", file=sys.stderr)
             return 128 + signal.SIGINT
-        except (
-            SIGTERMException
-        ):  # a SystemExit of Lightning's, outside training: without a code it would pass for success
+        except SIGTERMException:  # Lightning's, a SystemExit without a code: it would pass for success
             return 128 + signal.SIGTERM
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's exit status for it is 1

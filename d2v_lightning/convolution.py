@@ -63,10 +63,9 @@ class WeightNormedConv(Conv1d):
     """
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        own = (
-            "_load_state_dict_pre_hooks"  # torch's, for old names of the weight; it cannot be pickled, and is made anew
-        )
-        return _unpickled, ({name: value for name, value in self.__dict__.items() if name != own},)
+        # torch's, for old names of the weight: it cannot be pickled, and is made anew.
+        hooks = "_load_state_dict_pre_hooks"
+        return _unpickled, ({name: value for name, value in self.__dict__.items() if name != hooks},)
 
 
 def weight_normed(conv: WeightNormedConv) -> WeightNormedConv:

@@ -45,7 +45,7 @@ class KeepsFigures:
     update what `figures` gives them.
 
     Logged at the end, over all ranks: `val/loss` and so on. Where several loaders give the same figures, those of each are
-    logged with Lightning's `/dataloader_idx_N`, and those of the first also by the plain name, which callbacks watch.
+    logged with Lightning's `/dataloader_idx_N`. Those of the first also have the plain name, which callbacks watch.
     """
 
     on_progress_bar: ClassVar[tuple[str, ...]] = ("loss",)

@@ -92,10 +92,8 @@ def whole_text(text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            byte = (
-                "\udc80" <= text[error.start] <= "\udcff"
-            )  # of a line in which names of files may be, see `good_lines`
-            what = "not UTF-8" if byte else "half a surrogate pair"
+            # A line that may hold names of files, see `good_lines`, keeps its other bytes in this range.
+            what = "not UTF-8" if "\udc80" <= text[error.start] <= "\udcff" else "half a surrogate pair"
             raise UserError(f"{what} at character {error.start}") from error
     return text
 

@@ -87,8 +87,10 @@ class Objective(Configurable, nn.Module):
         return self.loss.one_by_one(said.hidden, wanted.hidden), hidden, of_rows
 
     def _compared(self, batch: Batch) -> tuple[Predictions, Predictions, Tensor]:
-        """What the student says, what it should have said, at hidden tokens (P, D) and class tokens (B x M, D), and the flat
-        positions (P,) of the former."""
+        """What the student says and what it should have said, and the flat positions (P,) of the hidden tokens.
+
+        What it should have said is at hidden tokens (P, D) and at class tokens (B x M, D).
+        """
         require(batch, "inputs", "mask", remedy=_NEEDS_MASKS)
         tokens, padding_mask = self._student_tokens(batch)
         hidden = batch["hidden"] if "hidden" in batch else self._hidden(batch, padding_mask)

@@ -79,7 +79,7 @@ class Optimization(Configurable):
         Frozen parameters stay out.
 
         Raises:
-            ValueError: the warm-up is longer than the run, the schedule needs a length that the run does not have, or what is
+            ValueError: the warm-up is longer than the run; the schedule needs a length that the run does not have; or what is
                 frozen is to be trained later on several devices.
         """
         _refuse_to_unfreeze_on_several_devices(module)

@@ -12,12 +12,9 @@ from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
 from torchmetrics import Metric
 
-from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
-from d2v_lightning.callbacks.exact_resume import ExactResume
-from d2v_lightning.callbacks.finite_loss import FiniteLoss, named_samples
-from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
-from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.callbacks.finite_loss import named_samples
+from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.extraction import Extraction
@@ -104,7 +101,7 @@ class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretr
         return losses.mean()
 
     def new_figures(self, label: str) -> dict[str, Metric]:
-        """Of the hidden tokens and, where they are trained, of the class tokens."""
+        """The mean loss of hidden tokens and, where they are trained, of class tokens."""
         measured = self.objective({"modality": label.rstrip("/")})
         names = ["loss", "class_token_loss"] if measured.class_loss else ["loss"]
         return {name: self.mean_loss() for name in names}
@@ -162,6 +159,4 @@ class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretr
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        guard = [FiniteLoss()] if self.on_nonfinite == "stop" else []
-        watch = [CompileWatch()] if self.compile_parts else []
-        return [self.ema_teacher, StepSeed(), ExactResume(), HalfPrecisionCheck(), *guard, *watch]
+        return [self.ema_teacher, *guards(self.compile_parts, finite=self.on_nonfinite == "stop")]

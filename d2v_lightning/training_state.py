@@ -134,8 +134,8 @@ def _refuse_moment(value: Any, parameter: Tensor, key: str) -> None:
 class CheckedLambdaLR(LambdaLR):
     """`LambdaLR` with one function for all groups, which refuses a stored state of another form.
 
-    A parameter group that is added in the run, as `BackboneFinetuning` does, follows the schedule in proportion from the rate
-    that it has, and so it does from a rate that somebody sets.
+    A parameter group that is added in the run, as `BackboneFinetuning` does, follows the schedule in proportion. It starts
+    from the rate that it has, or from one that somebody sets.
 
     Args:
         module: what is trained; its Trainer knows the file that messages name.

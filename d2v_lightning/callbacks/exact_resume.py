@@ -39,8 +39,8 @@ class ExactResume(Callback):
     - An epoch counts as done wherever `fit` stops in it, and an epoch that follows a resume does not count as begun. The rest
       of an epoch, or the epoch after it, would have the number of another one.
     - From a checkpoint that was written after the last batch of an epoch, the validation of that epoch would be left out.
-    - Accumulated gradients are in no checkpoint. One that is written between two optimiser steps, say by a validation, says
-      that its run stands behind the last step, so that the batches since then come again.
+    - Accumulated gradients are in no checkpoint. One that a validation writes between two optimiser steps says that its run
+      stands behind the last step, so the batches since then come again.
     - `overfit_batches` makes Lightning swap a loader's sampler, which works for a `DataLoader` alone. Our loaders begin
       each epoch anew by themselves.
     """

@@ -76,7 +76,7 @@ class OnlineProbe(Configurable, Callback):
             if datamodule is None or not hasattr(datamodule, "probe_dataloaders"):
                 raise UserError(
                     "OnlineProbe has nothing to probe on: use a datamodule with probe_dataloaders(), or set "
-                    "probe.loaders = (train, test), loaders of {'inputs', 'labels'} or (inputs, labels)"
+                    f"probe.loaders = (train, test). {_NEEDS_LABELS}"
                 )
             # Asked now, so that data without labels is refused before the first epoch, not after it.
             self.loaders = datamodule.probe_dataloaders()
@@ -119,12 +119,7 @@ class OnlineProbe(Configurable, Callback):
         labels: list[Tensor] = []
         for given in loader:
             batch = as_batch(given)
-            require(
-                batch,
-                "inputs",
-                "labels",
-                remedy="OnlineProbe needs loaders of (input, label), or of dictionaries with both",
-            )
+            require(batch, "inputs", "labels", remedy=_NEEDS_LABELS)
             inputs = batch["inputs"].to(device)
             padding_mask = batch.get("padding_mask")
             padding_mask = None if padding_mask is None else padding_mask.to(device)

@@ -44,9 +44,9 @@ class PredictionWriter(Configurable, BasePredictionWriter):
     Probabilities (a `predict_step` that returns a dict with "probabilities" (B, C) and "index" (B,)) become a CSV: index,
     path, label, probability, and the next best labels; numbers (a dict with "values" (B,) and "index") one with index, path
     and value. Lines (a dict with "lines", one dictionary a sample, and "index") become JSON lines with the path first.
-    Features (a `predict_step` that returns a tensor (B, ...), or a dict with "features", one tensor a sample, and "index")
-    become a float32 `.npy` (samples, ...) and a `.csv` beside it with the number and the path of each row, or `.safetensors`
-    with a tensor for each path, or `.parquet`. "layers" in the dict says which blocks the L of (L, D) are.
+    Features are a `predict_step` that returns a tensor (B, ...), or a dict with "features", one tensor a sample, and "index".
+    "layers" in the dict says which blocks the L of (L, D) are. They become a float32 `.npy` (samples, ...) with a `.csv`
+    beside it, which has the number and the path of each row; or `.safetensors`, with a tensor for each path; or `.parquet`.
 
     Rows are in the order of the data set on any number of devices, each sample once. Every process writes a part beside
     the output, so several machines need a common file system. A sample that could not be read has no row. In paths a byte
@@ -128,15 +128,12 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             (paths,) bool, True = done, to be left out by the loader; None where the caller of `predict` wants all
             predictions, or where the output is not known before there is one.
         """
-        if trainer.predict_loop.return_predictions:
-            return None
-        target = self._target
-        if target is None:
+        if trainer.predict_loop.return_predictions or self._target is None:
             return None
         settings = [settings, self.top, str(trainer.precision)]
         self._key = network_key(trainer.lightning_module, settings)
         self._ids = ids_of(stamp(path) for path in paths)
-        found = self._kept(target)
+        found = self._kept(self._target)
         trainer.strategy.barrier("rows of a stopped run are read")
         if trainer.is_global_zero:
             for part in (path for path, rows in found.items() if rows is None):

@@ -24,11 +24,11 @@ class Preempted(SystemExit):
 
 
 class Preemption(Configurable, Callback):
-    """A signal -> finish the optimiser step, save `last.ckpt`, exit with 128 + its number (SIGTERM: 143).
+    """At a signal a run finishes its optimiser step, saves `last.ckpt` and exits with 128 + its number (SIGTERM: 143).
 
-    During training these handlers stand in place of Lightning's own, which stops without saving, between two accumulated
-    micro-batches if need be, and under SLURM saves in the middle of whatever the signal interrupts. Nothing is saved
-    inside a handler here: it raises a flag, and the step that is running is finished first, the teacher's move included.
+    During training these handlers stand in place of Lightning's own. Those stop without saving, also between two accumulated
+    micro-batches, and under SLURM they save in the middle of whatever the signal interrupts. Nothing is saved inside a
+    handler here: it raises a flag, and the step that is running is finished first, the teacher's move included.
     In a validation the run is saved after the running batch, and does the validation anew when it goes on; with several
     processes, after the step that follows. A second Ctrl-C does not wait, and saves nothing. Before the first step there
     is nothing to save, and the run ends at once. `validate`, `test` and `predict` finish the running batch.

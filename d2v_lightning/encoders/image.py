@@ -56,7 +56,7 @@ class ImagePosition(FixedBuffers, Position):
 
 
 class PatchEmbedding(nn.Conv2d):
-    """A convolution whose stride is its kernel, computed as what it is, a product of each patch with a matrix.
+    """A convolution whose stride is its kernel, computed as a product of each patch with a matrix.
 
     A product is right on every processor; oneDNN's bf16 convolution is not (see `convolution`).
     """

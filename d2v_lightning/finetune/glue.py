@@ -14,16 +14,12 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from d2v_lightning.backbone import Backbone
-from d2v_lightning.callbacks.compile_watch import CompileWatch
-from d2v_lightning.callbacks.exact_resume import ExactResume
-from d2v_lightning.callbacks.finite_loss import FiniteLoss
-from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
-from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.encoders import TextEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.optim import Optimization, run_length
-from d2v_lightning.pretrained import FromPretrained, load_backbone
+from d2v_lightning.pretrained import FromPretrained, load_backbone, regularised
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 STSB_SCALE = 5.0  # similarities go from 0 to 5; the released fine-tuning learns them as 0 to 1
@@ -116,8 +112,7 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningM
         if not 0.0 <= head_dropout < 1.0:
             raise UserError(f"head_dropout is {head_dropout}: it must lie in [0, 1)")
         if checkpoint is not None:
-            trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
-            trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
+            trunk = regularised(dropout, attention_dropout, activation_dropout, layer_drop)
             backbone = load_backbone(checkpoint, part, drop_path=drop_path, trunk=trunk, modality=modality)
         assert backbone is not None
         if not isinstance(backbone.encoder, TextEncoder):
@@ -208,7 +203,7 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningM
         return {"loss": self.mean_loss(), **_metrics(self.kind, self.sum_dtype)}
 
     def scores(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """And the mean of the metrics."""
+        """The figures, and as `score` the mean of the task's metrics."""
         return {**values, "score": torch.stack([values[name] for name in self.kind.metrics]).mean()}
 
     def setup(self, stage: str) -> None:
@@ -240,8 +235,7 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningM
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        watch = [CompileWatch()] if self.compile_parts else []
-        return [StepSeed(), ExactResume(), FiniteLoss(), HalfPrecisionCheck(), *watch]
+        return guards(self.compile_parts)
 
 
 class Matthews(MulticlassMatthewsCorrCoef):

@@ -13,16 +13,12 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from d2v_lightning.backbone import Backbone
-from d2v_lightning.callbacks.compile_watch import CompileWatch
-from d2v_lightning.callbacks.exact_resume import ExactResume
-from d2v_lightning.callbacks.finite_loss import FiniteLoss
-from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
-from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.encoders import ImageEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.optim import Optimization, run_length
-from d2v_lightning.pretrained import FromPretrained, load_backbone
+from d2v_lightning.pretrained import FromPretrained, load_backbone, regularised
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"
@@ -105,8 +101,7 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, Lightning
             if not 0.0 <= share <= 1.0:
                 raise UserError(f"{name} is {share}: a probability from 0 to 1 is needed")
         if checkpoint is not None:
-            trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
-            trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
+            trunk = regularised(dropout, attention_dropout, activation_dropout, layer_drop)
             backbone = load_backbone(
                 checkpoint, part, image_size, drop_path, gradient_checkpointing, trunk=trunk, modality=modality
             )
@@ -233,8 +228,7 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, Lightning
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        watch = [CompileWatch()] if self.compile_parts else []
-        return [StepSeed(), ExactResume(), FiniteLoss(), HalfPrecisionCheck(), *watch]
+        return guards(self.compile_parts)
 
 
 def _mixer(mixup: float, cutmix: float, probability: float, label_smoothing: float, num_classes: int) -> Any:

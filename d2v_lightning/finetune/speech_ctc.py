@@ -14,11 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.backbone import Backbone
-from d2v_lightning.callbacks.compile_watch import CompileWatch
-from d2v_lightning.callbacks.exact_resume import ExactResume
-from d2v_lightning.callbacks.finite_loss import FiniteLoss
-from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
-from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.errors import NotFoundError, UserError
@@ -26,7 +22,7 @@ from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.lines import read_lines
 from d2v_lightning.optim import Optimization, run_length
-from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize
+from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize, regularised
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 from d2v_lightning.weighting import WeighsMicroBatches
 from d2v_lightning.windows import Joined, exact_padding
@@ -106,8 +102,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
             raise UserError(f"freeze_trunk_steps is {freeze_trunk_steps}: it must not be negative")
         token: Tensor | None = None
         if checkpoint is not None:
-            trunk = {"dropout": dropout, "input_dropout": dropout, "attention_dropout": attention_dropout}
-            trunk |= {"activation_dropout": activation_dropout, "layer_drop": layer_drop}
+            trunk = regularised(dropout, attention_dropout, activation_dropout, layer_drop)
             backbone = load_backbone(checkpoint, part, drop_path=drop_path, trunk=trunk, modality=modality)
             if not freeze_convolutions and isinstance(backbone.encoder, AudioEncoder):
                 backbone.encoder.train_convolutions()
@@ -227,13 +222,10 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         log_probs, padding = self(
             batch["inputs"], batch.get("padding_mask"), batch.get("mask"), batch.get("channel_mask")
         )
-        loss = self._ctc(log_probs, padding, batch)
+        loss = self._losses(log_probs, padding, batch).mean()
         self.units = len(batch["inputs"]) / 8
         self.log("train/loss", loss, batch_size=len(batch["inputs"]))
         return loss
-
-    def _ctc(self, log_probs: Tensor, padding: Tensor | None, batch: Batch) -> Tensor:
-        return self._losses(log_probs, padding, batch).mean()
 
     def _losses(self, log_probs: Tensor, padding: Tensor | None, batch: Batch) -> Tensor:
         """Loss of each sentence (B,)."""
@@ -364,8 +356,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         return self.optimization.configure(self, run_length(self.trainer))
 
     def configure_callbacks(self) -> list[Callback]:
-        watch = [CompileWatch()] if self.compile_parts else []
-        return [StepSeed(), ExactResume(), FiniteLoss(), HalfPrecisionCheck(), *watch]
+        return guards(self.compile_parts)
 
 
 def _line(hypothesis: Hypothesis) -> dict[str, Any]:

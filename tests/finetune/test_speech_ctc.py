@@ -205,7 +205,7 @@ def test_a_frozen_trunk_keeps_no_activations() -> None:
         model.freeze_trunk_steps = int(frozen)
         held.clear()
         with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-            loss = model._ctc(*model(batch["inputs"], batch["padding_mask"]), batch)  # type: ignore[arg-type]
+            loss = model._losses(*model(batch["inputs"], batch["padding_mask"]), batch).mean()  # type: ignore[arg-type]
         loss.backward()
         waiting = [parameter.grad for parameter in model._waiting()]
         assert all(grad is not None for grad in waiting), "plain DDP would wait for it"
