@@ -91,7 +91,11 @@ class Stream(IterableDataset[dict[str, Any] | None]):
         for number in count():
             seed = derived_seed("stream", self.seed, self.epoch, number) % 2**32
             shuffled = self.stream.shuffle(seed=seed, buffer_size=self.buffer)
-            yield from split_dataset_by_node(shuffled, rank, world_size) if world_size > 1 else shuffled
+            row = None
+            for row in split_dataset_by_node(shuffled, rank, world_size) if world_size > 1 else shuffled:
+                yield row
+            if row is None:  # passes without rows would follow each other for ever
+                raise UserError(f"the stream has no rows for device {rank} of {world_size}: check the data set")
 
     def _sample(self, index: int, ahead: deque[dict[str, Any]]) -> dict[str, Any]:
         unreadable: list[str] = []
@@ -203,6 +207,9 @@ class StreamingLoader(ResumableLoader):
         num_workers: processes; no more than have files to read are started.
         pin_memory: see `ResumableLoader`.
         endless: see `ResumableLoader`.
+
+    Raises:
+        ValueError: in evaluation, there are fewer samples than ranks. On reading, a pass over the stream has no rows.
     """
 
     def __init__(
@@ -214,6 +221,8 @@ class StreamingLoader(ResumableLoader):
         pin_memory: bool = False,
         endless: bool = False,
     ) -> None:
+        if not dataset.shuffle and samples_per_epoch < world()[1]:
+            raise UserError(f"{samples_per_epoch} rows cannot be shared out to {world()[1]} devices: use fewer devices")
         self.stream = dataset
         self.num_workers = min(num_workers, dataset.most_workers(world()[1]))
         sampler = EpochBatchSampler(samples_per_epoch, dataset.batch_size, dataset.seed, dataset.shuffle)

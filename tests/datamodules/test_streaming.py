@@ -15,6 +15,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from d2v_lightning.errors import UserError
 from datamodules import ImageDataModule, SpeechDataModule
 from datamodules.speech_collators import SpeechCollator
 
@@ -162,6 +163,17 @@ def test_every_readable_row_counts_once_in_evaluation_on_any_number_of_ranks(
         assert lengths == [math.ceil(math.ceil(ROWS / world_size) / 3)] * world_size, "as many on every rank"
         assert seen[world_size].keys() == set(range(ROWS)) - {5}
         assert seen[world_size] == seen[1], "the same masks too"
+
+
+def test_a_stream_without_rows_is_refused_and_not_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datamodules import streaming
+
+    empty = SimpleNamespace(shuffle=lambda **_: [])
+    with pytest.raises(UserError, match="the stream has no rows for device 0 of 1"):
+        next(iter(streaming.Stream(empty, "image", batch_size=2, seed=0, shuffle=True, buffer=4)))
+    monkeypatch.setattr(streaming, "world", lambda: (0, 30))
+    with pytest.raises(UserError, match="24 rows cannot be shared out to 30 devices"):
+        stream(folder).val_dataloader()
 
 
 def test_a_broken_last_row_of_an_evaluation_is_replaced(folder: Path, tmp_path: Path) -> None:
