@@ -24,7 +24,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.backbone import Backbone
-from d2v_lightning.callbacks import PredictionWriter
+from d2v_lightning.callbacks import PredictionWriter, Preemption
 from d2v_lightning.callbacks.prediction_files import FEATURES
 from d2v_lightning.cli_errors import readable, takes
 from d2v_lightning.commands import USAGE, run_command
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     trainer = pl.Trainer(
         accelerator="gpu" if gpu else device.type,
         devices=[device.index or 0] if gpu else 1,
-        callbacks=[writer],
+        callbacks=[writer, Preemption()],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,30 @@ def test_recordings_in_every_format(speech: Path, tmp_path: Path) -> None:
         assert table["layer"][row : row + 2] == [0, -1]
         assert np.allclose(table["features"][row : row + 2], pooled[number])
     assert (tmp_path / "pooled.csv").read_text().splitlines()[1] == f"0,{tmp_path / '0.wav'}"
+
+
+def test_a_signal_stops_the_command_after_the_batch(
+    speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("datamodules.speech_windows.POOL", 1)
+    seen: list[int] = []
+    predict_step = features.Features.predict_step
+
+    def terminated(self: features.Features, batch: Any, batch_idx: int) -> Any:
+        seen.append(int(batch["index"]))
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return predict_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(features.Features, "predict_step", terminated)
+    caplog.set_level("INFO")
+    with pytest.raises(SystemExit) as stop:
+        features.main(command(speech, "*.wav", "out.npy", "--num_workers", "0"))
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: stopped after this batch: the same command goes on from here" in caplog.text
+    assert len(seen) == 2
+    assert features.main(command(speech, "*.wav", "out.npy", "--num_workers", "0")) == 0
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
