@@ -34,7 +34,7 @@ from d2v_lightning.cli_errors import CommandLine, Section, Source, explain
 from d2v_lightning.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.commands import one_line, run_command
 from d2v_lightning.ending import FirstError
-from d2v_lightning.errors import UsageError, UserError
+from d2v_lightning.errors import UsageError, UserError, flat
 from d2v_lightning.locks import only_one_in
 from d2v_lightning.resuming import StoredRun, StoreRun, changed_settings, differences, said
 
@@ -473,7 +473,7 @@ def _construct(cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if one_line(error) is not None:
             raise _ConstructorError(error) from error
         name = cls.__name__ if isinstance(cls, type) else "Trainer"
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = flat(error) or type(error).__name__
         refusal = UserError(f"{name} cannot be made with these settings: {reason}")
         refusal.__cause__ = error
         raise _ConstructorError(refusal) from error

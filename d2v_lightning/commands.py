@@ -17,7 +17,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from d2v_lightning.ending import end, listen
-from d2v_lightning.errors import UsageError, UserError
+from d2v_lightning.errors import UsageError, UserError, flat
 
 USAGE, REFUSED = 2, 1  # exit status: the command line is wrong; something else is
 _WEIGHTS_DO_NOT_FIT = "Error(s) in loading state_dict"
@@ -88,7 +88,11 @@ def run_command(command: Callable[[], object], refused: int = REFUSED) -> int:
 def one_line(error: BaseException) -> str | None:
     """What a person can mend, with what is safe (the error's notes); None for a fault of ours."""
     said = _said(error)
-    return said if said is None else ". ".join([said, *getattr(error, "__notes__", [])])
+    if said is None:
+        return None
+    for note in getattr(error, "__notes__", []):
+        said = f"{said.removesuffix('.')}. {note}"
+    return said
 
 
 def _said(error: BaseException) -> str | None:
@@ -98,9 +102,9 @@ def _said(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return system_error(error)
     if isinstance(error, ImportError) and error.name is None:  # raised by hand: a package that is to be installed
-        return _joined(text)
+        return flat(text)
     if isinstance(error, MisconfigurationException):
-        return _joined(text)
+        return flat(text)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return f"not enough memory{': ' if text else ''}{text.partition(chr(10))[0].rstrip('.')}: {_SMALLER}"
     if isinstance(error, RuntimeError):
@@ -119,7 +123,7 @@ def _runtime_error(text: str) -> str | None:
         first = text.splitlines()[1].strip()
         return f"the checkpoint's weights do not fit the model: {first} Leave --model and --config out to use its own"
     if text.startswith("Early stopping conditioned on metric"):
-        return _joined(text)
+        return flat(text)
     if text.startswith("DataLoader worker"):
         how = re.search(r"killed by signal: ([\w ]+)|exit code \d+", text)
         return (
@@ -129,21 +133,19 @@ def _runtime_error(text: str) -> str | None:
         )
     if any(words in text for words in ("shared memory", "ancdata", "Too many open files")):
         # no room in it; no file descriptor left to hand it over
-        return f"{_joined(text).rstrip('.')}: lower data.num_workers, or raise the limits (ulimit -n; Docker: --shm-size=8g)"
+        return (
+            f"{flat(text).rstrip('.')}: lower data.num_workers, or raise the limits (ulimit -n; Docker: --shm-size=8g)"
+        )
     return None
 
 
 def system_error(error: OSError) -> str:
     """An error of the system in one line: path, reason, what to do."""
     path = error.filename if error.filename is not None else error.filename2
-    reason = error.strerror or _joined(str(error)) or type(error).__name__
+    reason = error.strerror or flat(error) or type(error).__name__
     where = "" if path is None or isinstance(path, int) else f"{os.fsdecode(path)}: "
     advice = _ADVICE.get(error.errno or 0)
     return f"{where}{reason}{f': {advice}' if advice else ''}"
-
-
-def _joined(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _shared_memory() -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 
+from d2v_lightning.errors import flat
+
 _ending = threading.Event()
 
 
@@ -74,7 +76,7 @@ def _call(owner: object, name: str, hook: Any, first: BaseException, *args: Any,
     except Exception as error:
         if str(error) == str(first):  # both want the same file, which is not there
             return
-        note = f"{type(owner).__name__}.{name} failed then: {type(error).__name__}: {' '.join(str(error).split())}"
+        note = f"{type(owner).__name__}.{name} failed then: {type(error).__name__}: {flat(error)}"
         if isinstance(first, Exception):
             first.add_note(note)
         else:  # an exit, which is no message

@@ -32,6 +32,11 @@ class UsageError(UserError):
     """The command line or a file that it names is wrong; the message is for the person who wrote it."""
 
 
+def flat(text: object) -> str:
+    """What a library says, on one line."""
+    return " ".join(str(text).split())
+
+
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Put the name of a file before a refusal that does not have it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from d2v_lightning.errors import UsageError
+from d2v_lightning.errors import UsageError, flat
 
 MOST_VALUES = 100_000  # of a file, with all its aliases written out
 DEEPEST = 60
@@ -41,7 +41,7 @@ def read_yaml(path: str) -> YamlFile:
         value = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UsageError(f"{path}{line} is not valid YAML: {_one_line(error.problem or error.context)}") from error
+        raise UsageError(f"{path}{line} is not valid YAML: {flat(error.problem or error.context)}") from error
     except yaml.reader.ReaderError as error:
         place = text[: error.position].count("\n") + 1
         raise UsageError(f"{path}:{place} holds the control character {error.character:#04x}: take it out") from error
@@ -50,7 +50,7 @@ def read_yaml(path: str) -> YamlFile:
     except (yaml.YAMLError, ValueError) as error:  # a date or a number that there is none of
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path} is not valid YAML: {_one_line(error)}") from error
+        raise UsageError(f"{path} is not valid YAML: {flat(error)}") from error
     return YamlFile(value, {} if node is None else dict(_lines(node, ())))
 
 
@@ -132,7 +132,3 @@ def _lines(node: yaml.Node, path: KeyPath) -> Iterator[tuple[KeyPath, int]]:
         for place, value in enumerate(node.value):
             yield (*path, place), value.start_mark.line + 1
             yield from _lines(value, (*path, place))
-
-
-def _one_line(text: Any) -> str:
-    return " ".join(str(text).split())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from d2v_lightning.atomic import atomic_write
 from d2v_lightning.atomic_io import AtomicCheckpointIO
@@ -81,6 +82,11 @@ def test_notes_say_what_is_safe(capsys: pytest.CaptureFixture[str]) -> None:
     error.add_note("the last whole checkpoint is last.ckpt")
     run_command(raising(error))
     assert capsys.readouterr().err.endswith("the network. the last whole checkpoint is last.ckpt\n")
+    run_command(raising(MisconfigurationException("A sentence.")))
+    refused = MisconfigurationException("A sentence.")
+    refused.add_note("Saved")
+    run_command(raising(refused))
+    assert capsys.readouterr().err == "error: A sentence.\nerror: A sentence. Saved\n"
 
 
 def test_a_reader_that_has_gone_does_not_end_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

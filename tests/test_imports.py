@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
 LAYERS = [
-    ["errors", "atomic", "ending"],
+    ["errors"],
+    ["atomic", "ending"],
     ["commands", "lines", "locks", "yaml_files"],
     ["version", "types", "configurable", "schedules", "weighting", "tensor_files", "tokenizer", "convolution", "fixed"],
     ["training_state"],

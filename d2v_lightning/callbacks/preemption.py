@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
+from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import UserError
 
@@ -144,7 +145,7 @@ class Preemption(Configurable, Callback):
     def _stop(self, trainer: Trainer) -> None:
         """End an evaluation, or a prediction, whose batches are on the disk."""
         if self._received:
-            kept = [f": {one.kept()}" for one in trainer.callbacks if hasattr(one, "kept")]  # type: ignore[attr-defined]
+            kept = [f": {one.kept()}" for one in trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
             rank_zero_info(f"{signal.Signals(self._received).name}: stopped after this batch{''.join(kept)}")
             raise Preempted(128 + self._received)
 

@@ -26,7 +26,7 @@ from d2v_lightning.checkpoints.hub import directory_of
 from d2v_lightning.checkpoints.tables import Row, State, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import UserError, naming
+from d2v_lightning.errors import UserError, flat, naming
 from d2v_lightning.tensor_files import named_tensors
 
 FORMATS: dict[type, ModuleType] = {
@@ -265,7 +265,7 @@ def _read_config(directory: Path) -> tuple[Any, ModuleType]:
             try:
                 return getattr(transformers, layout.TYPES[model_type]).from_dict(options), layout
             except (StrictDataclassError, TypeError, ValueError, AttributeError, LookupError) as error:
-                raise UserError(f"{directory / CONFIG}: {' '.join(str(error).split())}") from error
+                raise UserError(f"{directory / CONFIG}: {flat(error)}") from error
     known = ", ".join(name for layout in FORMATS.values() for name in layout.TYPES)
     raise UserError(f"{directory / CONFIG} describes a model of type {model_type!r}: supported are {known}")
 
