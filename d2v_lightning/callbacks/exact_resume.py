@@ -41,6 +41,7 @@ class ExactResume(Callback):
     - From a checkpoint that was written after the last batch of an epoch, the validation of that epoch would be left out.
     - Accumulated gradients are in no checkpoint. One that a validation writes between two optimiser steps says that its run
       stands behind the last step, so the batches since then come again.
+    - Loaders that are made anew every n epochs would be so n epochs after the resume.
     - `overfit_batches` makes Lightning swap a loader's sampler, which works for a `DataLoader` alone. Our loaders begin
       each epoch anew by themselves.
     """
@@ -134,8 +135,10 @@ def _go_on(trainer: Trainer, pl_module: LightningModule, place: Place) -> None:
         fit._combined_loader._load_state_dicts(fit._combined_loader_states_to_load)
         fit._combined_loader_states_to_load = []
         iter(fit._data_fetcher)
-        fit._last_train_dl_reload_epoch = trainer.current_epoch
     inside = place.batches > 0
+    if every := trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        begun = place.epochs if inside else place.epochs - 1
+        fit._last_train_dl_reload_epoch = begun // every * every
     for counts in (fit.epoch_progress.total, fit.epoch_progress.current):
         counts.ready = counts.started = place.epochs + inside
         counts.processed = counts.completed = place.epochs

@@ -61,6 +61,16 @@ class Everywhere(Checkpoint):
         self.save(trainer, "epoch_end")
 
 
+class Loaders(pl.LightningDataModule):
+    """New ones whenever it is asked."""
+
+    def train_dataloader(self) -> Any:
+        return loader(FIVE)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Blobs(8), batch_size=4)
+
+
 def run(
     folder: Path, resumed: Path | None = None, callbacks: Sequence[pl.Callback] = (), **options: Any
 ) -> tuple[Everywhere, dict[str, Any]]:
@@ -72,7 +82,7 @@ def run(
     if resumed is not None:
         torch.manual_seed(99)  # a resumed process may start from any random state
     runner = trainer([everywhere, *callbacks], folder=folder, **settings)
-    runner.fit(model, loader(FIVE), DataLoader(Blobs(8), batch_size=4), ckpt_path=resumed)
+    runner.fit(model, Loaders(), ckpt_path=resumed)
     runner.save_checkpoint(folder / "end.ckpt")
     return everywhere, torch.load(folder / "end.ckpt", weights_only=True)
 
@@ -85,6 +95,11 @@ CHAINS: list[tuple[dict[str, Any], list[tuple[str, int]]]] = [
     ({"accumulate_grad_batches": 2, "val_check_interval": 3}, [("batch_end", 4), ("epoch_end", 1), ("batch_end", 4)]),
     ({"limit_train_batches": 3, "accumulate_grad_batches": 2}, [("batch_end", 2), ("batch_end", 1), ("epoch_end", 1)]),
     ({"limit_train_batches": 0.8, "check_val_every_n_epoch": 2}, [("batch_end", 4), ("batch_end", 4)]),
+    # of five batches three an epoch: a loader that is made anew does not give the rest of the five
+    (
+        {"limit_train_batches": 3, "reload_dataloaders_every_n_epochs": 2, "max_epochs": 5},
+        [("batch_end", 5), ("epoch_start", 2), ("batch_end", 4)],
+    ),
     ({"max_epochs": -1, "max_steps": 13}, [("batch_end", 5), ("batch_end", 5), ("epoch_end", 1)]),
 ]
 
