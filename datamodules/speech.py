@@ -34,6 +34,7 @@ from datamodules.speech_sources import (
     open_audio_table,
     open_split,
     open_table_split,
+    recordings_of,
     tidy,
 )
 from datamodules.speech_streaming import StreamedClips
@@ -202,7 +203,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         root = self.root
         assert root is not None
         there = [name for name in self.splits["test"] if find_split(root, name) is not None] or [""]
-        self.predict_paths = [clip.file for name in there for clip in open_split(root, name).clips]
+        self.predict_paths = [path for name in there for path in recordings_of(root, name)]
         within = f", those of {', '.join(there)} (data.test_split)" if there != [""] else ""
         rank_zero_info(f"{len(self.predict_paths)} recordings in {root}{within}")
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import listed, whole_text
-from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, refuse_gone
+from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, files_of, refuse_gone
 from datamodules.image_sources import open_table
 from datamodules.keyed_images import one_line
 from datamodules.speech_manifests import Clip, is_piece, read_manifest, transcripts_of
@@ -90,6 +90,36 @@ def open_split(root: str, split: str) -> SpeechSource:
         FileNotFoundError: there is no such folder or split; the message lists what there is.
         ValueError: it holds no sound that can be read, or is a Hugging Face data set.
     """
+    place = _place_of(root, split)
+    if place.is_dir():
+        source = _from_folder(place)
+    elif place.suffix.lower() in RECORDINGS:
+        source = SpeechSource(_with_lengths([Clip(str(place), -1, None, str(place))], str(place)))
+    else:
+        source = _from_manifest(place)
+    if not len(source):
+        raise UserError(f"{place} holds no readable sound ({', '.join(RECORDINGS)}): point data.root to recordings")
+    return source
+
+
+def recordings_of(root: str, split: str) -> list[str]:
+    """Paths of the recordings of one split of files. Those of a folder are not opened, so that some may be unreadable.
+
+    Args:
+        root, split: see `open_split`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or split, or no recording in it.
+        ValueError: see `open_split`.
+    """
+    place = _place_of(root, split)
+    if place.is_dir() or place.suffix.lower() in RECORDINGS:
+        return files_of(place, RECORDINGS, "recording")
+    return [clip.file for clip in open_split(root, split).clips]
+
+
+def _place_of(root: str, split: str) -> Path:
+    """The recording, manifest or folder that a split is, or a refusal; see `open_split`."""
     folder = expanded(root)
     if not folder.exists():
         raise NotFoundError(
@@ -101,15 +131,7 @@ def open_split(root: str, split: str) -> SpeechSource:
     if place is None:
         there = sorted(path.name for path in folder.iterdir())[:12] if folder.is_dir() else []
         raise NotFoundError(f"{root} has no {split!r}: it holds {', '.join(there) or 'nothing'}")
-    if place.is_dir():
-        source = _from_folder(place)
-    elif place.suffix.lower() in RECORDINGS:
-        source = SpeechSource(_with_lengths([Clip(str(place), -1, None, str(place))], str(place)))
-    else:
-        source = _from_manifest(place)
-    if not len(source):
-        raise UserError(f"{place} holds no readable sound ({', '.join(RECORDINGS)}): point data.root to recordings")
-    return source
+    return place
 
 
 def find_split(root: str, split: str) -> Path | None:

@@ -511,6 +511,17 @@ def test_predict_takes_the_test_split_as_test_does(libri: Path) -> None:
         assert len(data.predict_paths) == count
 
 
+def test_a_folder_to_predict_counts_and_names_what_cannot_be_read(libri: Path) -> None:
+    bad = next((libri / "dev").rglob("*.flac"))
+    bad.write_bytes(b"no sound")
+    data = SpeechDataModule(root=str(libri / "dev"), num_workers=0)
+    data.setup("predict")
+    assert len(data.predict_paths) == 3
+    with pytest.warns(UserWarning, match=rf"1 unreadable file\(s\) left out: {bad}: "):
+        batches = list(data.predict_dataloader())
+    assert sum(len(batch["index"]) for batch in batches) == 2
+
+
 def test_a_truncated_recording_is_replaced_and_named_and_one_longer_than_its_header_is_cut(libri: Path) -> None:
     source = open_split(str(libri), "train")
     whole = write(libri / "long.flac", 4.0).read_bytes()
