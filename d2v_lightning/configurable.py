@@ -23,6 +23,14 @@ from d2v_lightning.errors import UserError
 OWN_PACKAGES = ("d2v_lightning", "datamodules")
 _DEEPEST, _MOST = 50, 100_000  # levels and branches of a stored tree
 
+# By annotation: what such an argument is, and what to call it.
+_NUMBERS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "tuple[int, int]": ((list,), "two whole numbers"),
+    "tuple[float, float]": ((list,), "two numbers"),
+}
+
 Tree = dict[str, Any]
 
 
@@ -37,11 +45,42 @@ class Configurable:
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         bound.apply_defaults()
         arguments = {name: plain(value) for name, value in list(_by_name(cls, bound).items())[1:]}
+        parameters = bound.signature.parameters
         for name, value in arguments.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{name} is {value}: {cls.__name__} needs a finite number")
+            kind = parameters[name].annotation if name in parameters else Any
+            _refuse_odd(cls.__name__, name, value, kind)
         instance.__dict__["config"] = {"class_path": public_path(cls), "init_args": arguments}
         return instance
+
+
+def _refuse_odd(owner: str, name: str, value: Any, annotation: Any) -> None:
+    """Look at a plain argument before a constructor computes with it.
+
+    Args:
+        annotation: of the argument; only those of numbers and pairs of numbers say what it must be.
+
+    Raises:
+        ValueError: it is something else where these are needed, or not finite, or holds a number that is not.
+    """
+    kinds = str(annotation if isinstance(annotation, str) else getattr(annotation, "__name__", annotation)).split(" | ")
+    if all(kind in (*_NUMBERS, "None") for kind in kinds) and not any(_is_of(kind, value) for kind in kinds):
+        needed = " or ".join(_NUMBERS[kind][1] for kind in kinds if kind != "None")
+        raise UserError(f"{name} is {value!r}: {owner} needs {needed}")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(
+                f"{name} is {value}: {owner} needs {'a finite number' if number is value else 'finite numbers'}"
+            )
+
+
+def _is_of(kind: str, value: Any) -> bool:
+    if kind == "None":
+        return value is None
+    if kind.startswith("tuple"):
+        return (
+            isinstance(value, list) and len(value) == 2 and all(_is_of(kind[6:-1].partition(",")[0], v) for v in value)
+        )
+    return isinstance(value, _NUMBERS[kind][0]) and not isinstance(value, bool)
 
 
 def public_path(cls: type) -> str:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.convolution import Conv1d, Conv2d
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least, probabilities
 
 HeadInit = Literal["vision", "default", "normal"]
 
@@ -26,6 +26,7 @@ class LinearDecoder(Configurable, nn.Module):
 
     def __init__(self, dim: int = 768, init: HeadInit = "vision") -> None:
         super().__init__()
+        at_least(1, dim=dim)
         self.dim = dim
         self.proj = nn.Linear(dim, dim)
         initialise_head(self.proj, init)
@@ -48,6 +49,7 @@ class MlpDecoder(Configurable, nn.Module):
         super().__init__()
         if depth < 2:
             raise UserError(f"depth is {depth}: an MlpDecoder has 2 linear maps or more, a LinearDecoder has one")
+        at_least(1, dim=dim)
         self.dim = dim
         widths = [dim, *[2 * dim] * (depth - 1), dim]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
@@ -92,6 +94,10 @@ class ConvDecoder(Configurable, nn.Module):
         input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        at_least(1, dim=dim, grid=None if grid is None else min(grid))
+        probabilities(input_dropout=input_dropout)
+        if int(width * projection_ratio) < 1:
+            raise UserError(f"projection_ratio is {projection_ratio}: the projection must be one wide or more")
         if min(depth, kernel, width, groups, projection_depth) < 1 or dim % groups or width % groups:
             raise UserError(
                 f"decoder of depth {depth}, kernel {kernel}, width {width}, groups {groups}, projection_depth "

@@ -50,3 +50,17 @@ def naming(path: str | Path) -> Iterator[None]:
         if str(error).startswith(str(path)):
             raise
         raise type(error)(f"{path}: {error}") from error
+
+
+def at_least(least: int, **given: int | None) -> None:
+    """Raises ValueError where an argument is set and below `least`."""
+    for name, value in given.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} {value}: permitted is {least} or more")
+
+
+def probabilities(**given: float) -> None:
+    """Raises ValueError where an argument is not between 0 and 1."""
+    for name, value in given.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"{name} {value}: it is a probability, permitted is 0 to 1")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least
 from d2v_lightning.fixed import FixedBuffers
 
 
@@ -25,6 +25,7 @@ class RelativePositionBias(Configurable, FixedBuffers):
 
     def __init__(self, grid: tuple[int, int] = (14, 14), num_heads: int = 12, num_tables: int = 1) -> None:
         super().__init__()
+        at_least(1, grid=min(grid), num_heads=num_heads, num_tables=num_tables)
         self.grid = (grid[0], grid[1])
         rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
         if num_tables == 1:
@@ -78,6 +79,7 @@ class Alibi(Configurable, FixedBuffers):
 
     def __init__(self, num_heads: int = 12, num_scales: int = 1) -> None:
         super().__init__()
+        at_least(1, num_heads=num_heads, num_scales=num_scales)
         self.scale = nn.Parameter(torch.ones(num_scales, num_heads))
         self.register_fixed()
 

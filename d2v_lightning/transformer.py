@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least, probabilities
 from d2v_lightning.position import Alibi, RelativePositionBias
 
 
@@ -83,7 +83,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), initial))
+        self.gamma = nn.Parameter(torch.full((dim,), float(initial)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
@@ -194,6 +194,15 @@ class Transformer(Configurable, nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        at_least(1, dim=dim)
+        probabilities(
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            activation_dropout=activation_dropout,
+            input_dropout=input_dropout,
+        )
+        if round(dim * mlp_ratio) < 1:
+            raise UserError(f"mlp_ratio is {mlp_ratio}: the FFN must be one wide or more")
         if num_heads < 1 or dim % num_heads:
             raise UserError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         if depth < 1:

@@ -16,13 +16,6 @@ def one_of(choices: Sequence[str], **given: str) -> None:
             raise UserError(f"{name} {value!r}: permitted are {', '.join(map(repr, choices))}")
 
 
-def at_least(least: int, **given: int | None) -> None:
-    """Raises ValueError where an argument is set and below `least`."""
-    for name, value in given.items():
-        if value is not None and value < least:
-            raise UserError(f"{name} {value}: permitted is {least} or more")
-
-
 def held_out_share(val_fraction: float | None) -> None:
     """Raises ValueError where `val_fraction` is set and not between 0 and 1."""
     if val_fraction is not None and not 0 < val_fraction < 1:

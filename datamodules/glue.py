@@ -13,11 +13,11 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.errors import NotFoundError, UserError, at_least
 from d2v_lightning.lines import decoded, listed, numbered_lines
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
-from datamodules.arguments import at_least, enough_for_a_batch
+from datamodules.arguments import enough_for_a_batch
 from datamodules.files import expanded
 from datamodules.image_sources import open_table
 from datamodules.loader import ResumableLoader, resume_exactly

@@ -12,10 +12,10 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.errors import NotFoundError, UserError, at_least
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
-from datamodules.arguments import at_least, enough_for_a_batch, held_out_share, one_of
+from datamodules.arguments import enough_for_a_batch, held_out_share, one_of
 from datamodules.attached import attached_model
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.files import PICTURES, expanded

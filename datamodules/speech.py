@@ -13,11 +13,11 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least
 from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
-from datamodules.arguments import at_least, one_of
+from datamodules.arguments import one_of
 from datamodules.attached import attached_model
 from datamodules.files import RECORDINGS
 from datamodules.keyed_clips import KeyedClips

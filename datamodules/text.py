@@ -15,11 +15,11 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least
 from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
-from datamodules.arguments import at_least, enough_for_a_batch, held_out_share, one_of
+from datamodules.arguments import enough_for_a_batch, held_out_share, one_of
 from datamodules.attached import attached_model
 from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.predicting import PredictLoader, done_before, files_to_predict

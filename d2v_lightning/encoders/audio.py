@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from d2v_lightning.convolution import Conv1d, FrameConv, WeightNormedConv, weight_normed
 from d2v_lightning.encoders.encoder import Encoder, Padding, Position
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least
 
 CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 """(channels, kernel, stride) of the published feature encoder: 16 kHz to 50 Hz, 400 samples for the first frame."""
@@ -71,9 +71,10 @@ class ConvPosition(Position):
         self, dim: int = 768, depth: int = 5, width: int = 95, groups: int = 16, padding: Padding = "exact"
     ) -> None:
         super().__init__()
-        if depth < 1 or width < 1 or dim % groups:
+        at_least(1, dim=dim)
+        if min(depth, width, groups) < 1 or dim % groups:
             raise UserError(
-                f"position_depth is {depth}, position_width {width}, position_groups {groups}: depth and width start at 1, "
+                f"position_depth is {depth}, position_width {width}, position_groups {groups}: all start at 1, "
                 f"the groups must divide dim {dim}"
             )
         self.dim, self.padding = dim, padding
@@ -138,6 +139,7 @@ class AudioEncoder(Encoder):
             raise UserError(
                 f"conv_layers is {conv_layers}: a list of (channels, kernel, stride), all positive, is needed"
             )
+        at_least(1, dim=dim)
         if conv_norm not in ("layer", "group"):
             raise UserError(f"conv_norm is {conv_norm!r}: choose 'layer' or 'group'")
         if padding not in get_args(Padding):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from d2v_lightning.encoders.encoder import Encoder, Position
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least
 from d2v_lightning.fixed import FixedBuffers
 from d2v_lightning.position import sine_cosine_positions
 
@@ -99,6 +99,7 @@ class ImageEncoder(Encoder):
             raise UserError(
                 f"positions is {positions!r}, init {init!r}: choose {', '.join(get_args(PositionKind))}; vision or xavier"
             )
+        at_least(1, in_channels=in_channels, dim=dim)
         self.image_size, self.patch_size = _pair(image_size), _pair(patch_size)
         self.in_channels, self.dim = in_channels, dim
         self.grid = patch_grid(self.image_size, self.patch_size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.encoders.encoder import Encoder, Padding, Position
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, at_least
 
 
 class TextPosition(Position):
@@ -73,6 +73,7 @@ class TextEncoder(Encoder):
         for name, value in (("pad_id", pad_id), ("mask_id", mask_id)):
             if not 0 <= value < vocab_size:
                 raise UserError(f"{name} is {value}: it must be below vocab_size {vocab_size}")
+        at_least(1, dim=dim)
         if max_positions < 1:
             raise UserError(f"max_positions is {max_positions}: a text has 1 token or more")
         self.dim, self.vocab_size, self.max_positions = dim, vocab_size, max_positions
