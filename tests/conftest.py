@@ -6,6 +6,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from torch.utils.data import DataLoader
+
+from datamodules.workers import SafeLoader
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -20,3 +23,16 @@ def signals_are_handled_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def loaders_are_made_as_before() -> Iterator[None]:
+    """Lightning patches these methods while a datamodule makes its loaders, and leaves them patched where that raises."""
+    methods = [(kind, name) for kind in (DataLoader, SafeLoader) for name in ("__init__", "__setattr__", "__delattr__")]
+    before = [kind.__dict__.get(name) for kind, name in methods]
+    yield
+    for (kind, name), method in zip(methods, before, strict=True):
+        if kind.__dict__.get(name) is not method:
+            setattr(kind, name, method) if method is not None else delattr(kind, name)
+        if f"__old{name}" in kind.__dict__:
+            delattr(kind, f"__old{name}")
