@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from tiny import loader, tiny_model, trainer
 
+from d2v_lightning import ending
 from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.commands import run_command
 from d2v_lightning.ending import FirstError
@@ -57,6 +63,35 @@ def test_the_first_error_is_kept_and_the_run_is_saved(tmp_path: Path, first: Bas
             f"Saved after optimiser step 2: go on with --ckpt_path {tmp_path / 'last.ckpt'}",
             "Closed.finalize failed then: OSError: [Errno 28] No space left on device: 'metrics.csv'",
         ]
+
+
+@pytest.mark.parametrize("first", [UserError("a bad picture"), SystemExit(143)])
+def test_processes_of_the_run_end_with_it_and_do_not_end_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: BaseException
+) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    ended = subprocess.Popen([sys.executable, "-c", "raise SystemExit(143)"])
+    assert other.stdout is not None
+    other.stdout.readline()
+    ended.wait()
+    watch = _ChildProcessObserver(main_pid=os.getpid(), child_processes=[other, ended])
+    killed: list[bool] = []
+    monkeypatch.setattr(watch, "_terminate_all", lambda: killed.append(True))
+    monkeypatch.setattr(watch, "run", threading.Event().wait)
+    monkeypatch.setattr(ending, "_PATIENCE", 0.1)
+    watch.start()
+    runner = trainer([FirstError(), Fails(first)], 10, tmp_path)
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=3, num_nodes=1)
+    monkeypatch.setattr(launcher, "launch", lambda function, *args, trainer, **options: function(*args, **options))
+    runner.strategy._launcher = launcher
+    launcher.procs = [other, ended]
+    with pytest.raises(type(first)):
+        runner.fit(tiny_model(), loader(128))
+    watch._run()
+    assert not killed
+    assert other.wait() == -signal.SIGKILL
+    other.stdout.close()
 
 
 def test_ctrl_c_again_does_not_disturb_the_end(capsys: pytest.CaptureFixture[str]) -> None:
