@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,6 @@ from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders import Encoder, Position
 from d2v_lightning.errors import UserError
 from d2v_lightning.position import RelativePositionBias
-from d2v_lightning.tokenizer import StoredTokenizer
 from d2v_lightning.transformer import LayerResult, Transformer
 
 
@@ -45,14 +43,7 @@ class Backbone(Configurable, nn.Module):
             raise UserError(f"position_bias.grid is {bias.grid}, but the encoder makes {made} patches")
         self.encoder, self.transformer = encoder, transformer
         self.licence: str | None = None  # of published weights that it started from, SPDX
-        self.tokenizer: StoredTokenizer | None = None  # that a text model was trained with
-
-    @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Backbone:
-        """The backbone in a file, a directory or on the model hub, see `load_backbone`."""
-        from d2v_lightning.pretrained import load_backbone
-
-        return load_backbone(path, **options)
+        self.tokenizer: dict[str, Any] | None = None  # that a text model was trained with, see `StoredTokenizer`
 
     @property
     def dim(self) -> int:

@@ -16,7 +16,7 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import hub
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import is_own, read_directory, write_directory
-from d2v_lightning.checkpoints.huggingface import huggingface_content
+from d2v_lightning.checkpoints.huggingface import NO_PART_OF_A_BACKBONE, huggingface_content
 from d2v_lightning.checkpoints.official import convert_official, is_official
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
@@ -114,7 +114,7 @@ def read_pretrained(
         path: one of our checkpoints; a file of Meta's, pre-trained or fine-tuned; a directory of `save_pretrained`, or of
             transformers' Data2Vec models, BEiT, Wav2Vec2 and RoBERTa, with or without a task's head; or a name of such
             a directory on the model hub.
-        dictionary: see `load_official`.
+        dictionary: see `convert_official`.
         pretrained: the file that a fine-tuned one of fairseq's started from, where its own `w2v_path` or `model_path` does
             not lead there.
         whole: False where a backbone is all that is wanted: head, decoder and teacher may then be missing.
@@ -330,6 +330,8 @@ def backbone_part(
 def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, State]:
     arguments = pretrained.tree["init_args"]
     if issubclass(own_class(pretrained.tree["class_path"]), Backbone):
+        if left_out := sorted(row.theirs for row in pretrained.content.rows if row.ours == NO_PART_OF_A_BACKBONE):
+            rank_zero_info(f"{pretrained.path}: not part of a backbone and left out: {', '.join(left_out)}")
         return pretrained.tree, {name: pretrained.state[name] for name in pretrained.state if name != "mask_token"}
     if "student" not in arguments and "backbone" not in arguments:
         raise UserError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")

@@ -208,8 +208,7 @@ def check_format(checkpoint: Any, name: str) -> None:
     """Refuse what is no checkpoint of ours, or is of another format."""
     if not isinstance(checkpoint, dict) or "d2v_lightning" not in checkpoint:
         raise UserError(
-            f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with "
-            "d2v_lightning.checkpoints.load_official"
+            f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with `from_pretrained`"
         )
     stamp = checkpoint["d2v_lightning"]
     version = stamp.get("format_version") if isinstance(stamp, dict) else None

@@ -9,8 +9,9 @@ import torch
 from golden_case import GoldenCase
 
 from d2v_lightning import Data2Vec, TextEncoder
-from d2v_lightning.checkpoints import load_official, official_state_dict
+from d2v_lightning.checkpoints import official_state_dict
 from d2v_lightning.masking import take_tokens
+from d2v_lightning.pretrained import FromPretrained
 
 CASES = [
     *("audio_padded", "audio_unpadded", "audio_variant_prenorm", "text_padded", "text_unpadded_variant"),
@@ -27,7 +28,7 @@ def case(request: pytest.FixtureRequest) -> GoldenCase:
 
 @pytest.fixture
 def model(case: GoldenCase, tmp_path: Path) -> Data2Vec:
-    model = load_official(case.write_official_file(tmp_path)).train()
+    model = FromPretrained.from_pretrained(case.write_official_file(tmp_path)).train()
     model.teacher.eval()
     return model
 
@@ -134,7 +135,7 @@ def test_three_optimiser_and_ema_steps(case: GoldenCase, model: Data2Vec) -> Non
             torch.testing.assert_close(state[name].sum(), torch.tensor(total), rtol=1e-4, atol=1e-3)
 
 
-def test_official_state_dict_is_the_inverse_of_load_official(case: GoldenCase, model: Data2Vec) -> None:
+def test_official_state_dict_is_the_inverse_of_reading(case: GoldenCase, model: Data2Vec) -> None:
     for state, group in zip(exported(model), ("model.", "teacher_init."), strict=True):
         expected = case.group(group)
         assert set(state) == set(expected)

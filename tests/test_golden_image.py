@@ -12,7 +12,8 @@ import torch
 from golden_case import GoldenCase
 
 from d2v_lightning import Data2Vec, load_backbone
-from d2v_lightning.checkpoints import load_official, official_state_dict
+from d2v_lightning.checkpoints import official_state_dict
+from d2v_lightning.pretrained import FromPretrained
 
 CASES = ["vision_shared_relpos", "vision_perlayer_relpos"]
 FORWARD = {"atol": 1e-5, "rtol": 1e-4}
@@ -26,7 +27,7 @@ def case(request: pytest.FixtureRequest) -> GoldenCase:
 
 @pytest.fixture
 def model(case: GoldenCase, tmp_path: Path) -> Data2Vec:
-    return load_official(case.write_official_file(tmp_path)).train()
+    return FromPretrained.from_pretrained(case.write_official_file(tmp_path)).train()
 
 
 def train_mode(model: Data2Vec) -> Data2Vec:
@@ -90,7 +91,7 @@ def test_three_optimiser_and_ema_steps(case: GoldenCase, model: Data2Vec) -> Non
             torch.testing.assert_close(tensor.sum(), torch.tensor(total), rtol=1e-4, atol=1e-3)
 
 
-def test_official_state_dict_is_the_inverse_of_load_official(case: GoldenCase, model: Data2Vec) -> None:
+def test_official_state_dict_is_the_inverse_of_reading(case: GoldenCase, model: Data2Vec) -> None:
     state = official_state_dict(model)
     student, teacher = case.group("model."), case.group("teacher_init.")
     assert set(state["model"]) == set(student)
@@ -129,7 +130,7 @@ def wrapped(state: dict[str, Any]) -> dict[str, Any]:
 def test_other_spellings_of_a_file_give_the_same_model(
     case: GoldenCase, model: Data2Vec, tmp_path: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    other = load_official(changed(case, tmp_path, change))
+    other = FromPretrained.from_pretrained(changed(case, tmp_path, change))
     assert other.config == model.config
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name])
@@ -141,7 +142,7 @@ def test_other_spellings_of_a_file_give_the_same_model(
         (lambda file: vars(file["args"]).pop("target_layers"), "target_layers is None"),
         (lambda file: vars(file["args"]).update(target_layers="top"), "target_layers is 'top'"),
         (lambda file: vars(file["args"]).update(target_layers=[1, 40]), "there are blocks 0 to 2 only"),
-        (lambda file: file.update(args=None), "needs the entries 'model' and 'args'"),
+        (lambda file: file.update(args=None), "Meta's 'model' with 'cfg' or 'args'"),
         (lambda file: file.update(model_ema="teacher"), "its weights are a str, where named tensors are expected"),
         (lambda file: file["model"].update(step=3), "among its weights is 'step', which is no tensor but int"),
         (lambda file: file["model"].pop("blocks.0.mlp.fc1.weight"), "weight 'blocks.0.mlp.fc1.weight' is missing"),
@@ -152,7 +153,7 @@ def test_a_file_that_does_not_fit_together_is_refused_in_one_line(
 ) -> None:
     path = changed(case, tmp_path, change)
     with pytest.raises(ValueError, match=message) as error:
-        load_official(path)
+        FromPretrained.from_pretrained(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -174,7 +175,7 @@ def test_the_first_block_alone_with_its_own_table(tmp_path: Path) -> None:
             file[part] = {name: tensor for name, tensor in file[part].items() if not re.match(r"blocks\.[1-9]", name)}
         vars(file["args"]).update(target_layers=[0])
 
-    model = load_official(changed(case, tmp_path, cut))
+    model = FromPretrained.from_pretrained(changed(case, tmp_path, cut))
     (result,) = model.teacher_layer_results(case.batch())
     torch.testing.assert_close(result, case.tensors["teacher.layer0.fc"], **FORWARD)
     table = case.group("model.")["blocks.0.attn.relative_position_bias_table"]

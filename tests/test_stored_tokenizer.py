@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from d2v_lightning import Backbone, Data2Vec, GLUEClassifier
+from d2v_lightning import Data2Vec, GLUEClassifier, load_backbone
 from d2v_lightning.command_line import D2VCLI
 from d2v_lightning.features import main as features
 from d2v_lightning.tokenizer import restored, stored
@@ -174,7 +174,7 @@ def test_directories_and_features_have_it(folder: Path, tmp_path: Path) -> None:
     model = Data2Vec.load_from_checkpoint(last(folder, "pre"))
     model.save_pretrained(tmp_path / "saved")
     assert Data2Vec.from_pretrained(tmp_path / "saved").backbone.tokenizer == model.backbone.tokenizer
-    assert Backbone.from_pretrained(tmp_path / "saved").tokenizer == model.backbone.tokenizer
+    assert load_backbone(tmp_path / "saved").tokenizer == model.backbone.tokenizer
     assert load_tokenizer(str(tmp_path / "saved")).mask_token_id == 279
     arguments = [str(folder / "text.txt"), "--checkpoint", str(last(folder, "fine")), "--out", str(tmp_path / "x.npy")]
     assert features(arguments) == 0

@@ -3,16 +3,13 @@
 from d2v_lightning.checkpoints.huggingface import (
     huggingface_config,
     huggingface_state_dict,
-    load_huggingface,
     save_huggingface,
 )
-from d2v_lightning.checkpoints.official import load_official, official_state_dict, read_dictionary
+from d2v_lightning.checkpoints.official import official_state_dict, read_dictionary
 
 __all__ = [
     "huggingface_config",
     "huggingface_state_dict",
-    "load_huggingface",
-    "load_official",
     "official_state_dict",
     "read_dictionary",
     "save_huggingface",

@@ -15,14 +15,12 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import huggingface_audio, huggingface_image, huggingface_text
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_weights, write_safetensors
-from d2v_lightning.checkpoints.hub import directory_of
 from d2v_lightning.checkpoints.tables import Row, State, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
@@ -40,47 +38,8 @@ SIZES = (
     *("num_channels", "image_size", "patch_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups"),
 )
 PAIRS = ("image_size", "patch_size")  # one number, or height and width
+NO_PART_OF_A_BACKBONE = "no part of a backbone"
 LISTS = ("conv_dim", "conv_kernel", "conv_stride")
-
-
-class HuggingFaceModel(NamedTuple):
-    """A directory's content: the network as a `backbone`, the rest of its weights (`head`), its `config`."""
-
-    backbone: Backbone
-    head: State
-    config: Any
-
-
-def load_huggingface(path_or_name: str | Path) -> Backbone:
-    """The network in a Hugging Face directory, see `read_huggingface`. What is left out is said."""
-    model = read_huggingface(path_or_name)
-    if model.head:
-        rank_zero_info(f"{path_or_name}: not part of a backbone and left out: {', '.join(sorted(model.head))}")
-    return model.backbone
-
-
-def read_huggingface(path_or_name: str | Path) -> HuggingFaceModel:
-    """A model of Data2VecVision, -Audio, -Text, BEiT, Wav2Vec2 or RoBERTa, with or without a task's head.
-
-    Mask tokens and poolers (with the layer norm of mean pooling) count as part of the head. An image model with
-    `use_mean_pooling` has no norm after the last block, and neither has the result. Speech models treat padding as theirs
-    do (`AudioEncoder.padding` "released_1").
-
-    Args:
-        path_or_name: a directory with `config.json` and `model.safetensors` (or `pytorch_model.bin`), or a hub name.
-
-    Returns:
-        A backbone with the same hidden states, in training mode, and what is not part of it.
-
-    Raises:
-        FileNotFoundError: the directory, or one of its files, does not exist.
-        ValueError: the model is of another type or uses an option that our trunk does not have; or its file is damaged,
-            or holds more or fewer weights than the configuration asks for.
-    """
-    found = _read(directory_of(path_or_name), str(path_or_name))
-    backbone: Backbone = build(found.backbone.config)
-    backbone.load_state_dict(found.state)
-    return HuggingFaceModel(backbone, found.head, found.config)
 
 
 def huggingface_content(directory: Path, name: str, whole: bool = True) -> Content:
@@ -88,10 +47,18 @@ def huggingface_content(directory: Path, name: str, whole: bool = True) -> Conte
 
     Where `whole` is False it is always a `Backbone`.
 
-    The mask token of a backbone is kept beside it, as "mask_token".
+    Models are Data2VecVision, -Audio, -Text, BEiT, Wav2Vec2 and RoBERTa. The mask token of a backbone is kept beside it, as
+    "mask_token". An image model with `use_mean_pooling` has no norm after the last block, and neither has the result.
+    Speech models treat padding as theirs do (`AudioEncoder.padding` "released_1").
+
+    Args:
+        directory: with `config.json` and `model.safetensors` (or `pytorch_model.bin`).
+        name: what messages call it.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_huggingface`.
+        FileNotFoundError: the directory, or one of its files, does not exist.
+        ValueError: the model is of another type or uses an option that our trunk does not have; or its file is damaged,
+            or holds more or fewer weights than the configuration asks for.
     """
     found = _read(directory, name)
     licence = _licence(directory)
@@ -104,7 +71,7 @@ def huggingface_content(directory: Path, name: str, whole: bool = True) -> Conte
             state["mask_token"] = found.head.pop(token)
             rows.append(Row(token, tuple(state["mask_token"].shape), "matched", "mask_token"))
         for weight in list(found.head):
-            drop(found.head, weight, "no part of a backbone", rows)
+            drop(found.head, weight, NO_PART_OF_A_BACKBONE, rows)
         normalize = huggingface_audio.normalize(directory) if found.layout is huggingface_audio else None
         return Content(found.backbone.config, state, kind, licence, rows, normalize=normalize)
     class_name, arguments, table = task

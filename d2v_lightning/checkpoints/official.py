@@ -9,48 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import as_options, option, plain_options, truth
-from d2v_lightning.configurable import build
 from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import read_lines
-from d2v_lightning.saving import load_exactly
+from d2v_lightning.objective import Objective
 from d2v_lightning.student import VisibleStudent
-from d2v_lightning.tensor_files import read_tensors, unwrapped
-
-if TYPE_CHECKING:
-    from d2v_lightning.module import Data2Vec
-
-
-def load_official(path: str | Path, dictionary: list[str] | None = None) -> Any:
-    """A released (or self-trained) file as a module of ours.
-
-    Args:
-        path: file in an official layout: 1.0 images `{"model": ..., "model_ema": ..., "args": Namespace}`, all others
-            `{"model": {..., "_ema": {...}}, "cfg": {"model": {...}}}`.
-        dictionary: symbols by number of a file that was fine-tuned with CTC, see `read_dictionary`; None for those that it
-            stores, or LibriSpeech's.
-
-    Returns:
-        Of a pre-training file, a `Data2Vec` that goes on where the file stands; of a fine-tuned one, a `SpeechCTC`,
-        `ImageClassifier` or `GLUEClassifier`. Student, teacher, targets, loss and EMA are as the file's options say; padding
-        is handled as in Meta's code (see `Encoder`), which is said. Without a teacher in the file it is a copy of the
-        student, and that is said.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another layout, or its tensors or options do not fit together.
-    """
-    content = convert_official(read_tensors(path, mapped=True), str(path), dictionary)
-    model = build(content.tree)
-    load_exactly(model, content.state, str(path))
-    return model
+from d2v_lightning.tensor_files import unwrapped
 
 
 def is_official(file: Any) -> bool:
@@ -73,16 +44,23 @@ def convert_official(
 ) -> Content:
     """An official file's content as ours.
 
+    Of a pre-training file it is a `Data2Vec` that goes on where the file stands; of a fine-tuned one a `SpeechCTC`,
+    `ImageClassifier` or `GLUEClassifier`. Student, teacher, targets, loss and EMA are as the file's options say. Padding is
+    handled as in Meta's code (see `Encoder`), which is said. Without a teacher in the file it is a copy of the student, and
+    that is said.
+
     Args:
+        file: for which `is_official` is true, as `read_tensors` gives it. 1.0 images are `{"model": ..., "model_ema": ...,
+            "args": Namespace}`, all others `{"model": {..., "_ema": {...}}, "cfg": {"model": {...}}}`.
+        path: what messages call it.
+        dictionary: symbols by number of a file that was fine-tuned with CTC, see `read_dictionary`; None for those that it
+            stores, or LibriSpeech's.
+        pretrained: the file that a fine-tuned one started from, see `read_pretrained`.
         whole: False where a backbone is all that is wanted: mask token and decoder of a pre-training file may be missing.
 
     Raises:
-        ValueError: as `load_official`; `path` is what the message calls the file.
+        ValueError: the file is damaged, of another layout, or its tensors or options do not fit together.
     """
-    if not is_official(file):
-        raise UserError(
-            f"{path} is not in a layout of data2vec: it needs the entries 'model' and 'args' or 'model' and 'cfg'"
-        )
     try:
         file = {**file, "model": unwrapped(file.get("model", file.get("module")))}
         file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
@@ -149,7 +127,7 @@ def read_dictionary(path: str | Path) -> list[str]:
     return symbols
 
 
-def official_state_dict(model: Data2Vec) -> dict[str, Any]:
+def official_state_dict(model: Objective) -> dict[str, Any]:
     """Student and teacher under the official names: `{"model": ..., "model_ema": ...}` for 1.0 images, otherwise
     `{"model": {..., "_ema": {...}}}`.
 

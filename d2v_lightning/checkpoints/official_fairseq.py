@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
@@ -20,10 +20,8 @@ from d2v_lightning.configurable import build
 from d2v_lightning.decoder import MlpDecoder
 from d2v_lightning.encoders import AudioEncoder, TextEncoder
 from d2v_lightning.errors import UserError
+from d2v_lightning.objective import Objective
 from d2v_lightning.tensor_files import Weights, named_tensors
-
-if TYPE_CHECKING:
-    from d2v_lightning.module import Data2Vec
 
 TRUNK: Names = {
     **both(
@@ -84,7 +82,7 @@ def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     else:
         raise UserError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
     with torch.device("meta"):
-        model: Data2Vec = build(tree)
+        model: Objective = build(tree)
     rows: list[Row] = []
     table = _student_table(model)
     needed = needed_of(model.student.state_dict(), student, table, whole)
@@ -142,7 +140,7 @@ def drop_version(rest: State, rows: list[Row]) -> None:
         drop(rest, name, "a version number", rows)
 
 
-def state_dict(model: Data2Vec) -> dict[str, State]:
+def state_dict(model: Objective) -> dict[str, State]:
     """`{"model": {..., "_ema": {...}}}`, see `official_state_dict`."""
     flat = {"mask_emb": (-1,)}
     student: dict[str, Any] = to_theirs(model.student.state_dict(), _student_table(model), flat)
@@ -164,7 +162,7 @@ def state_dict(model: Data2Vec) -> dict[str, State]:
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
-def _student_table(model: Data2Vec) -> Names:
+def _student_table(model: Objective) -> Names:
     head: Names = AUDIO_HEAD
     if isinstance(model.encoder, TextEncoder):
         decoder = model.student.decoder
@@ -186,7 +184,7 @@ def backbone_table(backbone: Backbone) -> Names:
     return prefixed(features, "encoder.") | prefixed(trunk, theirs="encoder.")
 
 
-def _teacher_table(model: Data2Vec) -> Names:
+def _teacher_table(model: Objective) -> Names:
     trunk = prefixed(TRUNK, "transformer.")
     if isinstance(model.encoder, TextEncoder):
         return trunk | prefixed(TEXT_EMBEDDING, "encoder.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
@@ -19,15 +19,13 @@ from d2v_lightning.decoder import LinearDecoder
 from d2v_lightning.encoders import Encoder, ImageEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import RelativePositionBias, is_index_of, relative_position_index
 from d2v_lightning.student import MaskTokenStudent
 from d2v_lightning.targets import Norm, Targets
 from d2v_lightning.tensor_files import Weights, named_tensors
 from d2v_lightning.transformer import Transformer
-
-if TYPE_CHECKING:
-    from d2v_lightning.module import Data2Vec
 
 BACKBONE = {
     "encoder.position.class_token": ("cls_token",),
@@ -59,7 +57,7 @@ def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     teacher = Weights(student) if alone else named_tensors(file["model_ema"], f"{path} (model_ema)")
     tree = _image_tree(student, options, path)
     with torch.device("meta"):
-        model: Data2Vec = build(tree)
+        model: Objective = build(tree)
     converted: State = {}
     rows: list[Row] = []
     for prefix, part, theirs, table, name in (
@@ -96,7 +94,7 @@ def drop_index(rest: State, path: str, rows: list[Row], encoder: Encoder) -> Non
         drop(rest, name, "follows from the grid", rows)
 
 
-def state_dict(model: Data2Vec) -> dict[str, State]:
+def state_dict(model: Objective) -> dict[str, State]:
     """`{"model": ..., "model_ema": ...}`, see `official_state_dict`.
 
     The official teacher also averages mask token and head, which it never uses and ours does not have; the student's stand

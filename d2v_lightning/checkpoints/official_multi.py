@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_info
@@ -38,6 +38,7 @@ from d2v_lightning.decoder import ConvDecoder
 from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.errors import UserError
 from d2v_lightning.losses import RegressionLoss
+from d2v_lightning.objective import Objective
 from d2v_lightning.optim import Optimization
 from d2v_lightning.position import Alibi, sine_cosine_positions
 from d2v_lightning.student import VisibleStudent
@@ -45,9 +46,6 @@ from d2v_lightning.targets import Targets
 from d2v_lightning.teacher import Scope
 from d2v_lightning.tensor_files import Weights, named_tensors
 from d2v_lightning.transformer import Transformer
-
-if TYPE_CHECKING:
-    from d2v_lightning.module import Data2Vec
 
 _BLOCK_PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 # Below "modality_encoders.<MODALITY>.":
@@ -90,7 +88,7 @@ def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     modality = modality_of(student, path)
     tree = _tree(student, modality, options, cfg, path)
     with torch.device("meta"):
-        model: Data2Vec = build(tree)
+        model: Objective = build(tree)
     rows: list[Row] = []
     table = _student_table(model)
     needed = needed_of(model.student.state_dict(), student, table, whole)
@@ -164,7 +162,7 @@ def grid_of(table: Tensor, name: str) -> tuple[int, int]:
     raise UserError(f"weight {name!r} of shape {sizes} holds positions that are not the sines and cosines of any grid")
 
 
-def state_dict(model: Data2Vec) -> dict[str, Any]:
+def state_dict(model: Objective) -> dict[str, Any]:
     """`{"model": {..., "_ema": {...}}}`, see `official_state_dict`."""
     below = f"modality_encoders.{_modality(model.encoder)}."
     heads = model.backbone.transformer.config["init_args"]["num_heads"]
@@ -185,7 +183,7 @@ def _modality(encoder: Encoder) -> str:
     return {ImageEncoder: "IMAGE", AudioEncoder: "AUDIO", TextEncoder: "TEXT"}[type(encoder)]
 
 
-def _student_table(model: Data2Vec) -> Names:
+def _student_table(model: Objective) -> Names:
     below = f"modality_encoders.{_modality(model.encoder)}."
     decoder = model.student.decoder.config["init_args"]
     convs, projections = decoder["depth"], decoder["projection_depth"]
@@ -197,7 +195,7 @@ def _student_table(model: Data2Vec) -> Names:
     return names | prefixed(backbone_table(model.backbone), "backbone.")
 
 
-def _teacher_table(model: Data2Vec) -> Names:
+def _teacher_table(model: Objective) -> Names:
     backbone = backbone_table(model.backbone)
     if model.teacher.scope == "backbone":
         return backbone

@@ -12,9 +12,10 @@ import torch
 from golden_case import GoldenCase
 from safetensors.torch import load_file
 
-from d2v_lightning import Backbone, Data2Vec, load_backbone
-from d2v_lightning.checkpoints import load_official, official_state_dict
+from d2v_lightning import Data2Vec, load_backbone
+from d2v_lightning.checkpoints import official_state_dict
 from d2v_lightning.convert import main
+from d2v_lightning.pretrained import FromPretrained
 
 CASES = [path.stem for path in (Path(__file__).parents[1] / "golden").glob("*.safetensors")]
 NOT_IN_TRANSFORMERS = ["d2v2_image", "audio_variant_prenorm", "d2v2_audio_alibi_padded", "d2v2_audio_alibi_unpadded"]
@@ -50,14 +51,14 @@ def test_official_to_ours_and_back_unchanged(name: str, tmp_path: Path, capsys: 
         if key.startswith(UNUSED):
             continue
         assert torch.equal(after[key].reshape(tensor.shape), tensor), key
-    assert official_state_dict(load_official(path)).keys() == official_state_dict(model).keys()
+    assert official_state_dict(FromPretrained.from_pretrained(path)).keys() == official_state_dict(model).keys()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_through_transformers_or_our_own_directory(name: str, tmp_path: Path) -> None:
     path = GoldenCase(name).write_official_file(tmp_path)
     assert main(["export", str(path), "--out", str(tmp_path / "out"), "--part", "teacher"]) == 0
-    direct, through = load_backbone(path, "teacher"), Backbone.from_pretrained(tmp_path / "out")
+    direct, through = load_backbone(path, "teacher"), load_backbone(tmp_path / "out")
     assert direct.state_dict().keys() == through.state_dict().keys()
     for weight, tensor in direct.state_dict().items():
         assert torch.equal(through.state_dict()[weight], tensor), weight
@@ -84,7 +85,7 @@ def test_a_picture_of_another_size(tmp_path: Path) -> None:
     before = load_backbone(path).encoder.image_size[0]
     options = ["--out", str(tmp_path / "out"), "--part", "student", "--image-size", str(2 * before)]
     assert main(["import", str(path), *options]) == 0
-    larger = Backbone.from_pretrained(tmp_path / "out")
+    larger = load_backbone(tmp_path / "out")
     assert larger.encoder.image_size == (2 * before, 2 * before)
     assert torch.isfinite(larger(torch.randn(1, 3, 2 * before, 2 * before))).all()
 
@@ -108,7 +109,7 @@ def test_from_fairseqs_numbers_to_a_tokenizers(tmp_path: Path) -> None:
     options = ["--dictionary", str(tmp_path / "dict.txt"), "--tokenizer", str(tmp_path / "tokenizer")]
     options += ["--bpe", str(tmp_path / "encoder.json")]
     assert main(["import", str(path), "--out", str(tmp_path / "out"), "--part", "student", *options]) == 0
-    old, new = load_backbone(path).eval(), Backbone.from_pretrained(tmp_path / "out").eval()
+    old, new = load_backbone(path).eval(), load_backbone(tmp_path / "out").eval()
     assert (new.encoder.pad_id, new.encoder.mask_id) == (ids["<pad>"], ids["<mask>"])
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     theirs = torch.tensor([[0, 7, 9, size - 1, 2]])  # <s> word3 word5 <mask> </s>

@@ -11,7 +11,7 @@ import torch
 from golden_case import GoldenCase
 from safetensors.torch import load_file
 
-from d2v_lightning import Backbone, load_backbone
+from d2v_lightning import load_backbone
 from d2v_lightning.convert import main
 
 NAME, COMMIT = "somebody/data2vec-audio-tiny", "0123456789abcdef0123456789abcdef01234567"
@@ -36,7 +36,7 @@ def test_a_name_is_what_its_cached_files_are(older: bool, snapshot: Path, tmp_pa
     if older:
         torch.save(load_file(snapshot / "model.safetensors"), snapshot / "pytorch_model.bin")
         (snapshot / "model.safetensors").unlink()
-    fetched, direct = Backbone.from_pretrained(NAME), load_backbone(path, "teacher")
+    fetched, direct = load_backbone(NAME), load_backbone(path, "teacher")
     assert fetched.licence == "mit"
     for name, tensor in direct.state_dict().items():
         assert torch.equal(fetched.state_dict()[name], tensor), name
@@ -46,7 +46,7 @@ def test_a_name_that_is_nowhere_is_one_line(snapshot: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match="nothing at somebody/else, and the model hub gives no such thing"
     ) as error:
-        Backbone.from_pretrained("somebody/else")
+        load_backbone("somebody/else")
     assert "\n" not in str(error.value)
 
 

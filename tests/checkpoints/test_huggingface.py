@@ -24,15 +24,14 @@ from transformers import (
     ViTModel,
 )
 
-from d2v_lightning import Backbone, ImageEncoder, RelativePositionBias, Transformer
+from d2v_lightning import Backbone, ImageEncoder, RelativePositionBias, Transformer, load_backbone
 from d2v_lightning.checkpoints import (
     huggingface_state_dict,
-    load_huggingface,
-    load_official,
     save_huggingface,
 )
 from d2v_lightning.errors import UserError
 from d2v_lightning.position import relative_position_index
+from d2v_lightning.pretrained import FromPretrained
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {
@@ -100,7 +99,7 @@ def assert_same_hidden_states(backbone: Backbone, model: PreTrainedModel) -> Non
 def test_hidden_states_are_theirs_and_come_back(variant: str, tmp_path: Path) -> None:
     model = theirs(Data2VecVisionModel, VARIANTS[variant])
     model.save_pretrained(tmp_path / "theirs")
-    backbone = load_huggingface(tmp_path / "theirs")
+    backbone = load_backbone(tmp_path / "theirs")
     assert_same_hidden_states(backbone, model)
 
     save_huggingface(backbone, tmp_path / "ours")
@@ -118,14 +117,14 @@ def test_hidden_states_are_theirs_and_come_back(variant: str, tmp_path: Path) ->
 def test_models_with_a_head_and_beit(model_class: type[PreTrainedModel], variant: str, tmp_path: Path) -> None:
     model = theirs(model_class, VARIANTS[variant])
     model.save_pretrained(tmp_path)
-    assert_same_hidden_states(load_huggingface(tmp_path), model)
+    assert_same_hidden_states(load_backbone(tmp_path), model)
 
 
 def test_bias_of_images_that_are_not_square_is_the_one_they_apply(tmp_path: Path) -> None:
     """Their code reads such a table transposed and resizes it: what was trained is what that computes."""
     model = theirs(Data2VecVisionModel, NOT_SQUARE)
     model.save_pretrained(tmp_path)
-    backbone = load_huggingface(tmp_path)
+    backbone = load_backbone(tmp_path)
     assert_same_hidden_states(backbone, model)
     with pytest.raises(ValueError, match="needs square images"):
         huggingface_state_dict(backbone)
@@ -134,7 +133,7 @@ def test_bias_of_images_that_are_not_square_is_the_one_they_apply(tmp_path: Path
 def test_the_table_of_an_only_block_goes_out_as_a_shared_one(tmp_path: Path) -> None:
     model = theirs(Data2VecVisionModel, {"num_hidden_layers": 1, "use_relative_position_bias": True})
     model.save_pretrained(tmp_path / "theirs")
-    backbone = load_huggingface(tmp_path / "theirs")
+    backbone = load_backbone(tmp_path / "theirs")
     assert_same_hidden_states(backbone, model)
     save_huggingface(backbone, tmp_path / "ours")
     again = Data2VecVisionModel.from_pretrained(tmp_path / "ours").eval()
@@ -151,7 +150,7 @@ def test_offsets_stand_in_the_same_rows(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with torch.no_grad():
         expected = model.encoder.relative_position_bias((5, 5))
-    position_bias = load_huggingface(tmp_path).transformer.position_bias
+    position_bias = load_backbone(tmp_path).transformer.position_bias
     assert position_bias is not None
     assert torch.equal(position_bias(26)[0], expected)
 
@@ -159,7 +158,7 @@ def test_offsets_stand_in_the_same_rows(tmp_path: Path) -> None:
 def test_training_settings_travel(tmp_path: Path) -> None:
     settings = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.2, "drop_path_rate": 0.3}
     theirs(Data2VecVisionModel, settings).save_pretrained(tmp_path)
-    backbone = load_huggingface(tmp_path)
+    backbone = load_backbone(tmp_path)
     blocks = backbone.transformer.blocks
     assert [block.drop_path.probability for block in blocks] == pytest.approx([0.0, 0.15, 0.3])
     assert [block.dropout.p for block in blocks] == [0.1] * 3
@@ -173,7 +172,7 @@ def test_training_settings_travel(tmp_path: Path) -> None:
 def test_an_official_model_reaches_transformers(case: str, tmp_path: Path) -> None:
     """Meta's file -> ours -> theirs: the last hidden state is the normed output of the last block."""
     golden = GoldenCase(case)
-    backbone = load_official(golden.write_official_file(tmp_path)).backbone
+    backbone = FromPretrained.from_pretrained(golden.write_official_file(tmp_path)).backbone
     save_huggingface(backbone, tmp_path / "theirs")
     model = Data2VecVisionModel.from_pretrained(tmp_path / "theirs").eval()
     inputs = golden.batch()["inputs"]
@@ -188,11 +187,11 @@ def test_older_file_without_safetensors(tmp_path: Path) -> None:
     older = {**model.state_dict(), "encoder.relative_position_bias.relative_position_index": index}
     torch.save(older, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    assert_same_hidden_states(load_huggingface(tmp_path), model)
+    assert_same_hidden_states(load_backbone(tmp_path), model)
     index[3, 4] = 0
     torch.save(older, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"relative_position_index' is not what follows from config.json"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
 
 
 def test_older_file_that_names_code_runs_nothing(tmp_path: Path) -> None:
@@ -200,7 +199,7 @@ def test_older_file_that_names_code_runs_nothing(tmp_path: Path) -> None:
     torch.save({"weights": _TouchesAFile(tmp_path / "touched")}, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="holds more than tensors"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     assert not (tmp_path / "touched").exists()
 
 
@@ -241,7 +240,7 @@ def test_a_file_that_does_not_fit_says_why(name: str, tensor: Tensor | None, mes
     theirs(Data2VecVisionModel, VARIANTS["shared_bias"]).save_pretrained(tmp_path)
     rewrite(tmp_path, name, tensor)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -249,11 +248,11 @@ def test_a_weight_beside_the_network_that_is_no_head(tmp_path: Path) -> None:
     theirs(Data2VecVisionForImageClassification, {}).save_pretrained(tmp_path)
     rewrite(tmp_path, "something.weight", torch.zeros(2))
     with pytest.raises(ValueError, match=r"'something.weight' is not part of this model"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     rewrite(tmp_path, "something.weight", None)
     rewrite(tmp_path, "data2vec_vision.encoder.relative_position_bias.relative_position_bias_table", torch.zeros(84, 3))
     with pytest.raises(ValueError, match=r"not expected \['encoder.relative_position_bias"):  # of a model without any
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -266,14 +265,14 @@ def test_a_weight_beside_the_network_that_is_no_head(tmp_path: Path) -> None:
 def test_a_network_that_ours_cannot_be(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     theirs(Data2VecVisionModel, options).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("id2label", ["cat", "dog"], "'list' object has no attribute"),
-        ("hidden_dropout_prob", 2.0, "its options make no network: dropout probability"),
+        ("hidden_dropout_prob", 2.0, "dropout 2.0: it is a probability"),
         ("hidden_size", "wide", "hidden_size is 'wide'"),
         ("num_attention_heads", -1, "num_attention_heads is -1, where 1 or more is expected"),
         ("intermediate_size", 0, "intermediate_size is 0, where 1 or more is expected"),
@@ -285,7 +284,7 @@ def test_a_configuration_of_nonsense_is_one_line(name: str, value: object, messa
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     with pytest.raises(ValueError, match=message) as error:
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
@@ -294,7 +293,7 @@ def test_another_type_of_model_is_named(tmp_path: Path) -> None:
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=16)
     ViTModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model of type 'vit': supported are data2vec-vision, beit") as error:
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -305,32 +304,32 @@ def test_a_configuration_that_names_code_runs_nothing(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Config"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert_same_hidden_states(load_huggingface(tmp_path), model)
+    assert_same_hidden_states(load_backbone(tmp_path), model)
     assert not (tmp_path / "touched").exists()
 
 
 def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at /nowhere/at/all"):
-        load_huggingface("/nowhere/at/all")
+        load_backbone("/nowhere/at/all")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     theirs(Data2VecVisionModel, {}).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="damaged or no safetensors"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no weights in"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
 
 
 def test_heads_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("d2v_lightning.checkpoints.huggingface.rank_zero_info", said.append)
+    monkeypatch.setattr("d2v_lightning.pretrained.rank_zero_info", said.append)
     theirs(Data2VecVisionForImageClassification, {}).save_pretrained(tmp_path)
-    load_huggingface(tmp_path)
+    load_backbone(tmp_path)
     assert len(said) == 1
     pooler = "data2vec_vision.pooler.layernorm"
     assert said[0].endswith(f": classifier.bias, classifier.weight, {pooler}.bias, {pooler}.weight")
@@ -359,7 +358,7 @@ def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
     transformer = Transformer(dim=8, depth=2, num_heads=2, drop_path=0.1, position_bias=RelativePositionBias((2, 2), 2))
     backbone = Backbone(ImageEncoder(image_size=8, patch_size=4, dim=8), transformer)
     save_huggingface(backbone, tmp_path)
-    again = load_huggingface(tmp_path)
+    again = load_backbone(tmp_path)
     assert again.transformer.config == backbone.transformer.config
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, backbone.state_dict()[name]), name

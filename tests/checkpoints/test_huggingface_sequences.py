@@ -25,9 +25,8 @@ from transformers import (
     Wav2Vec2Model,
 )
 
-from d2v_lightning import Alibi, AudioEncoder, Backbone, TextEncoder, Transformer
-from d2v_lightning.checkpoints import load_huggingface, save_huggingface
-from d2v_lightning.checkpoints.huggingface import read_huggingface
+from d2v_lightning import Alibi, AudioEncoder, Backbone, TextEncoder, Transformer, load_backbone
+from d2v_lightning.checkpoints import save_huggingface
 from d2v_lightning.errors import UserError
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
@@ -98,7 +97,7 @@ def assert_same_hidden_states(backbone: Backbone, model: PreTrainedModel, name: 
 def test_hidden_states_are_theirs_and_come_back(name: str, padded: bool, tmp_path: Path) -> None:
     model = theirs(name)
     model.save_pretrained(tmp_path / "theirs")
-    backbone = load_huggingface(tmp_path / "theirs")
+    backbone = load_backbone(tmp_path / "theirs")
     assert_same_hidden_states(backbone, model, name, padded)
     save_huggingface(backbone, tmp_path / "ours")
     again, report = AutoModel.from_pretrained(
@@ -108,17 +107,10 @@ def test_hidden_states_are_theirs_and_come_back(name: str, padded: bool, tmp_pat
     assert not unused, unused
     assert not report["unexpected_keys"]
     assert_same_hidden_states(backbone, again.eval(), name, padded)
-    once_more = load_huggingface(tmp_path / "ours")
+    once_more = load_backbone(tmp_path / "ours")
     assert once_more.encoder.config == backbone.encoder.config
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(once_more.state_dict()[key], tensor), key
-
-
-def test_heads_are_handed_over(tmp_path: Path) -> None:
-    for name, head in (("audio_ctc", "lm_head.weight"), ("text_classifier", "classifier.out_proj.weight")):
-        model = theirs(name)
-        model.save_pretrained(tmp_path / name)
-        assert torch.equal(read_huggingface(tmp_path / name).head[head], model.state_dict()[head])
 
 
 @pytest.mark.parametrize("name", ["audio", "wav2vec2"])
@@ -127,7 +119,7 @@ def test_a_norm_that_ours_does_not_have_is_refused(name: str, tmp_path: Path) ->
     model.config.layer_norm_eps = 0.1
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"layer_norm_eps is 0.1, ours has 1e-05 only"):
-        load_huggingface(tmp_path)
+        load_backbone(tmp_path)
 
 
 def test_networks_that_theirs_cannot_be(tmp_path: Path) -> None:

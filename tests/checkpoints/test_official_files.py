@@ -10,9 +10,8 @@ import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning.checkpoints import load_official
 from d2v_lightning.errors import UserError
-from d2v_lightning.pretrained import load_backbone, load_mask_token
+from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token
 from d2v_lightning.tensor_files import unwrapped
 
 CASES = ("vision_shared_relpos", "audio_unpadded", "text_unpadded_variant", "d2v2_image")
@@ -74,7 +73,7 @@ def test_a_backbone_needs_no_more_of_a_file_than_itself(name: str, tmp_path: Pat
     assert_same_backbone(path, other)
     assert load_mask_token(other) is None
     with pytest.raises(UserError, match="weights missing"):
-        load_official(other)
+        FromPretrained.from_pretrained(other)
 
 
 def test_an_index_of_positions_of_another_grid_is_refused(tmp_path: Path) -> None:
@@ -84,4 +83,4 @@ def test_an_index_of_positions_of_another_grid_is_refused(tmp_path: Path) -> Non
         return file
 
     with pytest.raises(UserError, match=r"relative_position_index' is not that of \d+x\d+ patches"):
-        load_official(changed(CASES[0], tmp_path, turn)[1])
+        FromPretrained.from_pretrained(changed(CASES[0], tmp_path, turn)[1])

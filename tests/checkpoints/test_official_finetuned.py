@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
-from d2v_lightning.checkpoints import load_official, read_dictionary
-from d2v_lightning.pretrained import read_pretrained
+from d2v_lightning.checkpoints import read_dictionary
+from d2v_lightning.pretrained import FromPretrained, read_pretrained
 
 AUDIO = ["audio_padded", "audio_variant_prenorm", "d2v2_audio_alibi_padded"]
 TEXT = ["text_padded", "d2v2_text_padded"]
@@ -33,7 +33,7 @@ def network(case: GoldenCase) -> dict[str, Tensor]:
 
 
 def pretrained(case: GoldenCase, folder: Path) -> Data2Vec:
-    return load_official(case.write_official_file(folder)).eval()
+    return FromPretrained.from_pretrained(case.write_official_file(folder)).eval()
 
 
 def write_ctc(case: GoldenCase, path: Path, dim: int, letters: int = 32, **file: Any) -> Path:
@@ -49,7 +49,7 @@ def write_ctc(case: GoldenCase, path: Path, dim: int, letters: int = 32, **file:
 def test_letters(name: str, tmp_path: Path) -> None:
     case = GoldenCase(name)
     base = pretrained(case, tmp_path)
-    model = load_official(write_ctc(case, tmp_path / "ctc.pt", base.backbone.dim)).eval()
+    model = FromPretrained.from_pretrained(write_ctc(case, tmp_path / "ctc.pt", base.backbone.dim)).eval()
     assert isinstance(model, SpeechCTC)
     batch = case.batch()
     log_probs, _ = model(batch["inputs"], batch.get("padding_mask"))
@@ -69,13 +69,13 @@ def test_letters_of_another_language(tmp_path: Path) -> None:
     dim = pretrained(case, tmp_path).backbone.dim
     path = write_ctc(case, tmp_path / "ctc.pt", dim, letters=7)
     with pytest.raises(ValueError, match=r"ctc.pt tells 7 letters apart and does not say which: give its dictionary"):
-        load_official(path)
+        FromPretrained.from_pretrained(path)
     (tmp_path / "dict.ltr.txt").write_text("| 10\nÄ 9\nß 8\n")
-    vocabulary = load_official(path, read_dictionary(tmp_path / "dict.ltr.txt")).vocabulary
+    vocabulary = FromPretrained.from_pretrained(path, read_dictionary(tmp_path / "dict.ltr.txt")).vocabulary
     assert vocabulary == ["<blank>", "<pad>", "</s>", "<unk>", "|", "Ä", "ß"]
     (tmp_path / "dict.ltr.txt").write_text("| 10\nÄ 9\n")
     with pytest.raises(ValueError, match="tells 7 letters apart, its dictionary has 6"):
-        load_official(path, read_dictionary(tmp_path / "dict.ltr.txt"))
+        FromPretrained.from_pretrained(path, read_dictionary(tmp_path / "dict.ltr.txt"))
     (tmp_path / "dict.ltr.txt").write_text("| many\n")
     with pytest.raises(ValueError, match=r"dict.ltr.txt:1 is '\| many': a symbol and its count are expected"):
         read_dictionary(tmp_path / "dict.ltr.txt")
@@ -92,7 +92,7 @@ def test_sentences(name: str, tmp_path: Path) -> None:
     options = case.json["official_options_set"]
     model = {"pretrained_model_args": {"model": options}} if multi else options
     torch.save({"model": weights, "cfg": {"model": model, "task": {}}}, tmp_path / "glue.pt")
-    found = load_official(tmp_path / "glue.pt").eval()
+    found = FromPretrained.from_pretrained(tmp_path / "glue.pt").eval()
     assert isinstance(found, GLUEClassifier)
     batch = case.batch()
     dense, dense_bias, out, out_bias = head.values()
@@ -116,7 +116,7 @@ def test_image_classes(name: str, tmp_path: Path) -> None:
     file = {"model": weights | norm | head}
     file |= {"cfg": {"model": model}} if multi else {"args": argparse.Namespace(num_heads=options.get("num_heads"))}
     torch.save(file, tmp_path / "tuned.pth")
-    found = load_official(tmp_path / "tuned.pth").eval()
+    found = FromPretrained.from_pretrained(tmp_path / "tuned.pth").eval()
     assert isinstance(found, ImageClassifier)
     data = read_pretrained(tmp_path / "tuned.pth").content.data
     assert data is not None
@@ -138,11 +138,11 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path) -> None:
     file["model"]["strange.weight"] = torch.zeros(1)
     torch.save(file, path)
     with pytest.raises(ValueError, match=r"weight 'strange.weight' is not part of a fine-tuned data2vec"):
-        load_official(path)
+        FromPretrained.from_pretrained(path)
     del file["model"]["strange.weight"], file["cfg"]["model"]["w2v_args"]
     torch.save(file, path)
     with pytest.raises(ValueError, match="its option w2v_args is missing, which says what network was fine-tuned"):
-        load_official(path)
+        FromPretrained.from_pretrained(path)
 
 
 @pytest.mark.parametrize("version", ["audio_padded", "d2v2_audio_alibi_padded"])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning.checkpoints import load_official
 from d2v_lightning.errors import UserError
 from d2v_lightning.position import sine_cosine_positions
+from d2v_lightning.pretrained import FromPretrained
 
 
 def with_table(tmp_path: Path, change: Any) -> Path:
@@ -26,11 +26,11 @@ def with_table(tmp_path: Path, change: Any) -> Path:
 
 
 def test_the_grid_is_read_off_the_table(tmp_path: Path) -> None:
-    square = load_official(with_table(tmp_path, lambda table: table)).encoder.grid
+    square = FromPretrained.from_pretrained(with_table(tmp_path, lambda table: table)).encoder.grid
     assert square[0] == square[1]
     rectangle = (2, 8)
     path = with_table(tmp_path, lambda table: sine_cosine_positions(rectangle, table.shape[2]).half())
-    assert load_official(path).encoder.grid == rectangle
+    assert FromPretrained.from_pretrained(path).encoder.grid == rectangle
 
 
 @pytest.mark.parametrize("kind", ["other numbers", "rows of no grid of ours", "turned"])
@@ -41,5 +41,5 @@ def test_a_table_that_is_not_ours_is_refused(kind: str, tmp_path: Path) -> None:
         "turned": lambda table: table.flip(1),
     }
     with pytest.raises(UserError, match="not the sines and cosines of any grid") as error:
-        load_official(with_table(tmp_path, changes[kind]))
+        FromPretrained.from_pretrained(with_table(tmp_path, changes[kind]))
     assert str(tmp_path) in str(error.value)

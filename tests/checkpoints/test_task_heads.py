@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from d2v_lightning import Backbone, Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
+from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC, load_backbone
 from d2v_lightning.checkpoints import save_huggingface
 from d2v_lightning.errors import UserError
 
@@ -91,7 +91,7 @@ def test_both_ways(name: str, tmp_path: Path) -> None:
     again = type(ours).from_pretrained(tmp_path / "own").eval()
     assert torch.equal(logits_of(again, inputs), logits_of(ours, inputs))
     assert again.config == ours.config
-    backbone = Backbone.from_pretrained(tmp_path / "theirs").eval()
+    backbone = load_backbone(tmp_path / "theirs").eval()
     assert torch.equal(backbone(inputs), ours.backbone(inputs))
 
 

@@ -124,6 +124,7 @@ def test_signals_to_all_processes_leave_the_workers_to_the_one_that_trains() -> 
         os.kill(worker.pid, number)
     assert 1 + len(list(batches)) == len(data)
     assert worker.is_alive()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises where a loading process is killed
     worker.terminate()  # as multiprocessing does at the end of the program, with those that hang
     worker.join(timeout=60)
     assert worker.exitcode == -signal.SIGKILL

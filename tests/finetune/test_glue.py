@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Data2VecTextConfig, Data2VecTextForSequenceClassification
 
-from d2v_lightning import Backbone, GLUEClassifier, Optimization, TextEncoder, Transformer
-from d2v_lightning.checkpoints.huggingface import read_huggingface
+from d2v_lightning import Backbone, GLUEClassifier, Optimization, TextEncoder, Transformer, load_backbone
 
 
 def backbone(**transformer: Any) -> Backbone:
@@ -61,7 +60,7 @@ def test_the_head_is_that_of_transformers(tmp_path: Path) -> None:
         for parameter in theirs.parameters():
             parameter.normal_(std=0.3)
     theirs.save_pretrained(tmp_path)
-    ours = GLUEClassifier("mnli", backbone=read_huggingface(tmp_path).backbone).eval()
+    ours = GLUEClassifier("mnli", backbone=load_backbone(tmp_path)).eval()
     for name in ("dense", "out_proj"):
         getattr(ours, name).load_state_dict(getattr(theirs.classifier, name).state_dict())
     ids = torch.randint(3, 30, (3, 10))
