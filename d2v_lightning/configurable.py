@@ -57,7 +57,7 @@ def _refuse_odd(owner: str, name: str, value: Any, annotation: Any) -> None:
     """Look at a plain argument before a constructor computes with it.
 
     Args:
-        annotation: of the argument; only those of numbers and pairs of numbers say what it must be.
+        annotation: of the argument; those of numbers, pairs of numbers, text and choices say what it must be.
 
     Raises:
         ValueError: it is something else where these are needed, or not finite, or holds a number that is not.
@@ -66,6 +66,8 @@ def _refuse_odd(owner: str, name: str, value: Any, annotation: Any) -> None:
     if all(kind in (*_NUMBERS, "None") for kind in kinds) and not any(_is_of(kind, value) for kind in kinds):
         needed = " or ".join(_NUMBERS[kind][1] for kind in kinds if kind != "None")
         raise UserError(f"{name} is {value!r}: {owner} needs {needed}")
+    if value is None and all(kind in (*_NUMBERS, "bool", "str") or kind.startswith("Literal[") for kind in kinds):
+        raise UserError(f"{name} is None: {owner} needs a value, leave it out for the default")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(

@@ -13,6 +13,7 @@ from d2v_lightning import (
     ImageEncoder,
     LinearDecoder,
     Optimization,
+    RegressionLoss,
     RelativePositionBias,
     TextEncoder,
     Transformer,
@@ -28,6 +29,7 @@ from d2v_lightning.errors import UserError
         (Transformer, {"dropout": -1.0}, "dropout -1.0: it is a probability"),
         (Transformer, {"dim": 16, "num_heads": 2, "mlp_ratio": -1.0}, "mlp_ratio is -1.0"),
         (Transformer, {"layer_scale": "x"}, "layer_scale is 'x': Transformer needs a number"),
+        (RegressionLoss, {"scale": None}, "scale is None: RegressionLoss needs a value"),
         (Optimization, {"betas": [0.9, float("nan")]}, r"betas is \[0.9, nan\]: Optimization needs finite numbers"),
         (
             ImageEncoder,
