@@ -13,10 +13,9 @@ from torch import Tensor
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.letters import SEPARATOR, UNKNOWN
 from d2v_lightning.lines import read_lines
 
-BLANK, SEPARATOR, UNKNOWN = "<blank>", "|", "<unk>"
-LIBRISPEECH = [BLANK, SEPARATOR, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ"]
 SECONDS_PER_FRAME = 0.02
 LONGEST = 1500  # frames of one beam search (30 s): what it keeps grows with them
 

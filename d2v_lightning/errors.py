@@ -64,3 +64,9 @@ def probabilities(**given: float) -> None:
     for name, value in given.items():
         if not 0 <= value <= 1:
             raise UserError(f"{name} {value}: it is a probability, permitted is 0 to 1")
+
+
+def reason_of(error: Exception) -> str:
+    """The reason for a failure, for a list of such. The system's own messages repeat the path, which is left out."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return flat(reason) or type(error).__name__

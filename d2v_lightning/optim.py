@@ -15,7 +15,7 @@ from torch import nn
 from d2v_lightning import schedules
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.errors import UserError
-from d2v_lightning.training_state import CheckedLambdaLR, checkpoint_name, refuse_optimizer_state
+from d2v_lightning.stored_optimizer import CheckedLambdaLR, checkpoint_name, refuse_optimizer_state
 
 
 class Optimization(Configurable):

@@ -22,9 +22,10 @@ from d2v_lightning.configurable import (
 )
 from d2v_lightning.errors import UserError, naming
 from d2v_lightning.recipes import FromRecipe, overridden
+from d2v_lightning.stored_optimizer import checkpoint_name
 from d2v_lightning.tensor_files import REAL, compare_checksums, named_tensors, read_tensors
 from d2v_lightning.tokenizer import refuse_another
-from d2v_lightning.training_state import checkpoint_name, refuse_training_state
+from d2v_lightning.training_state import refuse_training_state
 
 FORMAT_VERSION = 2  # of checkpoints and directories: classes by their public names
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint

@@ -19,12 +19,11 @@ from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
 from datamodules.arguments import enough_for_a_batch
 from datamodules.files import expanded
-from datamodules.image_sources import open_table
 from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.samplers import EpochBatchSampler, Key
 from datamodules.speech_batches import BudgetBatchSampler
+from datamodules.tables import cell_text, cells_of, json_record, open_table
 from datamodules.text_collators import TextCollator
-from datamodules.text_sources import cell_text, cells_of, json_record
 from datamodules.vocabulary import agreed_tokenizer
 
 Row = dict[str, Any]

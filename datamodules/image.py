@@ -19,19 +19,15 @@ from datamodules.arguments import enough_for_a_batch, held_out_share, one_of
 from datamodules.attached import attached_model
 from datamodules.collators import BlockMaskCollator, ImageCollator, InverseBlockMaskCollator
 from datamodules.files import PICTURES, expanded
-from datamodules.image_sources import (
-    SPLIT_NAMES,
-    ImageSource,
-    PictureFiles,
-    SubsetSource,
-    split_folder,
-)
+from datamodules.image_sources import ImageSource, PictureFiles, SubsetSource, split_folder
 from datamodules.image_splits import Split, hold_out, open_dataset, open_folder, open_streams, require_classes
+from datamodules.image_streaming import StreamedImages
 from datamodules.keyed_images import KeyedImages
 from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.predicting import PlaceBatches, PredictLoader, done_before, files_to_predict
 from datamodules.samplers import EpochBatchSampler, derived_seed
-from datamodules.streaming import StreamedImages, StreamingLoader, count_rows
+from datamodules.streaming import StreamingLoader, count_rows
+from datamodules.tables import SPLIT_NAMES
 from datamodules.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

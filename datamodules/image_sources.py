@@ -11,17 +11,12 @@ from typing import Any, Protocol
 from PIL import Image
 from pytorch_lightning.utilities import rank_zero_warn
 
-from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.errors import UserError
 from d2v_lightning.lines import listed
-from datamodules.files import PASSED_BY, PICTURES, composed, expanded, files_of, refuse_gone
+from datamodules.files import PASSED_BY, PICTURES, composed, files_of, refuse_gone
 from datamodules.pictures import decoded, read_picture
 from datamodules.samplers import derived_seed
-
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing"),
-}
+from datamodules.tables import SPLIT_NAMES
 
 
 class ImageSource(Protocol):
@@ -272,51 +267,6 @@ def open_cell(cell: Any) -> Image.Image:
         raise UserError(f"this row holds {type(cell).__name__} instead of a picture")
     content = cell.get("bytes")
     return read_picture(cell["path"]) if content is None else decoded(content)
-
-
-def open_table(dataset: str, config: str | None, streaming: bool) -> Any:
-    """All splits of a Hugging Face data set, by name.
-
-    Args:
-        dataset: a folder made by `save_to_disk`, a parquet file, a folder of parquet files, or a name on the hub.
-        config: its configuration ("subset"), for names on the hub.
-        streaming: read while training, not before.
-
-    Returns:
-        A mapping from split names to `datasets.Dataset` or `datasets.IterableDataset`.
-
-    Raises:
-        FileNotFoundError: it looks like a path and is not there.
-        ValueError: a folder made by `save_to_disk` is to be streamed, or it is no data set that `datasets` can read.
-    """
-    import datasets
-
-    try:
-        return _opened(datasets, dataset, config, streaming)
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{dataset} is no data set that can be read: {reason[:300]}") from error
-
-
-def _opened(datasets: Any, dataset: str, config: str | None, streaming: bool) -> Any:
-    path = expanded(dataset)
-    dataset = str(path) if dataset.startswith("~") else dataset
-    if path.is_file():
-        return datasets.load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming)
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        if streaming:
-            raise UserError(
-                f"{dataset} is read from the disk as needed: streaming is for parquet and the hub, leave it out"
-            )
-        saved = datasets.load_from_disk(dataset)
-        return saved if isinstance(saved, Mapping) else {"train": saved}
-    if path.is_dir():
-        return datasets.load_dataset(dataset, streaming=streaming)
-    if dataset.startswith((".", "/")) or path.suffix == ".parquet":
-        raise NotFoundError(f"{dataset} does not exist: `dataset` is a file, a folder or a name on the hub")
-    return datasets.load_dataset(dataset, config, streaming=streaming)
 
 
 class DigitsSource:

@@ -11,16 +11,9 @@ from typing import Any, Literal
 from pytorch_lightning.utilities import rank_zero_warn
 
 from d2v_lightning.errors import NotFoundError, UserError
-from datamodules.image_sources import (
-    SPLIT_NAMES,
-    DigitsSource,
-    FolderSource,
-    HuggingFaceSource,
-    ImageSource,
-    SubsetSource,
-    open_table,
-)
+from datamodules.image_sources import DigitsSource, FolderSource, HuggingFaceSource, ImageSource, SubsetSource
 from datamodules.samplers import derived_seed
+from datamodules.tables import SPLIT_NAMES, open_table
 
 Split = Literal["train", "val", "test"]
 SPLITS: Sequence[Split] = ("train", "val", "test")

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, reason_of
 from datamodules.files import FolderGoneError, GoneFiles
-from datamodules.keyed_images import one_line
 from datamodules.samplers import Key
 from datamodules.speech_crops import Crops
 from datamodules.speech_sources import SpeechSource
@@ -73,7 +72,7 @@ class KeyedClips(Dataset[dict[str, Any]]):
             except FolderGoneError:
                 raise
             except UNREADABLE as error:
-                unreadable.append(f"{clip.name}: {one_line(error)}")
+                unreadable.append(f"{clip.name}: {reason_of(error)}")
                 if place == index:
                     self._gone.note(error, unreadable[0])
                 if not self.replace:

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, reason_of
 from datamodules.files import FolderGoneError, GoneFiles
 from datamodules.image_sources import ImageSource
 from datamodules.pictures import UNREADABLE, refuse_too_small
@@ -89,7 +89,7 @@ class KeyedImages(Dataset[dict[str, Any]]):
             except FolderGoneError:
                 raise
             except UNREADABLE as error:
-                unreadable.append(f"{self.source.name(place)}: {one_line(error)}")
+                unreadable.append(f"{self.source.name(place)}: {reason_of(error)}")
                 if attempt == 0:
                     self._gone.note(error, unreadable[0])
                 place = derived_seed("replacement", self.seed, index, attempt) % len(self.source)
@@ -102,9 +102,3 @@ class KeyedImages(Dataset[dict[str, Any]]):
         raise UserError(
             f"{REPLACEMENTS} pictures in a row cannot be read, the first is {unreadable[0]}: check the data set"
         )
-
-
-def one_line(error: Exception) -> str:
-    """The reason for a failure, for a list of such. The system's own messages repeat the path, which is left out."""
-    reason = getattr(error, "strerror", None) or str(error)
-    return " ".join(reason.split()) or type(error).__name__

@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
 from d2v_lightning.errors import UserError, at_least
+from d2v_lightning.letters import BLANK, SEPARATOR
 from d2v_lightning.lines import listed
 from d2v_lightning.recipes import FromRecipe
 from datamodules.accumulation import accumulate_to
@@ -25,7 +26,7 @@ from datamodules.loader import ResumableLoader, resume_exactly
 from datamodules.predicting import PredictLoader, done_before, files_to_predict
 from datamodules.samplers import world
 from datamodules.speech_batches import BudgetBatchSampler
-from datamodules.speech_collators import BLANK, SEPARATOR, SpanMaskCollator, SpeechCollator, TranscriptCollator
+from datamodules.speech_collators import SpanMaskCollator, SpeechCollator, TranscriptCollator
 from datamodules.speech_manifests import Clip
 from datamodules.speech_sources import (
     JoinedSource,

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.errors import UserError
+from d2v_lightning.letters import SEPARATOR
 from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask, visible_positions
 from d2v_lightning.types import Batch
 from datamodules.speech_crops import Crops, generator_of
-
-BLANK, SEPARATOR = "<blank>", "|"
 
 
 class SpeechCollator:

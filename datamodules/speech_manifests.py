@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from d2v_lightning.errors import UserError
 from d2v_lightning.lines import decoded, good_lines, numbered_lines, whole_text
 from datamodules.files import composed, expanded
-from datamodules.text_sources import json_record
+from datamodules.tables import json_record
 
 SHORTER = 0.1  # seconds that a piece of a recording may be shorter than the whole
 

@@ -13,13 +13,11 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
-from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.errors import NotFoundError, UserError, reason_of
 from d2v_lightning.lines import listed, whole_text
 from datamodules.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, files_of, refuse_gone
-from datamodules.image_sources import open_table
-from datamodules.keyed_images import one_line
 from datamodules.speech_manifests import Clip, is_piece, read_manifest, transcripts_of
-from datamodules.text_sources import cells_of
+from datamodules.tables import cells_of, open_table
 from datamodules.waveform import RATE, UNREADABLE, Waveform, measure, read_waveform
 
 PROGRESS_FROM = 1000
@@ -288,7 +286,7 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
         try:
             samples, rate = measure(clip.file if open_file is None else open_file(clip.file))
         except UNREADABLE as error:
-            return f"{' '.join(clip.name.split())}: {one_line(error)}"
+            return f"{' '.join(clip.name.split())}: {reason_of(error)}"
         return clip._replace(samples=samples), rate
 
     with ThreadPoolExecutor(8) as pool:

@@ -10,9 +10,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
-from d2v_lightning.errors import UserError
+from d2v_lightning.errors import UserError, reason_of
 from datamodules.files import refuse_gone
-from datamodules.keyed_images import one_line
 from datamodules.predicting import Done
 from datamodules.waveform import (
     RATE,
@@ -128,7 +127,7 @@ class SpeechWindows(IterableDataset[dict[str, Any]]):
     def _left_out(self, index: int, error: Exception) -> str:
         """The entry of a recording that cannot be read in "unreadable"; refuses where its folder has vanished."""
         refuse_gone(self.paths[index], error)
-        return f"{self.paths[index]}: {one_line(error)}"
+        return f"{self.paths[index]}: {reason_of(error)}"
 
     def _recording(self, index: int) -> Iterator[dict[str, Any]]:
         path = self.paths[index]

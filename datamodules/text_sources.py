@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,12 @@ from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.lines import decoded, listed, numbered_lines, whole_text
 from datamodules.arguments import one_of
 from datamodules.files import expanded, files_of
-from datamodules.image_sources import SPLIT_NAMES, open_table
+from datamodules.tables import SPLIT_NAMES, cell_text, cells_of, json_record, open_table
 
 _T = TypeVar("_T")
 Documents = Literal["lines", "blank_lines"]
 NAMES_KEPT = 20
 ENOUGH_BAD_LINES = 1000
-ROWS_AT_ONCE = 1000
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 
@@ -248,21 +246,6 @@ def _text_of(line: str, text_field: str) -> str:
     return whole_text(text)
 
 
-def json_record(line: str) -> dict[str, Any]:
-    """The object in a line of JSON lines.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"not JSON, {getattr(error, 'msg', error)}") from error
-    if not isinstance(record, dict):
-        raise UserError(f"not a JSON object but {type(record).__name__}")
-    return record
-
-
 class TableSource:
     """A column of text of a Hugging Face data set; a row is a document.
 
@@ -300,35 +283,6 @@ class TableSource:
                 yield from split_lines(cell_text(cell), 1)
             except UserError as error:
                 skipped.add(f"{self.name}:{row}: {error}")
-
-
-def cells_of(table: Any, column: str) -> Iterator[Any]:
-    """The cells of a column of a `datasets.Dataset`; text that is not UTF-8 as bytes."""
-    import pyarrow as pa
-
-    for rows in table.select_columns([column]).with_format("arrow").iter(ROWS_AT_ONCE):
-        cells = rows[column]
-        try:
-            yield from cells.to_pylist()
-        except UnicodeDecodeError:
-            for cell in cells.cast(pa.large_binary()).to_pylist():
-                try:
-                    yield cell if cell is None else cell.decode()
-                except UnicodeDecodeError:
-                    yield cell
-
-
-def cell_text(cell: Any) -> str:
-    """The text in a cell.
-
-    Raises:
-        ValueError: it is no text, or not whole.
-    """
-    if isinstance(cell, bytes):
-        return decoded(cell)
-    if not isinstance(cell, str):
-        raise UserError(f"{type(cell).__name__} in place of text")
-    return whole_text(cell)
 
 
 def split_lines(text: str, size: int) -> Iterator[Line]:

@@ -14,9 +14,9 @@ from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.directory import read_json
 from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.tables import Names, State, both
-from d2v_lightning.decoding import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.encoders.audio import AudioEncoder
 from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.letters import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.transformer import Transformer
 
 TYPES = {"data2vec-audio": "Data2VecAudioConfig", "wav2vec2": "Wav2Vec2Config"}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.backbone import Backbone
+from d2v_lightning.checkpoints.labels import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.image import ImageEncoder
 from d2v_lightning.errors import UserError
@@ -95,23 +96,6 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     below = next((prefix for prefix in (*PREFIXES, "") if f"{prefix}pooler.layernorm.weight" in head), PREFIXES[0])
     arguments["norm_eps"] = config.layer_norm_eps
     return "ImageClassifier", arguments, names | both("norm", f"{below}pooler.layernorm")
-
-
-def labels_of(config: Any, outputs: int, directory: Path) -> list[str] | None:
-    """Names of a head's classes; None where they are the library's placeholders.
-
-    Raises:
-        ValueError: not each of the `outputs` has a name, or they do not say one class of several.
-    """
-    kind = getattr(config, "problem_type", None)
-    if kind is not None and kind != "single_label_classification":
-        raise UserError(f"{directory}/config.json: problem_type is {kind!r}: ours says one class of several")
-    if sorted(config.id2label) != list(range(outputs)):
-        raise UserError(
-            f"{directory}/config.json: id2label names {sorted(config.id2label)[:9]}, where 0 to {outputs - 1} are expected"
-        )
-    names = [str(name) for _, name in sorted(config.id2label.items())]
-    return None if all(re.fullmatch(r"LABEL_\d+", name) for name in names) else names
 
 
 def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:

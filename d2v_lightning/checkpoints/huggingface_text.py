@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from d2v_lightning.backbone import Backbone
-from d2v_lightning.checkpoints.huggingface_image import labels_of
+from d2v_lightning.checkpoints.labels import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.encoders.text import TextEncoder
 from d2v_lightning.errors import UserError

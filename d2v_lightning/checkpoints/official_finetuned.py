@@ -15,8 +15,8 @@ from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, m
 from d2v_lightning.checkpoints.options import as_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
-from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.errors import UserError
+from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.tensor_files import Weights, named_tensors, read_tensors
 
 CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"

@@ -15,11 +15,12 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.decoding import BLANK, LIBRISPEECH, SEPARATOR, BeamSearch, Hypothesis, greedy
+from d2v_lightning.decoding import BeamSearch, Hypothesis, greedy
 from d2v_lightning.encoders import AudioEncoder
 from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.figures import KeepsFigures, counted
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
+from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.lines import read_lines
 from d2v_lightning.optim import Optimization, run_length
 from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize, regularised
