@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from stopped_runs import assert_same
 from test_resume import SMALL
 from tiny import image_batch, tiny_image_model
 from torch import Tensor
@@ -50,7 +53,7 @@ class Batches(pl.LightningDataModule):
         return DataLoader(PerRank(self.trainer.global_rank, self.trainer.world_size), batch_size=None)
 
 
-def trainer(folder: Path, devices: int, **options: Any) -> pl.Trainer:
+def trainer(folder: Path, devices: int, callbacks: Sequence[pl.Callback] = (), **options: Any) -> pl.Trainer:
     strategy: Any = "auto" if devices == 1 else TwoRanks()
     return pl.Trainer(
         accelerator="cpu",
@@ -59,10 +62,10 @@ def trainer(folder: Path, devices: int, **options: Any) -> pl.Trainer:
         use_distributed_sampler=False,
         limit_val_batches=0,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=bool(callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[Save(folder)],
+        callbacks=[Save(folder), *callbacks],
         **options,
     )
 
@@ -92,3 +95,25 @@ def test_uneven_data_and_layer_drop_end_with_equal_teachers(tmp_path: Path, batc
     assert teacher
     for name in ranks[0]:
         assert torch.equal(ranks[0][name], ranks[1][name]), name
+
+
+def test_two_ranks_go_on_exactly_within_an_epoch(tmp_path: Path) -> None:
+    """Windows of 2 and 1 batches on each rank, left after the first window of the second epoch."""
+
+    def run(name: str, resumed: Path | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        pl.seed_everything(0)
+        data = ImageDataModule.from_recipe("digits", {"batch_size": 16, "num_workers": 0})
+        each = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
+        options = {"max_epochs": 3, "limit_train_batches": 3, "accumulate_grad_batches": 2}
+        (tmp_path / name).mkdir()
+        trainer(tmp_path / name, 2, [each], **options).fit(
+            Data2Vec.from_recipe("digits", SMALL), data, ckpt_path=resumed
+        )
+        ranks = [torch.load(tmp_path / name / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+        return torch.load(tmp_path / name / "step=6.ckpt", weights_only=True), ranks
+
+    whole, expected = run("whole")
+    end, ranks = run("again", tmp_path / "whole" / "step=3.ckpt")
+    assert_same(end, whole)
+    for found, wanted in zip(ranks, expected, strict=True):
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())

@@ -2,7 +2,8 @@
 
     python -m tests.chaos.resume [--task image] [--chain 5,10] [--options "--trainer.max_steps -1 --trainer.max_epochs 4"]
 
-Every task runs by epochs and by steps, with and without accumulation, unless one is asked for. Nothing here is random but the
+Pre-training and CTC run by epochs and by steps, with and without accumulation, and with loaders made anew; the other tasks by
+epochs, accumulated and made anew. Nothing here is random but the
 choice of chains.
 """
 
@@ -22,6 +23,8 @@ from tests.chaos.world import compare, make_data, metrics, tasks
 
 EPOCHS = "--trainer.max_steps -1 --trainer.max_epochs 3 --trainer.limit_train_batches {limit}"
 STEPS = "--trainer.max_steps 10 --trainer.max_epochs -1 --trainer.limit_train_batches {limit}"
+RELOAD = " --trainer.reload_dataloaders_every_n_epochs 2 --trainer.val_check_interval 0.5"
+FIVE = ("image", "image2", "audio", "ctc", "text")  # in every kind of run; the others in two
 
 
 class Campaign:
@@ -32,7 +35,7 @@ class Campaign:
         out = self.work / name
         shutil.rmtree(out, ignore_errors=True)
         every = "--model_checkpoint.every_n_train_steps 1 --model_checkpoint.save_top_k -1 --model_checkpoint.filename {step}"
-        more = [*every.split(), "--data.num_workers", "0", "--trainer.default_root_dir", str(out)]
+        more = [*every.split(), "--trainer.default_root_dir", str(out)]
         more += [] if checkpoint is None else ["--ckpt_path", str(checkpoint)]
         done = run("cli", [*arguments, *more], self.work, self.work / f"{name}.log", 200)
         assert done.code == 0, done.text[-1500:]
@@ -78,8 +81,8 @@ def _chains(steps: list[int], count: int, draw: random.Random) -> Iterator[list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", help="image, image2, audio, ctc or text; all of them without it")
-    parser.add_argument("--options", help="more of fit's; without it the four kinds of runs, one after the other")
+    parser.add_argument("--task", help="one of those in world.py, such as glue; all of them without it")
+    parser.add_argument("--options", help="more of fit's; without it all kinds of runs, one after the other")
     parser.add_argument("--chain", help="steps, such as 5,10: this chain only")
     parser.add_argument("--chains", type=int, default=3, help="of three resumes, for each run")
     parser.add_argument("--keep", help="folder to work in, which is kept")
@@ -91,14 +94,17 @@ def main() -> None:
     campaign, draw = Campaign(work), random.Random(0)
     fixed = [int(step) for step in args.chain.split(",")] if args.chain else []
     for task in [args.task] if args.task else bases:
-        big = " --data.batch_size 256" if task.startswith("image") else ""
+        big = " --data.batch_size 256" if task in ("image", "image2") else ""
+        base = bases[task] if task == "image_text" else [*bases[task], "--data.num_workers", "0"]
         accumulated = " --trainer.accumulate_grad_batches 2"
         kinds = [EPOCHS.format(limit=1.0) + big, EPOCHS.format(limit=3), EPOCHS.format(limit=3) + accumulated]
-        kinds += [STEPS.format(limit=4), STEPS.format(limit=4) + accumulated]
+        kinds += [STEPS.format(limit=4), STEPS.format(limit=4) + accumulated, EPOCHS.format(limit=3) + RELOAD]
+        if task not in FIVE:
+            kinds = [kinds[2], kinds[-1]]
         for options in [args.options] if args.options else kinds:
             if task == "text" and "1.0" in options:
                 continue  # 60 steps
-            campaign.resume_all(f"{task} {options}", [*bases[task], *options.split()], args.chains, draw, fixed)
+            campaign.resume_all(f"{task} {options}", [*base, *options.split()], args.chains, draw, fixed)
     print(
         f"{campaign.tried} resumes: {campaign.tried - campaign.wrong} equal bit for bit, {campaign.wrong} not; "
         f"{time.monotonic() - began:.0f} s"

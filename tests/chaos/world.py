@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ FIT = {
 
 
 def make_data(root: Path) -> Path:
-    """root/{pictures,spoken,text}: a few dozen small files each."""
+    """root/{pictures,spoken,text,picture_tables,spoken_tables,glue}: a few dozen small files or rows each."""
     if (root / "done").exists():
         return root
     random = np.random.default_rng(0)
@@ -53,12 +54,42 @@ def make_data(root: Path) -> Path:
     arguments = [root / "text/train.txt", "--out", root / "text/bpe", "--vocab_size", 300]
     made = run("tokenizer", arguments, root, root / "tokenizer.log")
     assert made.code == 0, made.text
+    _make_tables(root)
+    folder = root / "glue/SST-2"
+    folder.mkdir(parents=True, exist_ok=True)
+    sentences = (root / "text/valid.txt").read_text().splitlines()
+    for name, some in (("train", sentences[:22]), ("dev", sentences[22:28])):
+        rows = (f"{sentence}\t{number % 2}\n" for number, sentence in enumerate(some))
+        (folder / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(rows))
     (root / "done").write_text("")
     return root
 
 
+def _make_tables(root: Path) -> None:
+    """The pictures and recordings as parquet, training in two files."""
+    import datasets
+
+    quiet = datasets.utils.logging
+    quiet.disable_progress_bar()
+    for name, folder, splits in (
+        ("picture_tables", root / "pictures", {"train": "train", "validation": "val"}),
+        ("spoken_tables", root / "spoken", {"train": "train", "validation": "dev"}),
+    ):
+        (root / name).mkdir(exist_ok=True)
+        column = "image" if name == "picture_tables" else "audio"
+        for split, source in splits.items():
+            files = sorted(path for path in (folder / source).rglob("*") if path.is_file() and path.suffix != ".txt")
+            cells = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+            rows: dict[str, Any] = {column: cells, "label": [int(path.parent.name == "cat") for path in files]}
+            shards = 2 if split == "train" else 1
+            for shard in range(shards):
+                some = {key: values[shard::shards] for key, values in rows.items()}
+                datasets.Dataset.from_dict(some).to_parquet(root / name / f"{split}-{shard}.parquet")
+
+
 def tasks(folder: Path, data: Path) -> dict[str, list[str]]:
-    """Arguments of `fit` for each tiny task, without the run's folder: pre-training of each kind, CTC and classification."""
+    """Arguments of `fit` for each tiny task, without the run's folder: pre-training of each kind, from streams and of two
+    modalities, and fine-tuning: CTC, images, GLUE."""
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, list[str]] = {}
 
@@ -100,7 +131,64 @@ def tasks(folder: Path, data: Path) -> dict[str, list[str]]:
     settings |= {"files": str(text / "train.txt"), "val_files": str(text / "valid.txt"), "tokenizer": str(text / "bpe")}
     settings |= {"batch_size": 4, "cache_dir": str(data / "cache"), "packing": "blocks"}
     keep("text", tree, limit_val_batches=2)
+    _more(data, recipe, keep)
     return made
+
+
+def _more(data: Path, recipe: Callable[[str], Any], keep: Callable[..., None]) -> None:
+    """Classification of pictures and sentences, streams, and two modalities."""
+    tree, model, settings = recipe("finetune/fashion_mnist_scratch")
+    _shrink_image(model["backbone"]["init_args"], {"drop_path": 0.2})
+    model |= {"num_classes": 2, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1}
+    settings |= {"root": str(data / "pictures"), "batch_size": 8, "val_fraction": None, "random_erasing": 0.25}
+    settings |= {"mean": [0.5], "std": [0.5], "colour_jitter": 0.4, "rand_augment": "rand-m9-mstd0.5-inc1"}
+    keep("classify", tree, limit_val_batches=1.0, limit_train_batches=1.0)
+    settings |= {"root": None, "dataset": str(data / "picture_tables"), "streaming": True, "shuffle_buffer": 8}
+    keep("classify_stream", tree, limit_val_batches=1.0, limit_train_batches=1.0)
+    tree, model, settings = recipe("finetune/glue/sst2_small_scratch")
+    model["backbone"]["init_args"]["encoder"]["init_args"] |= {"dim": 32, "vocab_size": 300, "mask_id": 299}
+    model["backbone"]["init_args"]["transformer"]["init_args"] |= TRUNK | {"dropout": 0.1}
+    settings |= {"root": str(data / "glue"), "tokenizer": str(data / "text/bpe"), "batch_tokens": 160}
+    keep("glue", tree, limit_train_batches=1.0)
+    tree, model, settings = recipe("pretrain/audio_small")
+    _shrink(model["student"]["init_args"]["backbone"]["init_args"])
+    model["student"]["init_args"]["decoder"]["init_args"]["dim"] = 32
+    model["targets"]["init_args"]["average_top_k_layers"] = 1
+    settings |= {
+        "root": None,
+        "dataset": str(data / "spoken_tables"),
+        "train_split": "train",
+        "val_split": "validation",
+    }
+    settings |= {"batch_samples": 96000, "min_seconds": 0.5, "max_seconds": 1.5, "streaming": True, "shuffle_buffer": 4}
+    keep("audio_stream", tree, limit_val_batches=2, limit_train_batches=1.0)
+    tree, model, settings = recipe("pretrain/image_text")
+    for name, objective in model["modalities"].items():
+        parts = objective["init_args"]
+        backbone = parts["student"]["init_args"]["backbone"]["init_args"]
+        parts["student"]["init_args"]["decoder"]["init_args"] |= {"dim": 32, "width": 32, "depth": 1}
+        parts["targets"]["init_args"]["average_top_k_layers"] = 1
+        if name == "image":
+            _shrink_image(backbone, {})
+            parts["student"]["init_args"]["decoder"]["init_args"]["grid"] = [4, 4]
+        else:
+            backbone["encoder"]["init_args"] |= {"dim": 32, "vocab_size": 300, "mask_id": 299}
+    images, texts = (settings["datamodules"][name]["init_args"] for name in ("image", "text"))
+    images |= {"root": str(data / "pictures"), "batch_size": 8, "probe_samples": 16}
+    texts |= {"files": str(data / "text/valid.txt"), "tokenizer": str(data / "text/bpe"), "batch_size": 2}
+    texts |= {"cache_dir": str(data / "cache")}
+    images["num_workers"] = texts["num_workers"] = 0
+    settings["turns"] = {"image": 2, "text": 1}
+    tree["trainer"]["callbacks"].pop()  # the probe, which has no labels to spare
+    keep("image_text", tree)
+
+
+def _shrink_image(backbone: dict[str, Any], trunk: dict[str, Any]) -> None:
+    backbone["encoder"]["init_args"] |= {"image_size": 8, "patch_size": 2, "in_channels": 1, "dim": 32}
+    transformer = backbone["transformer"]["init_args"]
+    transformer |= TRUNK | trunk
+    if transformer.get("position_bias"):
+        transformer["position_bias"]["init_args"] |= {"grid": [4, 4], "num_heads": 2}
 
 
 def _shrink(backbone: dict[str, Any]) -> None:
