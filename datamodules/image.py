@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -158,9 +157,6 @@ class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
             raise UserError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
         if not 0 < crop_share <= 1:
             raise UserError(f"crop_share {crop_share}: permitted is 0 < crop_share <= 1")
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and not all(math.isfinite(value) for value in values):
-                raise UserError(f"{name} {values}: permitted are finite numbers")
         if std is not None and min(std, default=1) <= 0:
             raise UserError(f"std {std}: permitted is more than 0")
         for name, share in (("flip", flip), ("random_erasing", random_erasing)):

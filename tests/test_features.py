@@ -172,7 +172,10 @@ def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytes
         ({"std": [0.5, 0.5]}, "run.data.init_args.std is [0.5, 0.5], and the model has 3 channels: give --std"),
         ({"std": 0.5}, "run.data.init_args.std is 0.5: it must be a list"),
         ({"std": [0.1, 0.1, 0.0]}, "run.data.init_args: std [0.1, 0.1, 0.0]: permitted is more than 0"),
-        ({"mean": [0.1, 0.1, float("nan")]}, "run.data.init_args: mean [0.1, 0.1, nan]: permitted are finite numbers"),
+        (
+            {"mean": [0.1, 0.1, float("nan")]},
+            "run.data.init_args: mean is [0.1, 0.1, nan]: ImageDataModule needs finite numbers",
+        ),
         ({"crop_share": "x"}, "run.data.init_args.crop_share is 'x': it must be a number"),
         (
             {"interpolation": "x"},
