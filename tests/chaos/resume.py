@@ -3,8 +3,7 @@
     python -m tests.chaos.resume [--task image] [--chain 5,10] [--options "--trainer.max_steps -1 --trainer.max_epochs 4"]
 
 Pre-training and CTC run by epochs and by steps, with and without accumulation, and with loaders made anew; the other tasks by
-epochs, accumulated and made anew. Nothing here is random but the
-choice of chains.
+epochs, accumulated and made anew. Nothing here is random but the choice of chains.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tests.chaos.world import compare, make_data, metrics, tasks
 
 EPOCHS = "--trainer.max_steps -1 --trainer.max_epochs 3 --trainer.limit_train_batches {limit}"
 STEPS = "--trainer.max_steps 10 --trainer.max_epochs -1 --trainer.limit_train_batches {limit}"
-RELOAD = " --trainer.reload_dataloaders_every_n_epochs 2 --trainer.val_check_interval 0.5"
+RELOAD = " --trainer.reload_dataloaders_every_n_epochs 2 --trainer.check_val_every_n_epoch 1 --trainer.val_check_interval 0.5"
 FIVE = ("image", "image2", "audio", "ctc", "text")  # in every kind of run; the others in two
 
 
