@@ -61,7 +61,7 @@ class FirstError(Callback):
     """Keeps the error that ends a run: what fails in a callback or logger while it ends becomes a note of it.
 
     Without this the Trainer would stop there: the rest of the callbacks, which may save, would not be called, and loading
-    loading processes would live on. It must be the first of the Trainer's callbacks, of a process that ends with the run.
+    processes would live on. It must be the first of the Trainer's callbacks, of a process that ends with the run.
 
     The processes that Lightning has started end with this one. Lightning's watch over them is called off. It would kill this
     process seconds after one of them has ended, even while this one saves or closes a logger.

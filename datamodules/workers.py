@@ -50,6 +50,9 @@ class SafeLoader(DataLoader[Any]):
         self._looked = False
 
     def _get_iterator(self) -> Any:
+        context = self.multiprocessing_context or multiprocessing
+        if isinstance(self.worker_init_fn, _Begin) and context.get_start_method() != "forkserver":
+            self.worker_init_fn.parent = os.getpid()
         batches = super()._get_iterator()
         for process in getattr(batches, "_workers", ()):
             process._popen.terminate = process._popen.kill  # one that hangs does not hear SIGTERM, see `_Begin`
@@ -206,8 +209,11 @@ class _Begin:
 
     def __init__(self, first: Callable[[int], None] | None) -> None:
         self.first = first
+        self.parent: int | None = None  # process that trains, where it starts this one itself
 
     def __call__(self, worker: int) -> None:
+        if self.parent is not None and os.getppid() != self.parent:
+            os._exit(0)  # it is gone already, and torch's watch, which asks from now on for a change, would see none
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), signal.SIG_IGN)

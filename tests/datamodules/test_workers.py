@@ -116,3 +116,15 @@ def test_little_shared_memory_is_said_at_the_first_batch(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match=r"has 64 kB free: raise its limit .*num_workers to 0"):
         next(iter(SafeLoader(Keyed(), batch_size=4, num_workers=1)))
     assert next(iter(SafeLoader(Keyed(), batch_size=4)))["index"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_loading_process_whose_parent_has_gone_before_it_began_ends() -> None:
+    loader = SafeLoader(Keyed(), num_workers=1, batch_size=2)
+    begin = loader.worker_init_fn
+    assert begin is not None
+    for parent, code in ((os.getpid(), 7), (-1, 0)):
+        begin.parent = parent  # type: ignore[attr-defined]
+        if (child := os.fork()) == 0:
+            begin(0)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
