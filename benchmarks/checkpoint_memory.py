@@ -82,7 +82,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 RUN = """
 import resource, sys, time
-from d2v_lightning.convert import main
+from d2v_lightning.commands.checkpoint import main
 import transformers.models.auto, safetensors.torch
 held = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 start = time.perf_counter()

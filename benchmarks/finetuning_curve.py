@@ -24,7 +24,7 @@ from draw_runs import curve
 
 import d2v_lightning  # noqa: F401  # the short class names of the recipes
 import datamodules  # noqa: F401
-from d2v_lightning.command_line import D2VCLI
+from d2v_lightning.commands.command_line import D2VCLI
 
 RECIPES = Path(__file__).resolve().parent.parent / "configs"
 PRETRAINING, FINETUNING, CHECK_EVERY = 1000, 300, 50

@@ -21,9 +21,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from d2v_lightning import GLUEClassifier, Progress
-from d2v_lightning.atomic import atomic_write
+from d2v_lightning.support.atomic import atomic_write
 from datamodules import GLUEDataModule
-from datamodules.glue import SPLITS, TASKS
+from datamodules.text.glue import SPLITS, TASKS
 
 NAMES = {"dev": "", "test_matched": "-m", "test_mismatched": "-mm", "test": ""}
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from d2v_lightning import Data2Vec, VisibleStudent
 from d2v_lightning.configurable import build
-from d2v_lightning.probing import linear_accuracy
+from d2v_lightning.method.probing import linear_accuracy
 from datamodules import TextDataModule
 
 WORDS = 50

@@ -43,8 +43,8 @@ from d2v_lightning import (
     Transformer,
     VisibleStudent,
 )
-from d2v_lightning.masking import block_mask, inverse_block_mask
-from d2v_lightning.probing import few_label_indices, knn_accuracy, linear_accuracy
+from d2v_lightning.method.masking import block_mask, inverse_block_mask
+from d2v_lightning.method.probing import few_label_indices, knn_accuracy, linear_accuracy
 
 MEAN, STD = 0.2860, 0.3530
 GRID = (8, 8)

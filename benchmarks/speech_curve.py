@@ -50,10 +50,10 @@ from d2v_lightning import (
     VisibleStudent,
 )
 from d2v_lightning.callbacks.collapse_monitor import POSITION_ONLY
-from d2v_lightning.encoders.audio import CONV_LAYERS, feature_lengths
-from d2v_lightning.encoders.log_mel import mel_filters
-from d2v_lightning.masking import hidden_positions, num_span_masked, span_mask, visible_positions
-from d2v_lightning.probing import linear_accuracy
+from d2v_lightning.method.masking import hidden_positions, num_span_masked, span_mask, visible_positions
+from d2v_lightning.method.probing import linear_accuracy
+from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.nn.encoders.log_mel import mel_filters
 
 LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
 RATE = 16000

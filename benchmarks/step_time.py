@@ -37,8 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2v_lightning import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.configurable import build
-from d2v_lightning.encoders.audio import feature_lengths
-from d2v_lightning.masking import hidden_positions, num_span_masked, visible_positions
+from d2v_lightning.method.masking import hidden_positions, num_span_masked, visible_positions
+from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import overridden
 
 PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}

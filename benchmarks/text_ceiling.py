@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from text_curve import Text
 from torch import Tensor
 
-from d2v_lightning.probing import linear_accuracy
+from d2v_lightning.method.probing import linear_accuracy
 
 WIDTH = 256
 

@@ -41,9 +41,9 @@ from d2v_lightning import (
     Transformer,
     VisibleStudent,
 )
-from d2v_lightning.probing import linear_accuracy, pooled_features
+from d2v_lightning.method.probing import linear_accuracy, pooled_features
 from datamodules import TextMaskCollator
-from datamodules.vocabulary import Vocabulary
+from datamodules.text.vocabulary import Vocabulary
 
 # What differs from "released": 1.0's recipe with the learning rate and EMA that Meta's code was measured with at this scale.
 SLOW: dict[str, Any] = {"decay": (0.999, 0.9999)}

@@ -3,7 +3,6 @@
 The names here are public, and they are the short class paths of YAML files.
 """
 
-from d2v_lightning.backbone import Backbone, Features
 from d2v_lightning.callbacks import (
     CollapseMonitor,
     CompileWatch,
@@ -21,21 +20,22 @@ from d2v_lightning.callbacks import (
     SaveOnError,
     StepSeed,
 )
+from d2v_lightning.checkpoints.pretrained import load_backbone
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.decoder import ConvDecoder, LinearDecoder, MlpDecoder
-from d2v_lightning.decoding import BeamSearch
-from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, LogMelEncoder, TextEncoder
 from d2v_lightning.finetune import GLUEClassifier, ImageClassifier, SpeechCTC
-from d2v_lightning.losses import RegressionLoss
-from d2v_lightning.module import Data2Vec
-from d2v_lightning.multimodal import MultimodalData2Vec
-from d2v_lightning.objective import Objective
-from d2v_lightning.optim import Optimization
-from d2v_lightning.position import Alibi, RelativePositionBias
-from d2v_lightning.pretrained import load_backbone
-from d2v_lightning.student import MaskTokenStudent, VisibleStudent
-from d2v_lightning.targets import Targets
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.finetune.decoding import BeamSearch
+from d2v_lightning.method.losses import RegressionLoss
+from d2v_lightning.method.objective import Objective
+from d2v_lightning.method.student import MaskTokenStudent, VisibleStudent
+from d2v_lightning.method.targets import Targets
+from d2v_lightning.nn.backbone import Backbone, Features
+from d2v_lightning.nn.decoder import ConvDecoder, LinearDecoder, MlpDecoder
+from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, LogMelEncoder, TextEncoder
+from d2v_lightning.nn.position import Alibi, RelativePositionBias
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.optim.optimization import Optimization
+from d2v_lightning.pretrain.data2vec import Data2Vec
+from d2v_lightning.pretrain.multimodal import MultimodalData2Vec
 from d2v_lightning.types import Batch
 
 __all__ = [

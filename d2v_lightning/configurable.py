@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 OWN_PACKAGES = ("d2v_lightning", "datamodules")
 _DEEPEST, _MOST = 50, 100_000  # levels and branches of a stored tree

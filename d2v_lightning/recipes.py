@@ -10,7 +10,7 @@ import yaml
 from pytorch_lightning import LightningDataModule
 
 from d2v_lightning.configurable import Tree, build
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 def recipe_path(name: str) -> Path:

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 class Batch(TypedDict, total=False):

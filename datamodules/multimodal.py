@@ -8,10 +8,10 @@ from typing import Any
 from pytorch_lightning import LightningDataModule
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
 from d2v_lightning.recipes import FromRecipe
+from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch
-from datamodules.loader import ResumableLoader
+from datamodules.shared.loader import ResumableLoader
 
 
 class MultimodalDataModule(FromRecipe, Configurable, LightningDataModule):

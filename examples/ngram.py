@@ -15,9 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from d2v_lightning.errors import UserError
-from d2v_lightning.lines import good_lines, listed
-from datamodules.files import TRANSCRIPTS, files_below
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.lines import good_lines, listed
+from datamodules.shared.files import TRANSCRIPTS, files_below
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
 Gram = tuple[str, ...]

@@ -33,7 +33,7 @@ from d2v_lightning import (
     Optimization,
     Progress,
 )
-from d2v_lightning.probing import few_label_indices, knn_accuracy, linear_accuracy
+from d2v_lightning.method.probing import few_label_indices, knn_accuracy, linear_accuracy
 from datamodules import ImageDataModule
 
 LABELS_PER_CLASS = 5

@@ -25,11 +25,11 @@ from quickstart import mean, quieten, read_log, versioned
 from torch import Tensor
 
 from d2v_lightning import Backbone, CollapseMonitor, Data2Vec, Progress
-from d2v_lightning.lines import read_lines
-from d2v_lightning.probing import linear_accuracy
+from d2v_lightning.commands.tokenizer import main as train_tokenizer
+from d2v_lightning.method.probing import linear_accuracy
+from d2v_lightning.support.lines import read_lines
 from datamodules import TextDataModule, load_tokenizer
-from datamodules.text_collators import TextCollator
-from datamodules.tokenizer import main as train_tokenizer
+from datamodules.text.collators import TextCollator
 
 NETWORKS = ("pre-trained", "untrained", "count of tokens")
 LENGTH, VOCABULARY = 64, 4000

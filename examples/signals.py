@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from d2v_lightning import Configurable, Encoder
-from d2v_lightning.encoders import Position
+from d2v_lightning.nn.encoders import Position
 from datamodules import EpochBatchSampler, ResumableLoader, SequenceMaskCollator
-from datamodules.samplers import Key, derived_seed
+from datamodules.shared.samplers import Key, derived_seed
 
 CHANNELS, LENGTH = 4, 256
 PERIODS, DELAYS = (9.0, 12.0, 16.0), (-2.0, 2.0)  # of a wave, in samples; its delay from one channel to the next

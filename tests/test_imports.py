@@ -1,4 +1,4 @@
-"""Imports only point down: what each file may import, and what a training run does not load."""
+"""Imports only point down, everywhere in a file and for type checking too; and what a training run does not load."""
 
 from __future__ import annotations
 
@@ -10,92 +10,84 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-# Bottom to top: a file imports from lower rows, and from its own row only within the same folder.
-LAYERS = [
-    ["errors"],
-    ["atomic", "ending"],
-    ["commands", "lines", "locks", "yaml_files"],
-    [
-        "letters",
-        "version",
-        "types",
-        "configurable",
-        "schedules",
-        "weighting",
-        "tensor_files",
-        "tokenizer",
-        "convolution",
-        "fixed",
-    ],
-    ["stored_form"],
-    ["stored_optimizer"],
-    ["training_state"],
-    ["figures", "recipes", "masking", "position", "losses", "optim", "decoder", "decoding", "probing"],
-    ["encoders", "transformer", "saving", "windows"],
-    ["targets", "backbone"],
-    ["teacher", "student", "callbacks", "extraction"],
-    ["objective"],
+ROOT = Path(__file__).parents[1]
+# Bottom to top: a room or file of the top level imports from lower rows, and a room from itself.
+FLOORS = [
+    ["flavour"],
+    ["support"],
+    ["configurable", "letters", "types"],
+    ["recipes", "metrics", "nn"],
+    ["method", "optim"],
+    ["callbacks"],
     ["checkpoints"],
-    ["pretrained"],
-    ["pretraining", "finetune"],
-    ["module", "multimodal"],
-    ["atomic_io", "resuming", "cli_errors", "cli_help"],
-    ["command_line", "tune_decoding", "convert", "features"],
+    ["pretrain", "finetune"],
+    ["datamodules.shared"],
+    ["datamodules.image", "datamodules.speech", "datamodules.text", "datamodules.multimodal"],
+    ["commands"],
 ]
-COMMANDS = {"features"}  # read files, so they need both packages
-RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-DATA_MAY_IMPORT = {
-    "atomic",
-    "commands",
-    "callbacks",
-    "errors",
-    "letters",
-    "lines",
-    "types",
-    "masking",
-    "configurable",
-    "recipes",
-    "encoders",
-    "tokenizer",
-}  # encoders: their length functions
-FILES = [path for folder in ("d2v_lightning", "datamodules") for path in sorted((ROOT / folder).rglob("*.py"))]
+FLOOR = {name: number for number, row in enumerate(FLOORS) for name in row}
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("d2v_lightning", "datamodules")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+FACES = ("d2v_lightning", "datamodules")  # their `__init__`: the public names, from every room
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Modules of ours that a file imports, at any depth of the file but not for type checking only."""
-    tree = ast.parse(path.read_text())
-    skipped = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module == "d2v_lightning":
-            yield from (f"d2v_lightning.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+def imports(name: str) -> Iterator[str]:
+    """Files of ours that a file imports, at any depth and for any reason."""
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: say where it is from, not how far away"
+            yield from (_file(f"{node.module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (_file(alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_point_down(path: Path) -> None:
-    package, own = path.relative_to(ROOT).parts[0], path.relative_to(ROOT).with_suffix("").parts
-    for module in imports(path):
-        parts = module.split(".")
-        assert parts[0] != "lightning", "import pytorch_lightning, never lightning"
-        if parts[0] == "datamodules":
-            assert package == "datamodules" or own[-1] in COMMANDS, f"{path.name}: the package never needs its data"
-        if parts[0] != "d2v_lightning" or (len(own) == 2 and own[1] == "__init__") or own[-1] == "__main__":
+def _file(name: str) -> str:
+    while name and name not in FILES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _room(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "datamodules" else parts[1]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in FACES])
+def test_imports_point_down(name: str) -> None:
+    for imported in filter(None, imports(name)):
+        above = _room(name) == "commands"
+        assert imported not in FACES or above, f"{name} imports the face of {imported}: name the file"
+        if imported in FACES or _room(imported) == _room(name):
             continue
-        if package == "datamodules":
-            assert parts[1] in DATA_MAY_IMPORT, f"{path.name} imports {module}"
-        elif parts[1] != own[1]:
-            assert RANK[parts[1]] < RANK[own[1]], f"{own[1]} may not import {module}"
+        assert FLOOR[_room(imported)] < FLOOR[_room(name)], f"{name} may not import {imported}"
+
+
+def test_there_is_no_circle() -> None:
+    done: set[str] = set()
+
+    def follow(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join([*way[way.index(name) :], name])}"
+        if name not in done:
+            for imported in sorted(set(filter(None, imports(name))) - {name}):
+                follow(imported, (*way, name))
+            done.add(name)
+
+    for name in FILES:
+        follow(name, ())
+
+
+def test_a_folder_shows_the_architecture() -> None:
+    shown = {name for name in FILES if name.count(".") == 1}
+    assert len(shown) <= 20, sorted(shown)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_long_file_says_why(name: str) -> None:
+    lines = FILES[name].read_text().splitlines()
+    assert len(lines) <= 350 or lines[0].startswith("# Long because "), f"{name} has {len(lines)} lines"
 
 
 def test_a_training_run_loads_no_logger_and_no_hub_library() -> None:

@@ -25,7 +25,7 @@ from d2v_lightning import (
     VisibleStudent,
 )
 from d2v_lightning.configurable import build, own_class
-from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import from_recipe, overridden, recipe_path
 from datamodules import ImageDataModule
 
@@ -228,7 +228,8 @@ def test_a_recorded_tree_builds_the_same_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "class_path", ["os.system", "torch.nn.Linear", "Linear", "d2v_lightning.module.torch", "d2v_lightning.no.Such"]
+    "class_path",
+    ["os.system", "torch.nn.Linear", "Linear", "d2v_lightning.pretrain.data2vec.torch", "d2v_lightning.no.Such"],
 )
 def test_only_classes_of_this_project_are_built(class_path: str) -> None:
     with pytest.raises(ValueError, match="is not a class of d2v_lightning"):

@@ -23,9 +23,9 @@ from d2v_lightning import (
     Targets,
     Transformer,
 )
-from d2v_lightning.masking import block_mask
-from datamodules.loader import ResumableLoader
-from datamodules.samplers import EpochBatchSampler, derived_seed
+from d2v_lightning.method.masking import block_mask
+from datamodules.shared.loader import ResumableLoader
+from datamodules.shared.samplers import EpochBatchSampler, derived_seed
 
 GRID = (4, 4)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from d2v_lightning.backbone import evaluating
+from d2v_lightning.nn.backbone import evaluating
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_statistics import Spread, spread
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 log = logging.getLogger(__name__)
 

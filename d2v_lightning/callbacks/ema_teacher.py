@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 class EMATeacher(Configurable, Callback):

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 NAMED_SAMPLES = 16
 

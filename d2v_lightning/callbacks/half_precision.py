@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from d2v_lightning.callbacks.aside import aside
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.nn.transformer import Transformer
 
 _HALF = {"bf16": torch.bfloat16, "16": torch.float16}
 _SAMPLES = 2

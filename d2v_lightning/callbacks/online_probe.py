@@ -12,8 +12,8 @@ from torch import Tensor
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
-from d2v_lightning.probing import Part, knn_accuracy, linear_accuracy, pooled_features
+from d2v_lightning.method.probing import Part, knn_accuracy, linear_accuracy, pooled_features
+from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import as_batch, require
 
 Loader = Iterable[Any]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 COLUMNS = ("input", "student sees", "teacher features", "student features", "prediction error")
 HIDDEN_GREY = 0.5

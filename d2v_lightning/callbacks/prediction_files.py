@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from d2v_lightning.atomic import atomic_write
+from d2v_lightning.support.atomic import atomic_write
 
 FEATURES = (".npy", ".safetensors", ".parquet")
 SUFFIXES = {"lines": (".jsonl",), "labels": (".csv",), "values": (".csv",), "features": FEATURES}

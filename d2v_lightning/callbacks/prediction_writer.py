@@ -32,8 +32,8 @@ from d2v_lightning.callbacks.prediction_parts import (
     stamp,
 )
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import ExistsError, NotFoundError, UserError
-from d2v_lightning.locks import LOCK, only_one
+from d2v_lightning.support.errors import ExistsError, NotFoundError, UserError
+from d2v_lightning.support.locks import LOCK, only_one
 
 _KNOWN = tuple(dict.fromkeys(suffix for suffixes in SUFFIXES.values() for suffix in suffixes))
 

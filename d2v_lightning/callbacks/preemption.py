@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 class Preempted(SystemExit):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 class StepSeed(Callback):

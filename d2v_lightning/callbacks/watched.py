@@ -6,7 +6,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 def watched(pl_module: LightningModule, modality: str | None, callback: str) -> Any:

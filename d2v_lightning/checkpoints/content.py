@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree
-from d2v_lightning.tokenizer import StoredTokenizer
 
 NON_COMMERCIAL = "cc-by-nc-4.0"  # Meta's image weights, of 1.0 and of 2.0
 FREE = "mit"  # Meta's weights for speech and text, published with fairseq

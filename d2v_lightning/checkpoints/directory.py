@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from d2v_lightning.atomic import atomic_write
 from d2v_lightning.checkpoints.card import card
 from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.own import FORMAT_VERSION, refuse_other_format
+from d2v_lightning.checkpoints.stored_tokenizer import of_directory, restored
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
-from d2v_lightning.errors import ExistsError, NotFoundError, UserError, naming
-from d2v_lightning.saving import FORMAT_VERSION, refuse_other_format
-from d2v_lightning.tensor_files import named_tensors, read_tensors
-from d2v_lightning.tokenizer import of_directory, restored
-from d2v_lightning.version import __version__
+from d2v_lightning.support.atomic import atomic_write
+from d2v_lightning.support.errors import ExistsError, NotFoundError, UserError, naming
+from d2v_lightning.support.tensor_files import named_tensors, read_tensors
+from d2v_lightning.support.version import __version__
 
 CONFIG, WEIGHTS, OLDER = "config.json", "model.safetensors", "pytorch_model.bin"
 BESIDE = (

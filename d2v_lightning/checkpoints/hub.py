@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from d2v_lightning.checkpoints.directory import BESIDE, CONFIG, OLDER, WEIGHTS, refuse_links
-from d2v_lightning.errors import NotFoundError
+from d2v_lightning.support.errors import NotFoundError
 
 
 def directory_of(path_or_name: str | Path) -> Path:

@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import huggingface_audio, huggingface_image, huggingface_text
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_weights, write_safetensors
 from d2v_lightning.checkpoints.tables import Row, State, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
-from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import UserError, flat, naming
-from d2v_lightning.tensor_files import named_tensors
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.support.errors import UserError, flat, naming
+from d2v_lightning.support.tensor_files import named_tensors
 
 FORMATS: dict[type, ModuleType] = {
     ImageEncoder: huggingface_image,

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.directory import read_json
 from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.tables import Names, State, both
-from d2v_lightning.encoders.audio import AudioEncoder
-from d2v_lightning.errors import NotFoundError, UserError
 from d2v_lightning.letters import BLANK, SEPARATOR, UNKNOWN
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders.audio import AudioEncoder
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.support.errors import NotFoundError, UserError
 
 TYPES = {"data2vec-audio": "Data2VecAudioConfig", "wav2vec2": "Wav2Vec2Config"}
 PREFIXES = ("data2vec_audio.", "wav2vec2.")

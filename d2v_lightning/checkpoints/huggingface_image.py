@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.labels import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
-from d2v_lightning.encoders.image import ImageEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.position import Alibi, RelativePositionBias, is_index_of
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders.image import ImageEncoder
+from d2v_lightning.nn.position import Alibi, RelativePositionBias, is_index_of
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.support.errors import UserError
 
 TYPES = {"data2vec-vision": "Data2VecVisionConfig", "beit": "BeitConfig"}
 PREFIXES = ("data2vec_vision.", "beit.")

@@ -10,12 +10,12 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.labels import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
-from d2v_lightning.encoders.text import TextEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders.text import TextEncoder
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.support.errors import UserError
 
 TYPES = {"data2vec-text": "Data2VecTextConfig", "roberta": "RobertaConfig"}
 PREFIXES = ("data2vec_text.", "roberta.")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 def labels_of(config: Any, outputs: int, directory: Path) -> list[str] | None:

@@ -16,12 +16,12 @@ from pytorch_lightning.utilities import rank_zero_info
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import as_options, option, plain_options, truth
-from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.lines import read_lines
-from d2v_lightning.objective import Objective
-from d2v_lightning.student import VisibleStudent
-from d2v_lightning.tensor_files import unwrapped
+from d2v_lightning.method.objective import Objective
+from d2v_lightning.method.student import VisibleStudent
+from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.support.errors import NotFoundError, UserError
+from d2v_lightning.support.lines import read_lines
+from d2v_lightning.support.tensor_files import unwrapped
 
 
 def is_official(file: Any) -> bool:

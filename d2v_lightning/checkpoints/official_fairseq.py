@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints.content import FREE, Content
 from d2v_lightning.checkpoints.official_fairseq_options import TEXT_PREFIX, audio_tree, model_options, text_tree
 from d2v_lightning.checkpoints.options import (
@@ -17,11 +16,12 @@ from d2v_lightning.checkpoints.options import (
 )
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build
-from d2v_lightning.decoder import MlpDecoder
-from d2v_lightning.encoders import AudioEncoder, TextEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.objective import Objective
-from d2v_lightning.tensor_files import Weights, named_tensors
+from d2v_lightning.method.objective import Objective
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.decoder import MlpDecoder
+from d2v_lightning.nn.encoders import AudioEncoder, TextEncoder
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import Weights, named_tensors
 
 TRUNK: Names = {
     **both(

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.options import (
     as_options,
@@ -17,16 +16,17 @@ from d2v_lightning.checkpoints.options import (
 )
 from d2v_lightning.checkpoints.tables import State, depth_of
 from d2v_lightning.configurable import Tree, plain
-from d2v_lightning.decoder import LinearDecoder, MlpDecoder
-from d2v_lightning.encoders import AudioEncoder, TextEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.losses import RegressionLoss
-from d2v_lightning.optim import Optimization
-from d2v_lightning.student import MaskTokenStudent
-from d2v_lightning.targets import Targets
-from d2v_lightning.teacher import Scope
-from d2v_lightning.tensor_files import Weights
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.method.losses import RegressionLoss
+from d2v_lightning.method.student import MaskTokenStudent
+from d2v_lightning.method.targets import Targets
+from d2v_lightning.method.teacher import Scope
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.decoder import LinearDecoder, MlpDecoder
+from d2v_lightning.nn.encoders import AudioEncoder, TextEncoder
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.optim.optimization import Optimization
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import Weights
 
 TEXT_PREFIX = "encoder.sentence_encoder."
 

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, model_options, text_backbone
 from d2v_lightning.checkpoints.options import as_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
-from d2v_lightning.errors import UserError
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
-from d2v_lightning.tensor_files import Weights, named_tensors, read_tensors
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import Weights, named_tensors, read_tensors
 
 CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."

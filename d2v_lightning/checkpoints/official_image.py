@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.options import as_options, option, refuse_contradictions
 from d2v_lightning.checkpoints.tables import Row, State, both, depth_of, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import Tree, build, plain
-from d2v_lightning.decoder import LinearDecoder
-from d2v_lightning.encoders import Encoder, ImageEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.losses import RegressionLoss
-from d2v_lightning.objective import Objective
-from d2v_lightning.optim import Optimization
-from d2v_lightning.position import RelativePositionBias, is_index_of, relative_position_index
-from d2v_lightning.student import MaskTokenStudent
-from d2v_lightning.targets import Norm, Targets
-from d2v_lightning.tensor_files import Weights, named_tensors
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.method.losses import RegressionLoss
+from d2v_lightning.method.objective import Objective
+from d2v_lightning.method.student import MaskTokenStudent
+from d2v_lightning.method.targets import Norm, Targets
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.decoder import LinearDecoder
+from d2v_lightning.nn.encoders import Encoder, ImageEncoder
+from d2v_lightning.nn.position import RelativePositionBias, is_index_of, relative_position_index
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.optim.optimization import Optimization
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import Weights, named_tensors
 
 BACKBONE = {
     "encoder.position.class_token": ("cls_token",),

@@ -9,7 +9,6 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_fairseq import split_teacher
@@ -34,18 +33,19 @@ from d2v_lightning.checkpoints.tables import (
     to_theirs,
 )
 from d2v_lightning.configurable import Tree, build, plain
-from d2v_lightning.decoder import ConvDecoder
-from d2v_lightning.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.losses import RegressionLoss
-from d2v_lightning.objective import Objective
-from d2v_lightning.optim import Optimization
-from d2v_lightning.position import Alibi, sine_cosine_positions
-from d2v_lightning.student import VisibleStudent
-from d2v_lightning.targets import Targets
-from d2v_lightning.teacher import Scope
-from d2v_lightning.tensor_files import Weights, named_tensors
-from d2v_lightning.transformer import Transformer
+from d2v_lightning.method.losses import RegressionLoss
+from d2v_lightning.method.objective import Objective
+from d2v_lightning.method.student import VisibleStudent
+from d2v_lightning.method.targets import Targets
+from d2v_lightning.method.teacher import Scope
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.decoder import ConvDecoder
+from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.nn.position import Alibi, sine_cosine_positions
+from d2v_lightning.nn.transformer import Transformer
+from d2v_lightning.optim.optimization import Optimization
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import Weights, named_tensors
 
 _BLOCK_PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 # Below "modality_encoders.<MODALITY>.":

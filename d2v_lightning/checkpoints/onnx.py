@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.atomic import atomic_write
-from d2v_lightning.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from d2v_lightning.errors import UserError
+from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.support.atomic import atomic_write
+from d2v_lightning.support.errors import UserError
 
 TOLERANCE = 1e-4  # absolute, float32: other kernels sum in another order
 

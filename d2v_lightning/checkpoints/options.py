@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from d2v_lightning.errors import UserError
-from d2v_lightning.tensor_files import Inert
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import Inert
 
 _LAYERS = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
 _ELSEWHERE = re.compile(r"\$\{([\w.]+)\}")  # "${optimization.max_update}"

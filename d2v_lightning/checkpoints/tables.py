@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from d2v_lightning.errors import UserError
-from d2v_lightning.tensor_files import REAL
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import REAL
 
 State = dict[str, Tensor]
 Table = Mapping[str, tuple[str, ...]]

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.stored_tokenizer import load_fast
 from d2v_lightning.configurable import Tree
-from d2v_lightning.errors import UserError
-from d2v_lightning.tokenizer import load_fast
+from d2v_lightning.support.errors import UserError
 
 MASK = "<mask>"
 EMBEDDING, POSITIONS = "encoder.embedding.weight", "encoder.position.embedding.weight"

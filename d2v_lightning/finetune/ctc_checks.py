@@ -9,7 +9,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.types import Batch
 
 NEARLY_ALL = 0.995  # of the frames blank: the model says nothing

@@ -13,13 +13,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassMatthewsCorrCoef
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.encoders import TextEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.figures import KeepsFigures, counted
-from d2v_lightning.optim import Optimization, run_length
-from d2v_lightning.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.metrics import KeepsFigures, counted
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders import TextEncoder
+from d2v_lightning.optim.optimization import Optimization, run_length
+from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 STSB_SCALE = 5.0  # similarities go from 0 to 5; the released fine-tuning learns them as 0 to 1

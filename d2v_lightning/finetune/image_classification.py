@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.encoders import ImageEncoder
-from d2v_lightning.errors import UserError
-from d2v_lightning.figures import KeepsFigures, counted
-from d2v_lightning.optim import Optimization, run_length
-from d2v_lightning.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.metrics import KeepsFigures, counted
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders import ImageEncoder
+from d2v_lightning.optim.optimization import Optimization, run_length
+from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"

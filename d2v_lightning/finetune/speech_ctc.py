@@ -13,20 +13,26 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-from d2v_lightning.backbone import Backbone
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.decoding import BeamSearch, Hypothesis, greedy
-from d2v_lightning.encoders import AudioEncoder
-from d2v_lightning.errors import NotFoundError, UserError
-from d2v_lightning.figures import KeepsFigures, counted
+from d2v_lightning.checkpoints.pretrained import (
+    FromPretrained,
+    load_backbone,
+    load_mask_token,
+    load_normalize,
+    regularised,
+)
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
+from d2v_lightning.finetune.decoding import BeamSearch, Hypothesis, greedy
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
-from d2v_lightning.lines import read_lines
-from d2v_lightning.optim import Optimization, run_length
-from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token, load_normalize, regularised
+from d2v_lightning.metrics import KeepsFigures, counted
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders import AudioEncoder
+from d2v_lightning.nn.windows import Joined, exact_padding
+from d2v_lightning.optim.optimization import Optimization, run_length
+from d2v_lightning.optim.weighting import WeighsMicroBatches
+from d2v_lightning.support.errors import NotFoundError, UserError
+from d2v_lightning.support.lines import read_lines
 from d2v_lightning.types import Batch, TakesPlainBatches, require
-from d2v_lightning.weighting import WeighsMicroBatches
-from d2v_lightning.windows import Joined, exact_padding
 
 RATE = 16_000  # samples a second
 NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
@@ -315,7 +321,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Transcripts: {"index": (R,) where the batch has it, "lines": one dictionary a recording}.
 
-        A recording that comes in windows (`keep`, `last`, see `datamodules.speech_windows`) has its line with the last of
+        A recording that comes in windows (`keep`, `last`, see `datamodules.speech.windows`) has its line with the last of
         them. Padding changes nothing, in released networks neither.
         """
         require(batch, "inputs", remedy="transcribing needs recordings, alone or as the first of a tuple")

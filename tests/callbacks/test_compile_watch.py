@@ -10,15 +10,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from test_recipes import made_small
 from tiny import trainer
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Backbone, GLUEClassifier, TextEncoder, Transformer
 from d2v_lightning.configurable import build
-from d2v_lightning.encoders.audio import feature_lengths
-from d2v_lightning.masking import hidden_positions
+from d2v_lightning.method.masking import hidden_positions
+from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import overridden, recipe_path
+from tests.test_recipes import made_small
 
 CONVS = [[8, 10, 5], [8, 8, 8], [8, 8, 8]]  # of `made_small`
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning import Optimization
 from d2v_lightning.callbacks import ExactResume
-from datamodules.loader import resume_exactly
+from datamodules.shared.loader import resume_exactly
 
 FIVE = 40  # pictures: five batches of 8
 

@@ -10,7 +10,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from test_recipes import CONFIGS, batch_for
 from tiny import Losses, image_batch, loader, tiny_backbone, tiny_image_model, tiny_model, trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,6 +28,7 @@ from d2v_lightning import (
 from d2v_lightning.callbacks import HalfPrecisionCheck
 from d2v_lightning.callbacks.half_precision import first_samples
 from d2v_lightning.configurable import build
+from tests.test_recipes import CONFIGS, batch_for
 
 POST: dict[str, Any] = {"norm": "post", "final_norm": False, "qkv_bias": "qkv", "layer_scale": None, "init": "normal"}
 

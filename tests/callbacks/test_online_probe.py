@@ -11,7 +11,7 @@ from tiny import Losses, loader, probe_loaders, tiny_model, trainer
 
 from d2v_lightning.callbacks import OnlineProbe
 from d2v_lightning.callbacks.aside import aside
-from d2v_lightning.probing import pooled_features
+from d2v_lightning.method.probing import pooled_features
 
 
 class Drawing(list[Any]):

@@ -37,9 +37,9 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.callbacks import PredictionWriter
-from d2v_lightning.locks import only_one
+from d2v_lightning.support.locks import only_one
 from datamodules import ImageDataModule, SpeechDataModule
-from datamodules.speech_windows import SpeechWindows
+from datamodules.speech.windows import SpeechWindows
 
 
 def test_parts_of_several_ranks_are_joined_in_order_each_sample_once(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_first_rank_writes_the_file_even_if_it_could_read_nothing(
 
 @pytest.fixture(autouse=True)
 def a_recording_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.speech_windows.POOL", 1)
+    monkeypatch.setattr("datamodules.speech.windows.POOL", 1)
 
 
 class Killed(pl.Callback):

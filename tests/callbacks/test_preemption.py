@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from preempted_run import STEPS, run
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from tiny import Blobs, loader, tiny_model, trainer
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader
 from d2v_lightning import Data2Vec
 from d2v_lightning.callbacks import Preempted, Preemption
 from datamodules import ImageDataModule
+from tests.callbacks.preempted_run import STEPS, run
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback
-from test_cli import PRETRAIN, fails, write
 
 import cli
+from tests.commands.test_command_line import PRETRAIN, fails, write
 
 LAST = Path("checkpoints/last.ckpt")
 

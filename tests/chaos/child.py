@@ -23,10 +23,10 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 COMMANDS = {
-    "cli": "d2v_lightning.command_line",
-    "checkpoints": "d2v_lightning.convert",
-    "features": "d2v_lightning.features",
-    "tokenizer": "datamodules.tokenizer",
+    "cli": "d2v_lightning.commands.command_line",
+    "checkpoints": "d2v_lightning.commands.checkpoint",
+    "features": "d2v_lightning.commands.features",
+    "tokenizer": "d2v_lightning.commands.tokenizer",
 }
 _NAMESPACE, _PRIVATE = 0x00020000, (1 << 18) | 16384
 

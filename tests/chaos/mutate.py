@@ -150,7 +150,7 @@ def _text_of(tree: Any) -> bytes:
 
 def speaking(function: Callable[..., None]) -> Callable[..., int]:
     """Say a refusal in one line, as commands do; anything else is a traceback."""
-    from d2v_lightning.errors import UserError
+    from d2v_lightning.support.errors import UserError
 
     def wrapped(*args: Any) -> int:
         warnings.simplefilter("default")
@@ -207,7 +207,7 @@ def text(files: Any, bpe: str, cache: str, documents: Any) -> None:
 def weights(path: str, reference: str | None) -> None:
     """Every door to a checkpoint; where it opens, its weights must be the reference's."""
     from d2v_lightning import Data2Vec, load_backbone
-    from d2v_lightning.pretrained import read_pretrained
+    from d2v_lightning.checkpoints.pretrained import read_pretrained
 
     found = read_pretrained(path)
     if reference is not None:

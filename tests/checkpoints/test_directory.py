@@ -11,8 +11,8 @@ import torch
 from transformers import Data2VecTextConfig, Data2VecTextModel, Data2VecVisionConfig, Data2VecVisionModel
 
 from d2v_lightning import Data2Vec, load_backbone
-from d2v_lightning.convert import main
-from d2v_lightning.errors import NotFoundError, UserError
+from d2v_lightning.commands.checkpoint import main
+from d2v_lightning.support.errors import NotFoundError, UserError
 
 TEXT = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 IMAGE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -12,7 +12,7 @@ from golden_case import GoldenCase
 from safetensors.torch import load_file
 
 from d2v_lightning import load_backbone
-from d2v_lightning.convert import main
+from d2v_lightning.commands.checkpoint import main
 
 NAME, COMMIT = "somebody/data2vec-audio-tiny", "0123456789abcdef0123456789abcdef01234567"
 

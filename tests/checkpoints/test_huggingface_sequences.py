@@ -27,7 +27,7 @@ from transformers import (
 
 from d2v_lightning import Alibi, AudioEncoder, Backbone, TextEncoder, Transformer, load_backbone
 from d2v_lightning.checkpoints import save_huggingface
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 SAME = {"atol": 1e-5, "rtol": 1e-5}
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning.errors import UserError
-from d2v_lightning.pretrained import FromPretrained, load_backbone, load_mask_token
-from d2v_lightning.tensor_files import unwrapped
+from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, load_mask_token
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.tensor_files import unwrapped
 
 CASES = ("vision_shared_relpos", "audio_unpadded", "text_unpadded_variant", "d2v2_image")
 OF_PRE_TRAINING = ("mask_token", "mask_emb", "lm_head", "final_proj", "regression_head", ".decoder.")

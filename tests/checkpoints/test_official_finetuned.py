@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.checkpoints import read_dictionary
-from d2v_lightning.pretrained import FromPretrained, read_pretrained
+from d2v_lightning.checkpoints.pretrained import FromPretrained, read_pretrained
 
 AUDIO = ["audio_padded", "audio_variant_prenorm", "d2v2_audio_alibi_padded"]
 TEXT = ["text_padded", "d2v2_text_padded"]

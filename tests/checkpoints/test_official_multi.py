@@ -9,9 +9,9 @@ import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning.errors import UserError
-from d2v_lightning.position import sine_cosine_positions
-from d2v_lightning.pretrained import FromPretrained
+from d2v_lightning.checkpoints.pretrained import FromPretrained
+from d2v_lightning.nn.position import sine_cosine_positions
+from d2v_lightning.support.errors import UserError
 
 
 def with_table(tmp_path: Path, change: Any) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC, load_backbone
 from d2v_lightning.checkpoints import save_huggingface
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SPEECH = SIZES | {

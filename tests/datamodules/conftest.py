@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules.text_sources import FileSource
-from datamodules.tokenizer import save_tokenizer, train_tokenizer
+from d2v_lightning.commands.tokenizer import save_tokenizer, train_tokenizer
+from datamodules.text.sources import FileSource
 
 SENTENCES = ["the cat sat on the mat", "a dog ran, and the cat slept", "no dog sat on the cat", "rain fell on the hat"]
 

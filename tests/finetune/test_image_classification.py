@@ -15,7 +15,7 @@ from tiny import tiny_backbone, trainer
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Backbone, GLUEClassifier, ImageClassifier, Optimization, TextEncoder, Transformer
-from d2v_lightning.errors import UserError
+from d2v_lightning.support.errors import UserError
 
 
 def test_a_backbone_of_another_modality_is_refused() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from test_recipes import made_small
 
 from d2v_lightning import ImageClassifier, SpeechCTC
 from d2v_lightning.configurable import build
 from d2v_lightning.recipes import from_recipe, recipe_path
 from datamodules import ImageDataModule
+from tests.test_recipes import made_small
 
 IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 INCEPTION = [0.5] * 3, [0.5] * 3

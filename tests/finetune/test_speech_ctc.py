@@ -32,11 +32,11 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.checkpoints import save_huggingface
-from d2v_lightning.encoders.audio import feature_lengths
+from d2v_lightning.checkpoints.pretrained import load_normalize
 from d2v_lightning.finetune.ctc_checks import check_first_batch
-from d2v_lightning.pretrained import load_normalize
+from d2v_lightning.nn.encoders.audio import feature_lengths
 from datamodules import SpeechDataModule
-from datamodules.speech_windows import SpeechWindows
+from datamodules.speech.windows import SpeechWindows
 
 CONVS = [(16, 10, 5), (16, 4, 4), (16, 4, 4), (16, 4, 4)]  # 16 kHz -> 50 Hz
 VOCABULARY = ["<blank>", "|", "A", "B", "C"]

@@ -1,0 +1,236 @@
+"""Our own checkpoints: what a file says of itself, and loading it without running anything that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from d2v_lightning.checkpoints.stored_tokenizer import refuse_another
+from d2v_lightning.checkpoints.training_state import refuse_training_state
+from d2v_lightning.configurable import (
+    OWN_PACKAGES,
+    Configurable,
+    Tree,
+    build,
+    own_class,
+    plain,
+    refuse_another_file,
+    refuse_foreign,
+)
+from d2v_lightning.optim.stored_optimizer import checkpoint_name
+from d2v_lightning.recipes import FromRecipe, overridden
+from d2v_lightning.support.errors import UserError, naming
+from d2v_lightning.support.tensor_files import REAL, compare_checksums, named_tensors, read_tensors
+
+FORMAT_VERSION = 2  # of checkpoints and directories: classes by their public names
+RUN_KEY = "run"  # settings of data and trainer in a checkpoint
+
+
+class LoadsOwnCheckpoints(FromRecipe, Configurable):
+    """Mixin for our LightningModules: a checkpoint carries format version and constructor tree, and rebuilds from them.
+
+    `hyper_parameters` in the file is the module's `config`: plain data, whether the module was made in Python or by the
+    CLI. `load_from_checkpoint` reads tensors and plain data only and makes classes of this project only.
+    """
+
+    backbone: Any  # has the `licence` of the weights that the module started from, and a text model's `tokenizer`
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["d2v_lightning"] = {
+            "format_version": FORMAT_VERSION,
+            "licence": self.backbone.licence,
+            "tokenizer": self.backbone.tokenizer,
+        }
+        checkpoint["hyper_parameters"] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        module: Any = self  # a mixin of LightningModules
+        name = checkpoint_name(module)
+        compare_checksums(name)
+        check_format(checkpoint, name)
+        own = module.state_dict()
+        refuse_odd_numbers(own, checkpoint["state_dict"], name)
+        _say_other_precision(own, checkpoint["state_dict"], module.trainer.precision, name)
+        refuse_training_state(checkpoint, module, name)
+        stamp = checkpoint["d2v_lightning"]
+        if self.backbone.tokenizer is not None:  # of the data, which was read before
+            refuse_another("of the data", self.backbone.tokenizer, stamp.get("tokenizer"))
+        self._take_over(stamp)
+
+    def _take_over(self, stamp: dict[str, Any]) -> None:
+        self.backbone.licence = stamp.get("licence")
+        self.backbone.tokenizer = stamp.get("tokenizer") or self.backbone.tokenizer
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """The module that was saved, weights included.
+
+        A subclass of your own loads its files with its own `load_from_checkpoint`; classes of its arguments are still this
+        project's only, and no module that the file names is imported.
+
+        Args:
+            checkpoint_path: a `.ckpt` file of ours.
+            map_location: device for the weights.
+            hparams_file: none is needed, and none is taken: the file holds its settings.
+            strict: False takes over the weights that both have, and says which others there are.
+            weights_only: always true, since nothing but tensors and plain data is ever read.
+            overrides: constructor arguments that take the place of the stored ones, `label_smoothing=0.1`; dotted names
+                lead into modules, `**{"optimization.lr": 1e-4}`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, from another project, of another format, of another class, or names foreign code
+                or another file; or an argument is not one of those above, or leads to other weights.
+        """
+        if hparams_file is not None:
+            raise UserError(
+                f"hparams_file is {hparams_file!r}: {checkpoint_path} holds its settings, give others by name"
+            )
+        if weights_only is False:
+            raise UserError("weights_only is False: a checkpoint is read as tensors and plain data only, leave it out")
+        checkpoint = read_checkpoint(checkpoint_path, map_location)
+        tree = checkpoint["hyper_parameters"]
+        held = cls if _is_of(cls, tree["class_path"]) else own_class(tree["class_path"])
+        if not issubclass(held, cls):
+            raise UserError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
+        with naming(checkpoint_path):
+            tree = overridden(tree, {name: plain(value) for name, value in overrides.items()})
+            refuse_foreign(tree["init_args"])
+            refuse_another_file(held, tree["init_args"])
+            module = build(tree, held)
+        state = checkpoint["state_dict"]
+        load_exactly(module, state if strict in (None, True) else _shared(module, state), str(checkpoint_path))
+        module._take_over(checkpoint["d2v_lightning"])
+        return module
+
+
+def _shared(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A module's own weights, with those of a file where it has them; the others are said."""
+    own = module.state_dict()
+    missing, foreign = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or foreign:
+        rank_zero_warn(f"weights that are not in the file and stay as they are: {missing}; left out: {foreign}")
+    return {name: state.get(name, tensor) for name, tensor in own.items()}
+
+
+def _is_of(cls: type, class_path: Any) -> bool:
+    """Whether a stored path is that of a user's class `cls`, whose module was "__main__" while it was the script."""
+    if cls.__module__.partition(".")[0] in OWN_PACKAGES:
+        return False
+    module, name = str(class_path).removesuffix(f".{cls.__qualname__}"), cls.__qualname__
+    return f"{module}.{name}" == class_path and (module == cls.__module__ or "__main__" in (module, cls.__module__))
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint of ours as tensors and plain data.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: see `LoadsOwnCheckpoints.load_from_checkpoint`.
+    """
+    checkpoint = read_tensors(path, map_location)
+    check_format(checkpoint, str(path))
+    return checkpoint
+
+
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """`load_state_dict`, refusing in one line what is missing, foreign or of another shape, see `refuse_others`."""
+    refuse_others(module, state, path)
+    module.load_state_dict(dict(state))
+
+
+def refuse_others(
+    module: nn.Module, state: Mapping[str, Tensor], path: str, needed: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Compare weights with the module that they are meant for; those that are not `needed` may be missing.
+
+    Raises:
+        ValueError: names and shapes of `state` are not exactly the module's.
+    """
+    own = module.state_dict()
+    missing, foreign = sorted(filter(needed, set(own) - set(state))), sorted(set(state) - set(own))
+    if missing or foreign:
+        raise UserError(f"{path}: weights missing {missing[:3]}, not expected {foreign[:3]}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+    refuse_odd_numbers(own, state, path)
+
+
+def refuse_odd_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str) -> None:
+    """Compare the kind of numbers of weights with that of a module's, where both have a weight of the name.
+
+    Raises:
+        ValueError: a weight is no tensor, of another kind of numbers, or holds NaN or infinity.
+    """
+    for name, tensor in named_tensors(state, path).items():
+        if name in own and (tensor.dtype in REAL) != (own[name].dtype in REAL):
+            raise UserError(f"{path}: {name} holds {tensor.dtype}, where {own[name].dtype} is expected")
+        if tensor.dtype in REAL and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds NaN or infinity")
+
+
+def _say_other_precision(own: Mapping[str, Tensor], state: Mapping[str, Tensor], precision: str, name: str) -> None:
+    """Say where weights were stored with other precision than the run's, which no exact resume survives."""
+    others = {(state[key].dtype, own[key].dtype) for key in set(own) & set(state)}
+    for theirs, ours in sorted(((a, b) for a, b in others if a != b), key=str):
+        # A run in half precision converts its module later than its checkpoint is read.
+        if precision not in ("16-true", "bf16-true", "64-true"):
+            rank_zero_warn(
+                f"{name}: weights are stored as {theirs} and were converted to {ours}, so some digits are lost"
+            )
+
+
+def stored_settings(value: Any, path: str, key: str) -> Tree:
+    """Settings that a file holds at `key`; nothing is none.
+
+    Raises:
+        ValueError: they are no mapping.
+    """
+    if value is not None and not isinstance(value, dict):
+        raise UserError(f"{path}: {key} is a {type(value).__name__}, where a mapping is expected")
+    return value or {}
+
+
+def check_format(checkpoint: Any, name: str) -> None:
+    """Refuse what is no checkpoint of ours, or is of another format."""
+    if not isinstance(checkpoint, dict) or "d2v_lightning" not in checkpoint:
+        raise UserError(
+            f"{name} is not a checkpoint of d2v_lightning. Meta's released files load with `from_pretrained`"
+        )
+    stamp = checkpoint["d2v_lightning"]
+    version = stamp.get("format_version") if isinstance(stamp, dict) else None
+    tree = checkpoint.get("hyper_parameters")
+    described = isinstance(tree, dict) and {"class_path", "init_args"} <= set(tree) and "state_dict" in checkpoint
+    if not isinstance(version, int) or not described:
+        raise UserError(
+            f"{name} is not a whole checkpoint: it lacks format version, the model's arguments or its weights"
+        )
+    for entry in ("epoch", "global_step"):
+        if not isinstance(checkpoint.get(entry, 0), int):
+            raise UserError(f"{name}: {entry} is {str(checkpoint[entry])[:60]!r}, where a count is expected")
+    refuse_other_format(version, name)
+
+
+def refuse_other_format(version: int, name: str) -> None:
+    """Compare the format of a file or directory of ours with the one that is read.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if version != FORMAT_VERSION:
+        remedy = "upgrade d2v_lightning" if version > FORMAT_VERSION else "write it anew with this version"
+        raise UserError(f"{name} has format {version}, this version reads format {FORMAT_VERSION}: {remedy}")

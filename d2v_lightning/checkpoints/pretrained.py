@@ -1,0 +1,370 @@
+"""Pre-trained weights from any file we know, as one thing: a constructor tree and a state dict of ours."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from d2v_lightning.checkpoints import hub
+from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.directory import is_own, read_directory, write_directory
+from d2v_lightning.checkpoints.huggingface import NO_PART_OF_A_BACKBONE, huggingface_content
+from d2v_lightning.checkpoints.official import convert_official, is_official
+from d2v_lightning.checkpoints.own import (
+    RUN_KEY,
+    LoadsOwnCheckpoints,
+    check_format,
+    load_exactly,
+    refuse_others,
+    stored_settings,
+)
+from d2v_lightning.checkpoints.stored_tokenizer import of_directory
+from d2v_lightning.checkpoints.tables import Row, State
+from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
+from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders import TextEncoder
+from d2v_lightning.nn.position import resize_position_embedding, resize_relative_position_table
+from d2v_lightning.support.errors import UserError, naming
+from d2v_lightning.support.tensor_files import named_tensors, read_tensors
+
+
+class Pretrained(NamedTuple):
+    """What `read_pretrained` found: the `content`, and the `path` that messages name."""
+
+    content: Content
+    path: str
+
+    @property
+    def tree(self) -> Tree:
+        """Constructor tree of the module."""
+        return self.content.tree
+
+    @property
+    def state(self) -> State:
+        """Its state dict."""
+        return self.content.state
+
+    @property
+    def data(self) -> Tree:
+        """Arguments of the datamodule that it was trained with, as far as they are known."""
+        key = f"{RUN_KEY}.data"
+        tree = stored_settings(self.content.data, self.path, key)
+        return stored_settings(tree.get("init_args"), self.path, f"{key}.init_args")
+
+    @property
+    def normalize(self) -> bool | None:
+        """See `load_normalize`."""
+        own: bool | None = (self.tree["init_args"] | self.data).get("normalize")
+        if own is not None and not isinstance(own, bool):
+            raise UserError(f"{self.path}: its normalize is {own!r}: it must be true or false")
+        return self.content.normalize if own is None else own
+
+    def part(self, prefix: str) -> State:
+        """The weights below a prefix, the prefix cut off.
+
+        Raises:
+            ValueError: there are none.
+        """
+        part = {name[len(prefix) :]: tensor for name, tensor in self.state.items() if name.startswith(prefix)}
+        if not part:
+            raise UserError(f"{self.path} holds a {self.tree['class_path']}, which has no {prefix.rstrip('.')}")
+        return part
+
+    def of_modality(self, modality: str | None) -> Pretrained:
+        """What a file of several modalities holds of one; a file of one, for which `modality` is None, as it is.
+
+        Raises:
+            ValueError: the file is of several and none of them is named, or it has none of that name.
+        """
+        held = self.tree["init_args"].get("modalities", {})
+        if modality is None and not held:
+            return self
+        if modality not in held:
+            there = (
+                f"choose from its modalities, {', '.join(held)}"
+                if held
+                else "it is of one modality: leave modality out"
+            )
+            raise UserError(f"modality is {modality!r} for {self.path}: {there}")
+        encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
+        tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
+        state = self.part(f"modalities.{modality}.")
+        key = f"{RUN_KEY}.data.init_args.datamodules"
+        data = stored_settings(self.data.get("datamodules"), self.path, key).get(str(modality))
+        content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer, data=data)
+        return Pretrained(content, self.path)
+
+
+def read_pretrained(
+    path: str | Path,
+    dictionary: list[str] | None = None,
+    pretrained: str | Path | None = None,
+    whole: bool = True,
+) -> Pretrained:
+    """Read a network from anywhere. Nothing in the file is executed.
+
+    Args:
+        path: one of our checkpoints; a file of Meta's, pre-trained or fine-tuned; a directory of `save_pretrained`, or of
+            transformers' Data2Vec models, BEiT, Wav2Vec2 and RoBERTa, with or without a task's head; or a name of such
+            a directory on the model hub.
+        dictionary: see `convert_official`.
+        pretrained: the file that a fine-tuned one of fairseq's started from, where its own `w2v_path` or `model_path` does
+            not lead there.
+        whole: False where a backbone is all that is wanted: head, decoder and teacher may then be missing.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of no known layout, or names a class that is not this project's.
+    """
+    path = os.path.expanduser(path)
+    if not Path(path).is_file():
+        directory = hub.directory_of(path)
+        if not is_own(directory):
+            content = huggingface_content(directory, str(path), whole)
+            return Pretrained(content._replace(tokenizer=of_directory(directory)), str(path))
+        content = read_directory(directory)
+        _refuse_unfit(content, str(path), whole)
+        return Pretrained(content, str(path))
+    file = read_tensors(path, mapped=True)
+    if is_official(file):
+        return Pretrained(convert_official(file, str(path), dictionary, pretrained, whole), str(path))
+    if not isinstance(file, dict) or "d2v_lightning" not in file:
+        holds = f"entries {sorted(map(str, file))[:5]}" if isinstance(file, dict) else f"a {type(file).__name__}"
+        raise UserError(
+            f"{path} is of another project: it holds {holds}, while ours have 'd2v_lightning', and Meta's 'model' with "
+            "'cfg' or 'args'"
+        )
+    check_format(file, str(path))
+    tree, state = file["hyper_parameters"], file["state_dict"]
+    with naming(path):
+        refuse_foreign(tree)
+    state = named_tensors(state, str(path))
+    name = str(tree["class_path"]).rpartition(".")[2]
+    rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
+    kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
+    data = stored_settings(file.get(RUN_KEY), str(path), RUN_KEY).get("data")
+    stamp = file["d2v_lightning"]
+    content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
+    _refuse_unfit(content, str(path), whole)
+    return Pretrained(content, str(path))
+
+
+def _refuse_unfit(content: Content, path: str, whole: bool) -> None:
+    """Compare one of our own trees with its weights, before memory is taken for it.
+
+    Raises:
+        ValueError: it describes no network, or another one; or a weight holds NaN or infinity.
+    """
+    cls, state = own_class(content.tree["class_path"]), dict(content.state)
+    if not issubclass(cls, nn.Module):
+        raise UserError(f"{path} holds a {cls.__name__}, which is no network")
+    most = max((number for number in _repeats(content.tree) if isinstance(number, int)), default=0)
+    if most > len(state):
+        raise UserError(f"{path} describes a network with {most} parts of a kind, but has {len(state)} weights")
+    try:
+        with torch.device("meta"), naming(path):
+            module = build(content.tree)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
+    if cls is Backbone:
+        state.pop("mask_token", None)
+    refuse_others(module, state, path, lambda name: whole or cls is Backbone or "backbone." in name)
+
+
+def _repeats(tree: Any) -> Iterator[Any]:
+    """What the arguments in a tree that say how often a part is repeated are set to."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        if str(name).endswith("depth") or name == "num_tables":
+            yield value
+        yield from _repeats(value)
+
+
+def _scores(file: dict[str, Any]) -> dict[str, float]:
+    """What the run's `ModelCheckpoint`s watched, at this checkpoint."""
+    states = (file.get("callbacks") or {}).values()
+    watched = {state.get("monitor"): state.get("current_score") for state in states if isinstance(state, dict)}
+    return {name: float(score) for name, score in watched.items() if name and score is not None}
+
+
+class FromPretrained(LoadsOwnCheckpoints):
+    """Mixin for our LightningModules: `from_pretrained` and `save_pretrained`."""
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, dictionary: list[str] | None = None, pretrained: str | Path | None = None
+    ) -> Self:
+        """The module in a file, a directory or on the model hub, see `read_pretrained`.
+
+        Raises:
+            FileNotFoundError, ValueError: see `read_pretrained`; or the file holds a module of another class.
+        """
+        found = read_pretrained(path, dictionary, pretrained)
+        held = own_class(found.tree["class_path"])
+        if not issubclass(held, cls):
+            remedy = (
+                f"; {cls.__name__}(checkpoint=...) starts from its backbone" if issubclass(held, FromPretrained) else ""
+            )
+            raise UserError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
+        module = build(found.tree)
+        load_exactly(module, found.state, str(path))
+        module.backbone.licence, module.backbone.tokenizer = found.content.licence, found.content.tokenizer
+        return module
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and a model card, which `from_pretrained` reads.
+
+        Raises:
+            FileExistsError: something is there already.
+        """
+        module: Any = self
+        name = type(self).__name__
+        content = Content(self.config, module.state_dict(), name, module.backbone.licence, [])
+        write_directory(content._replace(tokenizer=module.backbone.tokenizer), directory)
+
+
+def load_backbone(
+    path: str | Path | Pretrained,
+    part: Literal["student", "teacher"] = "student",
+    image_size: int | tuple[int, int] | None = None,
+    drop_path: float | None = None,
+    gradient_checkpointing: bool = False,
+    trunk: dict[str, Any] | None = None,
+    modality: str | None = None,
+) -> Backbone:
+    """The backbone in a pre-trained or fine-tuned file, ready for another task.
+
+    Args:
+        path: see `read_pretrained`, or what it gave.
+        part: of a pre-training file. Published fine-tuning of images starts from the student.
+        image_size: pixels of the new task, (height, width) or one number; tables of positions are resized to it.
+        drop_path: stochastic depth of the new task; None keeps the file's.
+        gradient_checkpointing: see `Transformer`.
+        trunk: further arguments of `Transformer` for the new task, such as its dropouts.
+        modality: of a file that was pre-trained on several, which one.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_pretrained`; or the file has no such part or modality.
+    """
+    if part not in ("student", "teacher"):
+        raise UserError(f"part is {part!r}: choose 'student' or 'teacher'")
+    found = path if isinstance(path, Pretrained) else read_pretrained(path, whole=False)
+    found = found.of_modality(modality)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    tree, state = backbone_part(found, part, size)
+    arguments = tree["init_args"]["transformer"]["init_args"]
+    arguments |= {"gradient_checkpointing": gradient_checkpointing, **(trunk or {})}
+    if drop_path is not None:
+        arguments["drop_path"] = drop_path
+    backbone: Backbone = build(tree)
+    load_exactly(backbone, state, found.path)
+    backbone.licence, backbone.tokenizer = found.content.licence, found.content.tokenizer
+    return backbone
+
+
+def regularised(
+    dropout: float, attention_dropout: float, activation_dropout: float, layer_drop: float
+) -> dict[str, float]:
+    """Arguments of the trunk while it is fine-tuned, for `load_backbone`. `dropout` is also that of the trunk's input."""
+    return {
+        "dropout": dropout,
+        "input_dropout": dropout,
+        "attention_dropout": attention_dropout,
+        "activation_dropout": activation_dropout,
+        "layer_drop": layer_drop,
+    }
+
+
+def load_mask_token(path: str | Path, modality: str | None = None) -> Tensor | None:
+    """The vector (D,) that stood for hidden tokens in pre-training; None where the file has none (2.0, text).
+
+    Args:
+        path, modality: see `load_backbone`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_pretrained`.
+    """
+    state = read_pretrained(path, whole=False).of_modality(modality).state
+    token = state.get("student.mask_token", state.get("mask_token"))
+    return None if token is None else token.flatten()
+
+
+def load_normalize(path: str | Path, modality: str | None = None) -> bool | None:
+    """Whether a speech model heard clips of mean 0 and variance 1; None where its file does not say.
+
+    Args:
+        path, modality: see `load_backbone`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_pretrained`.
+    """
+    return read_pretrained(path, whole=False).of_modality(modality).normalize
+
+
+def backbone_part(
+    found: Pretrained, part: Literal["student", "teacher"], image_size: tuple[int, int] | None = None
+) -> tuple[Tree, State]:
+    """Tree and weights of a backbone, for another image size where one is given.
+
+    Raises:
+        ValueError: the file has no such part, or its inputs are no images.
+    """
+    tree, state = _backbone_of(found, part)
+    tree = copy.deepcopy(tree)
+    if image_size is not None:
+        encoder, trunk = (tree["init_args"][name]["init_args"] for name in ("encoder", "transformer"))
+        if "patch_size" not in encoder:
+            raise UserError(f"image_size is {image_size}, but {found.path} is no model of images")
+        state = _resized(state, encoder, trunk, image_size)
+    return tree, state
+
+
+def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, State]:
+    arguments = pretrained.tree["init_args"]
+    if issubclass(own_class(pretrained.tree["class_path"]), Backbone):
+        if left_out := sorted(row.theirs for row in pretrained.content.rows if row.ours == NO_PART_OF_A_BACKBONE):
+            rank_zero_info(f"{pretrained.path}: not part of a backbone and left out: {', '.join(left_out)}")
+        return pretrained.tree, {name: pretrained.state[name] for name in pretrained.state if name != "mask_token"}
+    if "student" not in arguments and "backbone" not in arguments:
+        raise UserError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")
+    if "student" not in arguments:
+        rank_zero_info(f"backbone from {pretrained.path}, a fine-tuned {pretrained.tree['class_path']}")
+        return arguments["backbone"], pretrained.part("backbone.")
+    rank_zero_info(f"backbone from {pretrained.path}, the {part}")
+    state = pretrained.part("student.backbone.")
+    if part == "teacher":  # what the teacher does not hold it shares with the student
+        teacher = pretrained.part("teacher.")
+        state |= {
+            name.replace("position.", "encoder.position.", 1) if name.startswith("position.") else name: tensor
+            for name, tensor in teacher.items()
+        }
+    return arguments["student"]["init_args"]["backbone"], state
+
+
+def _resized(state: State, encoder: Tree, trunk: Tree, image_size: tuple[int, int]) -> State:
+    """The state for another image size; `encoder` and `trunk`, the arguments of both, are changed to match."""
+    patch, old = (
+        size if isinstance(size, list) else [size] * 2 for size in (encoder["patch_size"], encoder["image_size"])
+    )
+    old_grid = (old[0] // patch[0], old[1] // patch[1])
+    new_grid = (image_size[0] // patch[0], image_size[1] // patch[1])
+    if min(new_grid) < 1:
+        raise UserError(f"image_size is {image_size}, which holds no patch of {patch[0]}x{patch[1]} pixels")
+    encoder["image_size"] = list(image_size)
+    if trunk["position_bias"] is not None:
+        trunk["position_bias"]["init_args"]["grid"] = list(new_grid)
+    resized = dict(state)
+    for name, tensor in state.items():
+        if name.startswith("transformer.position_bias."):
+            resized[name] = resize_relative_position_table(tensor, old_grid, new_grid)
+        elif name == "encoder.position.embedding":
+            resized[name] = resize_position_embedding(tensor, old_grid, new_grid)
+    return resized

@@ -1,0 +1,162 @@
+"""What the command line takes from a checkpoint, and what may differ from it when a run goes on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from d2v_lightning.checkpoints.own import RUN_KEY, read_checkpoint, stored_settings
+from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
+from d2v_lightning.configurable import Tree, own_class, refuse_foreign
+from d2v_lightning.support.errors import UserError, naming
+
+# They say how a step is computed, or where weights came from, not which model it is.
+_FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
+
+# Trainer settings that decide what a run computes, and are plain numbers: a checkpoint may give them back.
+_TRAINER_SETTINGS = (
+    "max_epochs",
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "precision",
+    "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+)
+_ORDER = frozenset({"batch_size", "effective_batch", "seed", "dataset", "root", "val_fraction", "task"})
+
+
+class StoredRun:
+    """The settings in a checkpoint, looked through: plain data that names no class but this project's.
+
+    Args:
+        path: a checkpoint of ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, from another project, or names a foreign class; nothing was run.
+    """
+
+    def __init__(self, path: str) -> None:
+        # "meta": settings are wanted, not a second copy of the weights.
+        checkpoint = read_checkpoint(path, map_location="meta")
+        if not re.match(r"\d+\.\d+", str(version := checkpoint.get("pytorch-lightning_version"))):
+            raise UserError(
+                f"{path}: pytorch-lightning_version is {str(version)[:60]!r}, so Lightning cannot restore it"
+            )
+        self.path = path
+        model = checkpoint.get("hyper_parameters")
+        if not isinstance(model, dict) or "class_path" not in model:
+            raise UserError(f"{path} does not say which model it holds: it was not written by this project's modules")
+        with naming(path):
+            refuse_foreign(model)
+        self.model: Tree = model
+        run = stored_settings(checkpoint.get(RUN_KEY), path, RUN_KEY)
+        data = stored_settings(run.get("data"), path, f"{RUN_KEY}.data") or None
+        if data is not None:
+            with naming(path):
+                refuse_foreign(data)
+            if not {"class_path", "init_args"} <= set(data):
+                raise UserError(f"{path}: {RUN_KEY}.data is not whole: it lacks the class or its arguments")
+        self.data: Tree | None = data
+        self.step = checkpoint.get("global_step", 0)
+        self.tokenizer: StoredTokenizer | None = checkpoint["d2v_lightning"].get("tokenizer")
+        self.trainer: dict[str, Any] = {
+            name: value
+            for name, value in stored_settings(run.get("trainer"), path, f"{RUN_KEY}.trainer").items()
+            if _is_setting(name, value)
+        }
+
+    @property
+    def data_alone(self) -> Tree | None:
+        """Settings of the data with the tokenizer that is in the file, not the directory that it came from."""
+        if self.data is None or self.tokenizer is None or "tokenizer" not in self.data["init_args"]:
+            return self.data
+        return {**self.data, "init_args": {**self.data["init_args"], "tokenizer": None}}
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run that wrote the file."""
+        folder = Path(self.path).resolve().parent
+        return folder.parent if folder.name == "checkpoints" else folder
+
+
+class StoreRun(Callback):
+    """Puts the run's data and trainer settings into its checkpoints, as plain data.
+
+    Args:
+        data: tree of the datamodule; None, or a class that is not this project's, is not stored.
+        trainer: settings of the Trainer.
+    """
+
+    def __init__(self, data: Tree | None, trainer: dict[str, Any]) -> None:
+        self.run = {
+            "data": data if data is not None and is_own(data) else None,
+            "trainer": {name: value for name, value in trainer.items() if _is_setting(name, value)},
+        }
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[RUN_KEY] = self.run
+
+
+def is_own(tree: Tree) -> bool:
+    """Whether a tree names classes of this project only."""
+    try:
+        refuse_foreign(tree)
+    except ValueError:
+        return False
+    return True
+
+
+def differences(now: Any, stored: Any, key: str, parameters: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """(key, value now, value stored) wherever two trees differ in what a model computes."""
+    if isinstance(now, dict) and isinstance(stored, dict) and "class_path" in now and "class_path" in stored:
+        if own_class(now["class_path"]) is not own_class(stored["class_path"]):
+            yield key, now["class_path"], stored["class_path"]
+            return
+        defaults = inspect.signature(own_class(now["class_path"])).parameters
+        yield from differences(now.get("init_args") or {}, stored.get("init_args") or {}, key, defaults)
+    elif isinstance(now, dict) and isinstance(stored, dict):
+        for name in dict.fromkeys([*now, *stored]):
+            if name in _FREE:
+                continue
+            # A key that one of them lacks is from another version: its default then.
+            default = getattr((parameters or {}).get(name), "default", None)
+            mine, theirs = now.get(name, default), stored.get(name, default)
+            if name == "class_names" and None in (mine, theirs):  # known only when the data is there
+                continue
+            yield from differences(mine, theirs, f"{key}.{name}")
+    elif _plain(now) != _plain(stored):
+        yield key, now, stored
+
+
+def said(changes: list[tuple[str, Any, Any]], most: int = 4) -> str:
+    """Differences in words: key, value now, value in the checkpoint."""
+    words = [f"{key} is {now!r} now and {stored!r} in the checkpoint" for key, now, stored in changes[:most]]
+    return "; ".join(words) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
+
+
+def changed_settings(now: dict[str, Any], stored: dict[str, Any], prefix: str) -> tuple[list[str], bool]:
+    """Settings that differ, in words, and whether they change which samples come when."""
+    names = [name for name in dict.fromkeys([*now, *stored]) if _plain(now.get(name)) != _plain(stored.get(name))]
+    words = [f"{prefix}.{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names]
+    return words, bool(_ORDER & set(names))
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    plain_text = isinstance(value, str) and re.fullmatch(r"[a-z0-9-]+", value) is not None
+    return name in _TRAINER_SETTINGS and (isinstance(value, (bool, int, float)) or plain_text)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

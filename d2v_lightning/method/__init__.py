@@ -1,0 +1,1 @@
+"""The method in plain torch, without Lightning: masks, student, teacher, targets, losses."""

@@ -1,0 +1,1 @@
+"""Optimisation: AdamW and its parameter groups, schedules, weights of accumulated batches."""

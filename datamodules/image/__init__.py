@@ -1,0 +1,1 @@
+"""Pictures: folders, tables, streams; transforms and splits."""

@@ -1,0 +1,1 @@
+"""Recordings: folders, manifests, tables, streams; crops, batches by length, letters."""

@@ -1,0 +1,357 @@
+"""What a checkpoint names is never run, and what a kill leaves behind is a whole file."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+import cli
+from d2v_lightning import (
+    Backbone,
+    Data2Vec,
+    EMATeacher,
+    ImageClassifier,
+    ImageEncoder,
+    LinearDecoder,
+    MaskTokenStudent,
+    Optimization,
+    RegressionLoss,
+    Targets,
+    Transformer,
+    command_line,
+    load_backbone,
+)
+from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+from d2v_lightning.commands.resuming import StoredRun
+from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.locks import only_one_in
+
+COMMANDS = ["fit", "validate", "test", "predict"]
+
+
+def model() -> Data2Vec:
+    backbone = Backbone(ImageEncoder(8, 4, 1, 8), Transformer(8, 1, 2))
+    student = MaskTokenStudent(backbone, LinearDecoder(8))
+    return Data2Vec(student, Targets(1), RegressionLoss(), EMATeacher(), Optimization())
+
+
+def checkpoint() -> dict[str, Any]:
+    """A good checkpoint, as Lightning writes them."""
+    module = model()
+    content: dict[str, Any] = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.4"}
+    module.on_save_checkpoint(content)
+    data = {"class_path": "datamodules.ImageDataModule", "init_args": {"dataset": "digits", "num_workers": 0}}
+    content["run"] = {"data": data, "trainer": {"max_steps": 1}}
+    return copy.deepcopy(content)
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.marker,)
+
+
+def attacks(marker: Path) -> dict[str, dict[str, Any]]:
+    """Checkpoints that each try to run code in another way."""
+    pickled = checkpoint()
+    pickled["state_dict"]["bomb"] = Bomb(marker)
+    process = checkpoint()
+    process["hyper_parameters"] = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(marker)]}}
+    imported = checkpoint()
+    imported["hyper_parameters"] = {"class_path": "evil_module.Evil", "init_args": {}}
+    nested = checkpoint()
+    nested["hyper_parameters"]["init_args"]["optimization"] = {"class_path": "evil_module.Evil", "init_args": {}}
+    lightning = checkpoint()  # the form that LightningCLI itself merges
+    lightning["hyper_parameters"] = {"_class_path": "evil_module.Evil", "_instantiator": "evil_module.build"}
+    data = checkpoint()
+    data["run"]["data"] = {"class_path": "evil_module.Evil", "init_args": {}}
+    deep = checkpoint()
+    deep["run"]["data"]["init_args"]["mean"] = [{"class_path": "evil_module.Evil"}]
+    smuggled = checkpoint()
+    smuggled["hyper_parameters"]["dict_kwargs"] = {"optimization": "evil_module.Evil"}
+    prefixed = checkpoint()
+    prefixed["hyper_parameters"]["class_path"] = "d2v_lightning.configurable.importlib.import_module"
+    return {
+        "pickle": pickled,
+        "process": process,
+        "import": imported,
+        "nested": nested,
+        "lightning": lightning,
+        "data": data,
+        "deep": deep,
+        "smuggled": smuggled,
+        "prefixed": prefixed,
+    }
+
+
+IN_THE_MODEL = ["pickle", "process", "import", "nested", "lightning", "prefixed"]
+
+
+@pytest.fixture
+def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that appears if anything of the attacks is run; a module that makes it is importable."""
+    marker = tmp_path / "code_was_run"
+    (tmp_path / "evil_module.py").write_text(
+        f"open({str(marker)!r}, 'w')\nfrom pytorch_lightning import LightningModule\n"
+        "class Evil(LightningModule):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return marker
+
+
+def test_the_trap_works(marker: Path) -> None:
+    """Lightning's own reading of such a file does run it: otherwise the tests below would show nothing."""
+    path = marker.with_name("pickle.ckpt")
+    torch.save(attacks(marker)["pickle"], path)
+    torch.load(path, weights_only=False)
+    assert marker.exists()
+    marker.unlink()
+    __import__("evil_module")
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("attack", list(attacks(Path("x"))))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_that_a_checkpoint_names_is_run_by_the_command_line(
+    command: str, attack: str, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = marker.with_name("attack.ckpt")
+    torch.save(attacks(marker)[attack], path)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--ckpt_path", str(path), "--trainer.accelerator", "cpu"])
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 1, printed
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", IN_THE_MODEL)
+def test_nothing_is_run_by_load_from_checkpoint(attack: str, marker: Path) -> None:
+    path = marker.with_name("attack.ckpt")
+    torch.save(attacks(marker)[attack], path)
+    with pytest.raises((ValueError, KeyError)):
+        Data2Vec.load_from_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", [name for name in IN_THE_MODEL if name != "pickle"])
+def test_a_backbone_from_such_a_file_is_refused_as_by_the_command_line(
+    attack: str, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = marker.with_name("attack.ckpt")
+    torch.save(attacks(marker)[attack], path)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--ckpt_path", str(path)])
+    said = capsys.readouterr().err.removeprefix("error: ").strip()
+    for load in (lambda: load_backbone(path), lambda: ImageClassifier(num_classes=10, checkpoint=str(path))):
+        with pytest.raises(ValueError, match=r"not (a class of|.*checkpoint of) d2v_lightning|form") as error:
+            load()
+        assert str(error.value) == said
+    assert not marker.exists()
+
+
+def test_the_good_checkpoint_loads(marker: Path) -> None:
+    """The attacks fail because of what they add, not because their carrier is broken."""
+    path = marker.with_name("good.ckpt")
+    torch.save(checkpoint(), path)
+    assert isinstance(Data2Vec.load_from_checkpoint(path), Data2Vec)
+    cli.main(["predict", "--ckpt_path", str(path), "--trainer.accelerator=cpu", "--trainer.limit_predict_batches=1"])
+    assert marker.with_name("features.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "no checkpoint at"),
+        ("empty", "damaged or no checkpoint: it is empty"),
+        ("truncated", "damaged or no checkpoint"),
+        ("text", "damaged or no checkpoint: it begins with b'no'"),
+        ("foreign", "not a checkpoint of d2v_lightning"),
+        ("newer", "upgrade d2v_lightning"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "predict", "warm start"])
+def test_a_bad_file_is_one_line(
+    command: str, kind: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{kind}.ckpt"
+    content = checkpoint()
+    if kind == "foreign":
+        content = {"state_dict": {}, "hyper_parameters": {}}
+    elif kind == "newer":
+        content["d2v_lightning"]["format_version"] = 99
+    if kind != "missing":
+        torch.save(content, path)
+    if kind in ("empty", "truncated", "text"):
+        whole = path.read_bytes()
+        path.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"no checkpoint"}[kind])
+    if command == "warm start":
+        if kind == "foreign":  # a warm start takes the files of Meta's as well
+            reason = "is of another project"
+        with pytest.raises((ValueError, FileNotFoundError), match=reason) as error:
+            ImageClassifier(num_classes=10, checkpoint=str(path))
+        printed = str(error.value)
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, "--ckpt_path", str(path)])
+        printed = capsys.readouterr().err
+        assert stopped.value.code == 1
+        assert printed.startswith("error: ")
+    assert reason in printed
+    assert str(path) in printed
+    assert len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (["data"], "run is a list, where a mapping is expected"),
+        ({"data": [1]}, "run.data is a list, where a mapping is expected"),
+        ({"data": {"init_args": {}}}, "run.data is not whole: it lacks the class or its arguments"),
+        (
+            {"data": {"class_path": "datamodules.ImageDataModule", "init_args": {}}, "trainer": [1]},
+            "run.trainer is a list",
+        ),
+    ],
+)
+def test_settings_of_another_form_are_one_line(run: Any, reason: str, tmp_path: Path) -> None:
+    torch.save({**checkpoint(), "run": run}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=reason) as error:
+        StoredRun(str(tmp_path / "odd.ckpt"))
+    assert str(error.value).startswith(str(tmp_path / "odd.ckpt: "))
+
+
+def test_a_checkpoint_is_given_as_text_or_as_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "good.ckpt"
+    torch.save(checkpoint(), path)
+    whole = model()
+    for given in (path, str(path)):
+        warm = Data2Vec(
+            whole.student,
+            whole.make_targets,
+            whole.loss,
+            EMATeacher(),
+            Optimization(),
+            checkpoint=given,  # type: ignore[arg-type]
+        )
+        classifier = ImageClassifier(num_classes=10, checkpoint=given)  # type: ignore[arg-type]
+        assert warm.config["init_args"]["checkpoint"] is None
+        assert classifier.config["init_args"]["checkpoint"] is None
+
+
+def _die_in_the_middle(path: str) -> None:
+    def half(content: Any, file: Any) -> None:
+        file.write(b"half of a new checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half  # type: ignore[assignment]  # in a process of its own
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+    process = multiprocessing.get_context("fork").Process(target=_die_in_the_middle, args=(str(path),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    writer.save_checkpoint({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_the_command_line_writes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "good.ckpt"
+    torch.save(checkpoint(), path)
+    written: list[str] = []
+    original = AtomicCheckpointIO.save_checkpoint
+
+    def note(self: AtomicCheckpointIO, content: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        written.append(Path(path).name)
+        original(self, content, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
+    from tests.commands.test_command_line import PRETRAIN, write
+
+    config = write(tmp_path / "tiny.yaml", PRETRAIN)
+    cli.main(["fit", "--config", config, "--trainer.max_steps", "1"])
+    assert "last.ckpt" in written
+
+
+def _hold(folder: Path, pipe: Any) -> None:
+    with only_one_in(folder):
+        pipe.send("held")
+        signal.pause()
+
+
+def test_a_folder_belongs_to_one_run_until_its_process_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.commands.test_command_line import PRETRAIN, write
+
+    monkeypatch.chdir(tmp_path)
+    command = ["fit", "--config", write(tmp_path / "tiny.yaml", PRETRAIN), "--trainer.max_steps", "1"]
+    run = tmp_path / "runs" / "tiny"
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(run, theirs))
+    process.start()
+    assert ours.recv() == "held"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(command)
+    printed = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert printed[printed.index("error: ") :].startswith(
+        f"error: {Path('runs/tiny')} is in use by another run (process {process.pid} on "
+    )
+    assert [path.name for path in run.iterdir()] == [".lock"]
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    half, foreign = run / "checkpoints" / ".step=1.ckpt.unfinished", run / "checkpoints" / ".notes.unfinished"
+    half.parent.mkdir()
+    for path in (half, foreign):
+        path.write_text("half of a file")
+    cli.main(command)
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics"]
+    assert foreign.exists()
+    assert not half.exists()
+
+
+def test_where_there_are_no_locks_a_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", none)
+    with pytest.warns(UserWarning, match="without locks"), only_one_in(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("signalled", "code"), [(SIGTERMException, 143), (KeyboardInterrupt, 130)])
+def test_a_signal_outside_training_does_not_pass_for_success(
+    signalled: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(args: object) -> None:
+        raise signalled
+
+    monkeypatch.setattr(command_line, "D2VCLI", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command_line.main(["test"])
+    assert stopped.value.code == code

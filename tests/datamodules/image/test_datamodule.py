@@ -1,0 +1,393 @@
+"""Batches are pure functions of (seed, epoch, index) from every source, and broken data is named in one line."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from datamodules import BlockMaskCollator, ImageDataModule
+from datamodules.image.sources import DigitsSource, SubsetSource
+from datamodules.image.splits import hold_out
+from datamodules.image.transforms import as_channels
+
+CLASSES = ("ape", "bee", "cat")
+DIGITS: dict[str, Any] = {
+    "dataset": "digits",
+    "image_size": 8,
+    "patch_size": 2,
+    "num_channels": 1,
+    "batch_size": 64,
+    "num_workers": 0,
+    "scale": (0.6, 1.0),
+    "colour_jitter": 0.0,
+}
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 24)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Twelve training, six validation and six test pictures of three classes."""
+    for split, number in (("train", 4), ("val", 2), ("test", 2)):
+        for place, name in enumerate(CLASSES):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(number):
+                picture(100 * place + i + 1000 * number).save(tmp_path / split / name / f"{i}.png")
+    return tmp_path
+
+
+def of_tree(root: Path | None, **arguments: Any) -> ImageDataModule:
+    return ImageDataModule(
+        **{
+            "root": None if root is None else str(root),
+            "image_size": 16,
+            "patch_size": 4,
+            "num_channels": 3,
+            "batch_size": 4,
+            "num_workers": 0,
+            **arguments,
+        }
+    )
+
+
+def ready(data: ImageDataModule, stage: str = "fit") -> ImageDataModule:
+    data.setup(stage)
+    return data
+
+
+def test_samples_and_masks_are_functions_of_seed_epoch_and_index(tree: Path) -> None:
+    def by_key(epoch: int, **arguments: Any) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        loader = ready(of_tree(tree, **arguments)).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return {
+            int(index): (inputs, mask)
+            for batch in loader
+            for index, inputs, mask in zip(batch["index"], batch["inputs"], batch["mask"], strict=True)
+        }
+
+    torch.manual_seed(0)
+    reference = by_key(1)
+    torch.manual_seed(1)
+    for same in (by_key(1, num_workers=2), by_key(1, batch_size=3)):
+        assert same.keys() == reference.keys()
+        for index, (inputs, mask) in reference.items():
+            assert torch.equal(same[index][0], inputs)
+            assert torch.equal(same[index][1], mask)
+    for other in (by_key(2), by_key(1, seed=1)):
+        assert all(not torch.equal(other[index][0], inputs) for index, (inputs, _) in reference.items())
+        assert any(not torch.equal(other[index][1], mask) for index, (_, mask) in reference.items())
+
+
+def test_pretraining_hides_the_published_share_in_every_row_and_mask(tree: Path) -> None:
+    data = ready(of_tree(tree, image_size=56, num_masks=3, batch_size=8))
+    batch = next(iter(data.train_dataloader()))
+    assert batch["mask"].shape == (8, 3, 196)
+    assert (batch["mask"].sum(-1) == 120).all()
+    assert not torch.equal(batch["mask"][:, 0], batch["mask"][:, 1])
+    scaled = BlockMaskCollator((8, 8))
+    assert (scaled.num_masked, scaled.min_block) == (39, 5)
+    assert BlockMaskCollator((8, 8), mask_ratio=0.6).num_masked == 38
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    data = ready(ImageDataModule(**DIGITS, task="classify", rand_augment=None, random_erasing=0.0), "fit")
+    sizes = [len(data._source(split)) for split in ("train", "val", "test")]
+    assert sizes == [1297, 250, 250]
+    places = [set(data._source(split)._places) for split in ("train", "val", "test")]  # type: ignore[attr-defined]
+    assert set.union(*places) == set(range(1797))
+    assert sorted(places[2])[:5] == [0, 1, 4, 11, 15]
+    assert data.class_names == [str(digit) for digit in range(10)]
+
+
+def test_evaluation_shows_whole_unaltered_digits_when_asked_to() -> None:
+    from sklearn.datasets import load_digits
+
+    data = ImageDataModule(**DIGITS, task="classify", crop_share=1.0, mean=[0.0], std=[1.0])
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    places = [data._source("test")._places[index] for index in batch["index"]]  # type: ignore[attr-defined]
+    assert torch.allclose(batch["inputs"][:, 0], torch.tensor(load_digits().images[places] / 16).float(), atol=1 / 255)
+    assert batch["labels"].tolist() == load_digits().target[places].tolist()
+
+
+def test_validation_masks_stay_the_same_over_epochs() -> None:
+    loader = ready(ImageDataModule(**DIGITS)).val_dataloader()
+    first = next(iter(loader))  # type: ignore[call-overload]
+    loader.sampler.set_epoch(3)  # type: ignore[union-attr]
+    again = next(iter(loader))  # type: ignore[call-overload]
+    assert torch.equal(first["mask"], again["mask"])
+    assert torch.equal(first["inputs"], again["inputs"])
+
+
+def test_classification_batches_have_labels_and_no_masks(tree: Path) -> None:
+    data = ready(of_tree(tree, task="classify"))
+    batch = next(iter(data.train_dataloader()))
+    assert set(batch) == {"inputs", "labels", "index"}
+    assert data.class_names == list(CLASSES)
+    assert data.num_classes == 3
+    assert sorted(label for item in data.val_dataloader() for label in item["labels"].tolist()) == [0, 0, 1, 1, 2, 2]  # type: ignore[union-attr]
+    train, held_out = data.probe_dataloaders()
+    assert (len(train.dataset), len(held_out.dataset)) == (12, 6)  # type: ignore[arg-type]
+    assert set(next(iter(train))) == {"inputs", "labels", "index"}
+
+
+def test_published_normalisation(tree: Path) -> None:
+    for name in ("train", "val"):
+        for path in (tree / name).rglob("*.png"):
+            Image.new("RGB", (20, 24), (255, 255, 255)).save(path)
+    expected = {
+        "pretrain": [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225],
+        "classify": [1.0, 1.0, 1.0],
+    }
+    for task, values in expected.items():
+        batch = next(iter(ready(of_tree(tree, task=task)).val_dataloader()))  # type: ignore[call-overload]
+        assert batch["inputs"].mean((0, 2, 3)).tolist() == pytest.approx(values, abs=1e-5)
+
+
+def test_pretraining_takes_any_tree(tmp_path: Path) -> None:
+    for i, place in enumerate(("a/b/c", "a", ".", "d")):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        picture(i).save(tmp_path / place / f"{i}.jpg")
+    (tmp_path / "readme.txt").write_text("not a picture")
+    data = ready(of_tree(tmp_path))
+    batch = next(iter(data.train_dataloader()))
+    assert sorted(batch["index"].tolist()) == [0, 1, 2, 3]
+    assert "labels" not in batch
+    assert data.val_dataloader() == []
+
+
+def test_held_out_pictures_are_not_trained_on(tree: Path) -> None:
+    import shutil
+
+    shutil.rmtree(tree / "val")
+    data = ready(of_tree(tree, task="classify", val_fraction=0.25))
+    train, val = data._source("train"), data._source("val")
+    names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
+    assert (len(names[0]), len(names[1])) == (9, 3)
+    assert not names[0] & names[1]
+
+
+def test_a_few_batches_of_held_out_pictures_hold_all_classes() -> None:
+    digits = DigitsSource("train")
+    by_class = SubsetSource(
+        digits, sorted(range(len(digits)), key=digits.labels.__getitem__)
+    )  # as in a tree of folders
+    held_out = hold_out({"train": by_class}, 0.3, seed=0)["val"]
+    assert len(set(held_out.labels[:64])) == 10
+
+
+def test_predict_takes_files_and_folders_in_order(tree: Path) -> None:
+    files = [str(tree / "test" / "bee"), str(tree / "val" / "ape" / "0.png")]
+    data = ready(of_tree(tree, task="classify", predict_files=files), "predict")
+    (batch,) = list(data.predict_dataloader())
+    assert set(batch) == {"inputs", "index"}
+    assert [Path(path).name for path in data.predict_paths] == ["0.png", "1.png", "0.png"]
+    assert batch["index"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder of parquet", "save_to_disk"])
+def test_hugging_face_data_sets(form: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = datasets.Features({"photo": datasets.Image(), "animal": datasets.ClassLabel(names=list(CLASSES))})
+    rows = {"photo": [picture(i) for i in range(6)], "animal": [0, 1, 2, 0, 1, 2]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    if form == "parquet":
+        path = tmp_path / "pictures.parquet"
+        table.to_parquet(path)
+    elif form == "folder of parquet":
+        path = tmp_path / "tables"
+        path.mkdir()
+        table.to_parquet(path / "train-00000.parquet")
+        table.to_parquet(path / "validation-00000.parquet")
+    else:
+        path = tmp_path / "saved"
+        datasets.DatasetDict({"train": table, "validation": table}).save_to_disk(path)
+    task = "pretrain" if form == "parquet" else "classify"
+    data = ready(of_tree(None, dataset=str(path), task=task, batch_size=6, crop_share=1.0))
+    batch = next(iter(data.train_dataloader()))
+    assert batch["labels"].tolist() == [index % 3 for index in batch["index"].tolist()]
+    assert data.class_names == list(CLASSES)
+    with pytest.raises(ValueError, match="image_column 'image': the data set has photo, animal"):
+        ready(of_tree(None, dataset=str(path), image_column="image"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_files_are_replaced_and_named_once(tree: Path, num_workers: int) -> None:
+    folder = tree / "train" / "ape"
+    (folder / "0.png").write_bytes(b"")
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:300])
+    (folder / "2.png").write_text("this is no picture")
+    loader = ready(of_tree(tree, num_workers=num_workers)).train_dataloader()
+    with pytest.warns(UserWarning, match="unreadable") as caught:
+        batches = list(loader)
+    (warning,) = [str(entry.message) for entry in caught if "unreadable" in str(entry.message)]
+    assert warning.startswith("3 unreadable file(s) left out")
+    assert all(str(folder / f"{i}.png") in warning for i in range(3))
+    seen = [index for batch in batches for index in batch["index"].tolist()]
+    assert len(seen) == 12
+    assert not {0, 1, 2} & set(seen)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = list(ready(of_tree(tree)).train_dataloader())
+    assert seen == [index for batch in again for index in batch["index"].tolist()]
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_what_is_missing_is_said_in_one_line(tree: Path, tmp_path: Path) -> None:
+    import shutil
+
+    (tree / "empty").mkdir()
+    with pytest.raises(FileNotFoundError) as error:
+        ready(of_tree(tree / "empty"))
+    assert "no picture in" in one_line(error)
+    with pytest.raises(FileNotFoundError) as error:
+        ready(of_tree(tree / "nowhere"))
+    assert "nowhere is not a folder: point `root`" in one_line(error)
+    with pytest.raises(FileNotFoundError) as error:
+        ready(of_tree(tree / "train", task="classify"))
+    assert "has no train split" in one_line(error)
+
+    (tree / "val" / "dog").mkdir()
+    picture(0).save(tree / "val" / "dog" / "0.png")
+    with pytest.raises(ValueError, match="dog") as error:
+        ready(of_tree(tree, task="classify"))
+    assert "not in the training split" in one_line(error)
+
+    shutil.rmtree(tree / "val")
+    with pytest.raises(FileNotFoundError) as error:
+        ready(of_tree(tree, task="classify"))
+    assert "has no val split" in one_line(error)
+    assert "set val_fraction" in one_line(error)
+
+    for path in (tree / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read") as error:
+        ready(of_tree(tree))
+    assert "0.png" in one_line(error)
+
+
+def test_pictures_smaller_than_the_patch_grid_are_refused(tree: Path) -> None:
+    for path in tree.rglob("*.png"):
+        picture(0, (3, 3)).save(path)
+    with pytest.raises(ValueError, match="has 3x3 pixels, fewer than the 4x4 patches") as error:
+        ready(of_tree(tree))
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_size": 18}, "image_size 18x18 is not a whole number of patches of 4x4"),
+        ({"image_size": 2}, "image_size 2x2 is not a whole number of patches of 4x4"),
+        ({"num_channels": 2}, "num_channels 2: pictures have 1, 3, 4"),
+        ({"mean": [0.5]}, "mean has 1 values for 3 channels"),
+        (
+            {"batch_size": 13},
+            "batch_size 13 x 1 device.s. is more than 12 training pictures: set batch_size to at most 12",
+        ),
+        ({"mask_ratio": 1.5}, "mask_ratio 1.5: permitted is 0 < mask_ratio < 1"),
+        ({"num_masked_patches": 16}, r"num_masked 16: permitted is 1\.\.15"),
+        ({"task": "cluster"}, "task 'cluster': permitted are 'pretrain', 'classify'"),
+        ({"dataset": "digits"}, "give one of them"),
+        ({"scale": (0.0, 1.0)}, "scale .0.0, 1.0.: permitted is 0 < lower"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(arguments: dict[str, Any], message: str, tree: Path) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        ready(of_tree(tree, **arguments)).train_dataloader()
+    one_line(error)
+
+
+def with_trainer(data: ImageDataModule, world_size: int = 1, **encoder: Any) -> SimpleNamespace:
+    trainer = SimpleNamespace(
+        callbacks=[],
+        world_size=world_size,
+        accumulate_grad_batches=1,
+        fit_loop=pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop,
+        lightning_module=SimpleNamespace(encoder=SimpleNamespace(**encoder)) if encoder else None,
+    )
+    data.trainer = trainer  # type: ignore[assignment]
+    return trainer
+
+
+def test_sizes_are_read_off_the_model_and_must_agree_with_it(tree: Path) -> None:
+    encoder = {"image_size": (16, 12), "patch_size": (4, 4), "in_channels": 1}
+    data = of_tree(tree, image_size=None, patch_size=None, num_channels=None)
+    with_trainer(data, **encoder)
+    batch = next(iter(ready(data).train_dataloader()))
+    assert batch["inputs"].shape == (4, 1, 16, 12)
+    assert batch["mask"].shape == (4, 1, 12)
+    data = of_tree(tree, image_size=16, patch_size=None, num_channels=None)
+    with_trainer(data, **encoder)
+    with pytest.raises(ValueError, match=r"image_size 16 of the data is not the model's \(16, 12\)"):
+        data.setup("fit")
+
+
+def test_effective_batch_is_reached_by_accumulation(tree: Path) -> None:
+    data = of_tree(tree, batch_size=2, effective_batch=12)
+    trainer = with_trainer(data, world_size=2)
+    data.setup("fit")
+    assert trainer.accumulate_grad_batches == 3
+
+    data = of_tree(tree, batch_size=2, effective_batch=15)
+    trainer = with_trainer(data, world_size=2)
+    with pytest.warns(UserWarning, match="effective_batch 15 cannot be reached with .* = 4 images: using 16"):
+        data.setup("fit")
+    assert trainer.accumulate_grad_batches == 4
+
+    data = of_tree(tree, batch_size=8, effective_batch=12)
+    with_trainer(data, world_size=2)
+    with pytest.raises(ValueError, match="= 16 images is more than effective_batch 12: set batch_size to at most 6"):
+        data.setup("fit")
+
+
+def test_every_kind_of_picture_becomes_the_channels_asked_for() -> None:
+    ramp = np.arange(16).reshape(4, 4)
+    grey = Image.fromarray((ramp * 17).astype(np.uint8))
+    deep = Image.fromarray((ramp * 17 * 257).astype(np.uint16))
+    colour = grey.convert("RGB")
+    for given in (grey, deep, colour, colour.convert("RGBA"), colour.quantize(), grey.convert("LA")):
+        for channels, shape in ((1, (4, 4)), (3, (4, 4, 3)), (4, (4, 4, 4))):
+            values = np.asarray(as_channels(given, channels))
+            assert values.shape == shape
+            first = values if channels == 1 else values[..., 0]
+            assert np.abs(first.astype(int) - ramp * 17).max() <= 1, given.mode
+    with pytest.raises(ValueError, match="floating-point"):
+        as_channels(grey.convert("F"), 1)
+
+
+def test_mask_collator_serves_a_plain_data_loader() -> None:
+    pairs = [(torch.full((1, 8, 8), float(i)), i % 2) for i in range(6)]
+    loader = DataLoader(pairs, batch_size=6, collate_fn=BlockMaskCollator((4, 4), num_masked=9))  # type: ignore[arg-type]
+
+    def draw() -> dict[str, Any]:
+        torch.manual_seed(3)
+        return dict(next(iter(loader)))
+
+    batch = draw()
+    assert set(batch) == {"inputs", "labels", "mask", "hidden"}
+    assert (batch["mask"].sum(-1) == 9).all()
+    assert torch.equal(draw()["mask"], batch["mask"])
+    assert not torch.equal(next(iter(loader))["mask"], batch["mask"])
+
+
+def test_random_augmentation_with_the_strongest_posterisation_runs(tree: Path) -> None:
+    data = ready(of_tree(tree, task="classify", rand_augment="rand-m10-n8-mstd0-inc1"))
+    assert all(torch.isfinite(batch["inputs"]).all() for batch in data.train_dataloader())
