@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pytorch_lightning import LightningDataModule
 
 from d2v_lightning.configurable import Tree, build
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
@@ -41,7 +41,7 @@ class FromRecipe:
         Raises:
             ValueError: there is no such recipe or argument, or it is another class's.
         """
-        made = from_recipe(name, "data" if issubclass(cls, LightningDataModule) else "model", overrides)
+        made = from_recipe(name, "data" if issubclass(cls, pl.LightningDataModule) else "model", overrides)
         if not isinstance(made, cls):
             raise UserError(f"recipe {name!r} is a {type(made).__name__}, not a {cls.__name__}")
         return made

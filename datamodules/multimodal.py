@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pytorch_lightning import LightningDataModule
-
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch
 from datamodules.shared.loader import ResumableLoader
 
 
-class MultimodalDataModule(FromRecipe, Configurable, LightningDataModule):
+class MultimodalDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     """Datamodules for pre-training, one a modality, whose optimiser steps come in turn.
 
     Batches are those of the datamodules with "modality", the name. All batches that are accumulated for one optimiser step
@@ -32,7 +31,7 @@ class MultimodalDataModule(FromRecipe, Configurable, LightningDataModule):
         ValueError: there is no datamodule, `turns` names others, or a datamodule sets the accumulation for itself.
     """
 
-    def __init__(self, datamodules: dict[str, LightningDataModule], turns: dict[str, int] | None = None) -> None:
+    def __init__(self, datamodules: dict[str, pl.LightningDataModule], turns: dict[str, int] | None = None) -> None:
         super().__init__()
         turns = dict.fromkeys(datamodules, 1) if turns is None else turns
         if not datamodules or set(turns) != set(datamodules) or min(turns.values()) < 1:

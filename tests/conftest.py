@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 from torch.utils.data import DataLoader
 
-from datamodules.shared.workers import SafeLoader
+importlib.import_module(os.environ.get("LIGHTNING", "pytorch_lightning"))  # before ours: see d2v_lightning/flavour.py
+
+from datamodules.shared.workers import SafeLoader  # noqa: E402
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

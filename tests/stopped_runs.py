@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+
+from d2v_lightning.flavour import pl
 
 
 def run(
@@ -25,7 +25,10 @@ def run(
         "accelerator": "cpu",
         "max_epochs": 3,
         "accumulate_grad_batches": 2,
-        "callbacks": [Losses(), ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)],
+        "callbacks": [
+            Losses(),
+            pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
+        ],
         "use_distributed_sampler": False,
         "limit_val_batches": 0,
         "logger": False,

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import soundfile
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from tiny import image_batch, tiny_backbone
 from tiny import trainer as quiet
 from torch import Tensor
@@ -41,6 +39,7 @@ from d2v_lightning import (
     Transformer,
     VisibleStudent,
 )
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.objective import Objective
 from datamodules import ImageDataModule, MultimodalDataModule, ResumableLoader, SpeechDataModule, TextCollator
 from datamodules.shared.samplers import EpochBatchSampler, world
@@ -261,8 +260,8 @@ def two_of(name: str, folder: Path) -> tuple[Any, Any]:
 def test_several_loaders_have_figures_of_their_own(name: str, data: Path, tmp_path: Path) -> None:
     model, loader = two_of(name, data)
     label = "image/" if name == "MultimodalData2Vec" else ""
-    keeper, seen = ModelCheckpoint(tmp_path, monitor=f"val/{label}loss"), Seen()
-    runner = quiet([keeper, EarlyStopping(f"val/{label}loss"), seen], 2, tmp_path, val_check_interval=1)
+    keeper, seen = pl.callbacks.ModelCheckpoint(tmp_path, monitor=f"val/{label}loss"), Seen()
+    runner = quiet([keeper, pl.callbacks.EarlyStopping(f"val/{label}loss"), seen], 2, tmp_path, val_check_interval=1)
     runner.fit(model, loader, [loader, loader])
     assert {f"val/{label}loss{end}" for end in ("", "/dataloader_idx_0", "/dataloader_idx_1")} <= seen.names
     assert keeper.best_model_score is not None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import yaml
 from tiny import image_batch, tiny_image_model
@@ -25,6 +24,7 @@ from d2v_lightning import (
     VisibleStudent,
 )
 from d2v_lightning.configurable import build, own_class
+from d2v_lightning.flavour import pl
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import from_recipe, overridden, recipe_path
 from datamodules import ImageDataModule

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from d2v_lightning import (
     Targets,
     Transformer,
 )
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.masking import block_mask
 from datamodules.shared.loader import ResumableLoader
 from datamodules.shared.samplers import EpochBatchSampler, derived_seed

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import pytorch_lightning as pl
+from d2v_lightning.flavour import pl
 
 PRELOADED = ["torch", "pytorch_lightning", "d2v_lightning", "datamodules"]
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
 
+from d2v_lightning.flavour import pl
 from d2v_lightning.nn.backbone import evaluating
 
 
 @contextmanager
-def aside(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+def aside(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """Eval mode, no gradients, the Trainer's precision; modes and all random states are afterwards what they were."""
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     python_state, numpy_state = random.getstate(), np.random.get_state()

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_statistics import Spread, spread
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_only, rank_zero_warn
 from d2v_lightning.support.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class Finding(NamedTuple):
     cause: str = ""
 
 
-class CollapseMonitor(Configurable, Callback):
+class CollapseMonitor(Configurable, pl.Callback):
     """Measures targets, predictions and raw teacher layers on the training batch and gives a verdict.
 
     A falling loss and lively variances do not show that a model learns: targets that follow from the position alone vary
@@ -153,12 +152,12 @@ class CollapseMonitor(Configurable, Callback):
         self._first, self._best = dict(state_dict["first"]), dict(state_dict["best"])
         self.reading = dict(state_dict["reading"])
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = self._last_check = trainer.global_step
         watched(pl_module, self.modality, "CollapseMonitor")
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, since = trainer.global_step, self._last_check // self.every_n_steps
         stepped, self._last_step = step != self._last_step, step
@@ -181,7 +180,7 @@ class CollapseMonitor(Configurable, Callback):
         if self.verdict is not None and self.verdict.status == "collapsed" and self.on_collapse == "stop":
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.verdict is not None:
             self._say(f"at the end, step {trainer.global_step}", self.verdict)
 
@@ -278,7 +277,7 @@ def describe(finding: Finding, reading: Mapping[str, float]) -> str:
     return f"{word}, {cause} ({facts}). Try: {remedy}"
 
 
-def read(trainer: Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
+def read(trainer: pl.Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
     """All values of one check, reduced over ranks; None where all ranks together have a single sample."""
 
     def add_up(x: Tensor) -> Tensor:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
+from d2v_lightning.flavour import pl, rank_zero_warn
 
 
-class CompileWatch(Callback):
+class CompileWatch(pl.Callback):
     """Warns once in a run when the limit of recompilations is hit, after which new shapes are computed without compilation.
 
     torch itself says so in its log, in the words of its compiler.
@@ -18,11 +17,11 @@ class CompileWatch(Callback):
         self._seen = 0
         self._said = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen, self._said = _limits_hit(), False
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._said or _limits_hit() <= self._seen:
             return

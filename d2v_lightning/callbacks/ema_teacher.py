@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
-class EMATeacher(Configurable, Callback):
+class EMATeacher(Configurable, pl.Callback):
     """teacher <- decay x teacher + (1 - decay) x student, with a decay that rises linearly and then stays.
 
     The decay is a pure function of the number of optimiser steps taken, so a resumed run needs no counter and
@@ -50,7 +50,7 @@ class EMATeacher(Configurable, Callback):
         teacher, student = module.ema_pairs()
         torch._foreach_lerp_(teacher, student, 1.0 - self.decay(step))
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stored = {str(parameter.dtype).removeprefix("torch.") for parameter in pl_module.parameters()}
         precision = str(trainer.precision)
         if precision.endswith("-true") and precision != "32-true":  # an XLA device says float32 and stores less
@@ -62,11 +62,11 @@ class EMATeacher(Configurable, Callback):
                 "which compute in half precision and keep float32 weights"
             )
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step  # not in on_fit_start, where a resumed run still says 0
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._last_step:  # a micro-batch that was only accumulated
             return

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loops.evaluation_loop import RestartStage as ValidationStage
-from pytorch_lightning.loops.fit_loop import RestartStage as FitStage
-from pytorch_lightning.loops.training_epoch_loop import RestartStage as EpochStage
-from pytorch_lightning.trainer.states import TrainerFn
+from d2v_lightning.flavour import pl
+
+ValidationStage = pl.loops.evaluation_loop.RestartStage
+FitStage = pl.loops.fit_loop.RestartStage
+EpochStage = pl.loops.training_epoch_loop.RestartStage
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Place:
     validated: bool
 
 
-class ExactResume(Callback):
+class ExactResume(pl.Callback):
     """Mends what Lightning 2.6 makes of a checkpoint of a fit. Our modules and datamodules bring it along.
 
     - A loader is made before the checkpoint is read wherever `configure_optimizers` asks for
@@ -51,10 +51,12 @@ class ExactResume(Callback):
         # After the last optimiser step: its number, the batches over all epochs, and the states of the loaders.
         self._last_step: tuple[int, int, list[Any]] | None = None
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Corrects the counts before Lightning takes them over."""
         self._place = None
-        if trainer.state.fn != TrainerFn.FITTING or "loops" not in checkpoint:
+        if trainer.state.fn != pl.trainer.states.TrainerFn.FITTING or "loops" not in checkpoint:
             return
         fit = checkpoint["loops"]["fit_loop"]
         self._place = place = _place(fit)
@@ -67,7 +69,7 @@ class ExactResume(Callback):
         progress["current"].update(_all(place.batches))
         progress["is_last_batch"] = place.ends
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._place is not None:
             _go_on(trainer, pl_module, self._place)
             self._place = None
@@ -78,12 +80,14 @@ class ExactResume(Callback):
         self._remember_step(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._last_step is None or trainer.global_step != self._last_step[0]:
             self._remember_step(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Goes back to the last optimiser step."""
         fit = checkpoint["loops"]["fit_loop"]
         if trainer.fit_loop._combined_loader_states_to_load:  # a finished run, whose loader was never given its state
@@ -102,7 +106,7 @@ class ExactResume(Callback):
         if self._last_step[2]:
             fit["state_dict"]["combined_loader"] = self._last_step[2]
 
-    def _remember_step(self, trainer: Trainer) -> None:
+    def _remember_step(self, trainer: pl.Trainer) -> None:
         loop: Any = trainer.fit_loop
         states = loop._combined_loader._state_dicts()
         self._last_step = trainer.global_step, loop.epoch_loop.batch_progress.total.ready, states
@@ -127,7 +131,7 @@ def _place(fit: dict[str, Any]) -> Place:
     return Place(epochs["processed"], trained, total["processed"], last, validated)
 
 
-def _go_on(trainer: Trainer, pl_module: LightningModule, place: Place) -> None:
+def _go_on(trainer: pl.Trainer, pl_module: pl.LightningModule, place: Place) -> None:
     """Puts the loops, which have their counts and their loaders, at the place. The first epoch has not begun yet."""
     fit: Any = trainer.fit_loop
     epoch: Any = fit.epoch_loop

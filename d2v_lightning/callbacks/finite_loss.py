@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 NAMED_SAMPLES = 16
@@ -52,7 +51,7 @@ class _Look:
             )
 
 
-class FiniteLoss(Callback):
+class FiniteLoss(pl.Callback):
     """Stops the run at the first loss that is not finite.
 
     On a CPU that is before the backward pass, so the weights are untouched. On a GPU waiting for each loss would stall
@@ -67,10 +66,12 @@ class FiniteLoss(Callback):
         self._batch: Any = None
         self._batch_idx = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._batch, self._batch_idx = batch, batch_idx
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         where = f"epoch {trainer.current_epoch}, batch {self._batch_idx}, optimiser step {trainer.global_step + 1}"
         previous, self._pending = self._pending, _Look(loss, where, _names(self._batch, inputs=not loss.is_cuda))
         if previous is not None:
@@ -79,22 +80,24 @@ class FiniteLoss(Callback):
             self._settle(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batch = None  # it need not live until the next one is there
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self._settle(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._settle(trainer)
 
-    def _settle(self, trainer: Trainer) -> None:
+    def _settle(self, trainer: pl.Trainer) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             self._look(trainer, pending)
 
-    def _look(self, trainer: Trainer, look: _Look) -> None:
+    def _look(self, trainer: pl.Trainer, look: _Look) -> None:
         try:
             look.check()
         except NonFiniteLossError:
@@ -102,7 +105,7 @@ class FiniteLoss(Callback):
             # A new list: the one at hand is being walked through.
             callbacks = trainer.callbacks  # type: ignore[attr-defined]
             trainer.callbacks = [  # type: ignore[attr-defined]
-                callback for callback in callbacks if not isinstance(callback, Checkpoint)
+                callback for callback in callbacks if not isinstance(callback, pl.callbacks.Checkpoint)
             ]
             raise
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pytorch_lightning import Callback
-
 from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.exact_resume import ExactResume
 from d2v_lightning.callbacks.finite_loss import FiniteLoss
 from d2v_lightning.callbacks.half_precision import HalfPrecisionCheck
 from d2v_lightning.callbacks.step_seed import StepSeed
+from d2v_lightning.flavour import pl
 
 
-def guards(compiled: bool, finite: bool = True) -> list[Callback]:
+def guards(compiled: bool, finite: bool = True) -> list[pl.Callback]:
     """Callbacks for `configure_callbacks`.
 
     Args:

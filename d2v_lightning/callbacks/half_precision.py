@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.nn.transformer import Transformer
 
 _HALF = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -21,7 +20,7 @@ _SAMPLES = 2
 _LAYER, _COMPOSED = 0.1, 0.5
 
 
-class HalfPrecisionCheck(Callback):
+class HalfPrecisionCheck(pl.Callback):
     """Compares what each layer makes in half precision with what it makes of the same rounded numbers in float32.
 
     Some processors' libraries have kernels that return noise for some shapes, and training on noise looks like training.
@@ -33,10 +32,12 @@ class HalfPrecisionCheck(Callback):
     def __init__(self) -> None:
         self._waits = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._waits = True
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         half = _HALF.get(str(trainer.precision).partition("-")[0])
         if not self._waits or half is None or not isinstance(batch, dict) or "inputs" not in batch:
             return

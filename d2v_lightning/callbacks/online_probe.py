@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.probing import Part, knn_accuracy, linear_accuracy, pooled_features
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import as_batch, require
@@ -20,7 +20,7 @@ Loader = Iterable[Any]
 _NEEDS_LABELS = "OnlineProbe needs loaders of {'inputs', 'labels'} or (inputs, labels)"
 
 
-class OnlineProbe(Configurable, Callback):
+class OnlineProbe(Configurable, pl.Callback):
     """k-NN and linear probe of frozen features, every so often during pre-training.
 
     Features are the last block's output, averaged over tokens, of clean inputs in eval mode. They come from
@@ -66,7 +66,7 @@ class OnlineProbe(Configurable, Callback):
         self.modality = modality
         self._last_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
         watched(pl_module, self.modality, "OnlineProbe")
         if self.loaders is None:
@@ -82,18 +82,18 @@ class OnlineProbe(Configurable, Callback):
             self.loaders = datamodule.probe_dataloaders()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if step != self._last_step and self.every_n_steps is not None and step % self.every_n_steps == 0:
             self.probe(trainer, pl_module)
         self._last_step = step
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self.probe(trainer, pl_module)
 
-    def probe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Probe now and log; call it on all ranks."""
         assert self.loaders is not None, "the run has not started"
         if trainer.is_global_zero:

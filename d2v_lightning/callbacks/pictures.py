@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.watched import watched
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 COLUMNS = ("input", "student sees", "teacher features", "student features", "prediction error")
 HIDDEN_GREY = 0.5
 
 
-class PictureLogger(Configurable, Callback):
+class PictureLogger(Configurable, pl.Callback):
     """Writes `pictures/step_000100.png` beside the logs (or below `default_root_dir`), and to TensorBoard and wandb.
 
     One row for each of a few pictures, always those of the first batch of the run, with their masks: the input, the input
@@ -45,12 +45,14 @@ class PictureLogger(Configurable, Callback):
         self._folder = ""
         self._last_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step, self._shown = trainer.global_step, None
         watched(pl_module, self.modality, "PictureLogger")
         self._folder = os.path.join(trainer.log_dir or trainer.default_root_dir, "pictures")  # asks all ranks
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._shown is not None or (self.modality is not None and batch["modality"] != self.modality):
             return
         if not isinstance(batch, dict) or "mask" not in batch or batch["inputs"].dim() != 4:
@@ -60,7 +62,7 @@ class PictureLogger(Configurable, Callback):
         self._shown = {name: batch[name][: self.num_pictures].clone() for name in ("inputs", "mask")}
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
         if self._shown is None or step // self.every_n_steps == self._last_step // self.every_n_steps:
@@ -163,11 +165,10 @@ def draw(panels: list[Tensor], title: str) -> np.ndarray[Any, Any]:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def _send(trainer: Trainer, image: np.ndarray[Any, Any], path: str, step: int) -> None:
-    from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+def _send(trainer: pl.Trainer, image: np.ndarray[Any, Any], path: str, step: int) -> None:
 
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, pl.loggers.TensorBoardLogger):
             logger.experiment.add_image("pictures", image, step, dataformats="HWC")
-        elif isinstance(logger, WandbLogger):
+        elif isinstance(logger, pl.loggers.WandbLogger):
             logger.log_image("pictures", [path], step=step)

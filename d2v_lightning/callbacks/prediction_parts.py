@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule
+
+from d2v_lightning.flavour import pl
 
 Ids = NDArray[np.uint64]
 
@@ -37,7 +38,7 @@ def parts_of(target: Path) -> list[Path]:
     return sorted(target.parent.glob(f".{glob.escape(target.name)}.rank*"))
 
 
-def network_key(module: LightningModule, settings: Any) -> bytes:
+def network_key(module: pl.LightningModule, settings: Any) -> bytes:
     """Which network it is, with its weights, its decoder and the files that it names, and how it is asked.
 
     Args:

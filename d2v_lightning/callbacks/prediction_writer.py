@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import BasePredictionWriter
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from d2v_lightning.callbacks.prediction_files import SUFFIXES, Row, write_rows, written_name
@@ -32,13 +29,14 @@ from d2v_lightning.callbacks.prediction_parts import (
     stamp,
 )
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.support.errors import ExistsError, NotFoundError, UserError
 from d2v_lightning.support.locks import LOCK, only_one
 
 _KNOWN = tuple(dict.fromkeys(suffix for suffixes in SUFFIXES.values() for suffix in suffixes))
 
 
-class PredictionWriter(Configurable, BasePredictionWriter):
+class PredictionWriter(Configurable, pl.callbacks.BasePredictionWriter):
     r"""Streams predictions to disk, and puts the file in its place when it is complete.
 
     Probabilities (a `predict_step` that returns a dict with "probabilities" (B, C) and "index" (B,)) become a CSV: index,
@@ -88,12 +86,12 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         self._ids: Ids | None = None  # of its inputs, by their places
         self._seen = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "predict" and (target := self._known_target(trainer)) is not None:
             self._take(trainer, target)
 
-    def _take(self, trainer: Trainer, target: Path) -> None:
+    def _take(self, trainer: pl.Trainer, target: Path) -> None:
         """Claim the output for this run.
 
         Raises:
@@ -116,7 +114,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
                 output, overwrite = self.options
                 raise ExistsError(f"{path} exists: choose another file ({output}), or overwrite it ({overwrite})")
 
-    def go_on(self, trainer: Trainer, paths: Iterable[str], settings: Any) -> NDArray[np.bool_] | None:
+    def go_on(self, trainer: pl.Trainer, paths: Iterable[str], settings: Any) -> NDArray[np.bool_] | None:
         """Take over what a stopped run has predicted; a datamodule calls it when it makes the loader.
 
         Args:
@@ -148,7 +146,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             rank_zero_info(f"going on with a stopped run: {done.sum()} of {len(done)} samples are done")
         return done
 
-    def _known_target(self, trainer: Trainer) -> Path | None:
+    def _known_target(self, trainer: pl.Trainer) -> Path | None:
         """The output, where it is given or the module says by its `predicts`, a key of `SUFFIXES`, what comes."""
         kind = getattr(trainer.lightning_module, "predicts", None)
         if self.output is not None:
@@ -179,8 +177,8 @@ class PredictionWriter(Configurable, BasePredictionWriter):
 
     def write_on_batch_end(
         self,
-        trainer: Trainer,
-        pl_module: LightningModule,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
         prediction: Any,
         batch_indices: Sequence[int] | None,
         batch: Any,
@@ -199,7 +197,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         assert self._part is not None
         self._part.append(index.astype(np.uint64) if self._ids is None else self._ids[index], rows)
 
-    def _rows(self, module: LightningModule, prediction: Any) -> tuple[dict[str, Any], list[bytes]]:
+    def _rows(self, module: pl.LightningModule, prediction: Any) -> tuple[dict[str, Any], list[bytes]]:
         """What kind of rows a prediction is, see `write_rows`, and one for each sample."""
         found = prediction if isinstance(prediction, dict) else {"features": prediction}
         if "lines" in found:
@@ -226,7 +224,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         return {"rows": "features", "shape": shape, "layers": list(layers)}, rows
 
     def _index(
-        self, trainer: Trainer, source: Any, batch_indices: Sequence[int] | None, size: int
+        self, trainer: pl.Trainer, source: Any, batch_indices: Sequence[int] | None, size: int
     ) -> NDArray[np.int64]:
         """Place of each sample in the data set (B,)."""
         first, self._seen = self._seen, self._seen + size
@@ -241,7 +239,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             )
         return np.arange(first, first + size)
 
-    def _open(self, trainer: Trainer, kind: dict[str, Any]) -> None:
+    def _open(self, trainer: pl.Trainer, kind: dict[str, Any]) -> None:
         default = Path(trainer.default_root_dir, _default_name(kind["rows"]))
         self._take(trainer, self._target or Path(self.output or default))
         assert self._target is not None
@@ -261,7 +259,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             os.truncate(part, 0)
         self._kind, self._part = kind, Part(part, self._key, kind)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Join the parts of all ranks, in the order of the data set."""
         if self._part is not None:
             self._part.close()
@@ -300,7 +298,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
         """What a run that is stopped now leaves, in words."""
         return "the same command goes on from here" if self._key else "no predictions were written"
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave nothing half written, but what the same command goes on from, and say so."""
         if self._part is not None and (not self._key or self._part.is_empty):
             self._part.path.unlink(missing_ok=True)
@@ -308,7 +306,7 @@ class PredictionWriter(Configurable, BasePredictionWriter):
             exception.add_note(f"What was predicted is kept beside {self._target}: the same command goes on from it")
         self._release()
 
-    def _join(self, trainer: Trainer, pl_module: LightningModule, target: Path) -> None:
+    def _join(self, trainer: pl.Trainer, pl_module: pl.LightningModule, target: Path) -> None:
         paths = parts_of(target) if self._key else [part_of(target, rank) for rank in range(trainer.world_size)]
         read = {path: rows for path in paths if path.is_file() and (rows := read_part(path, self._key)) is not None}
         found = joined(list(read.values()))

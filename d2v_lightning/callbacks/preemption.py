@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities import rank_zero_info
-
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_info
 from d2v_lightning.support.errors import UserError
 
 
@@ -24,7 +20,7 @@ class Preempted(SystemExit):
     """The run ends because a signal asked for it. The exit code is 128 + the signal's number."""
 
 
-class Preemption(Configurable, Callback):
+class Preemption(Configurable, pl.Callback):
     """At a signal a run finishes its optimiser step, saves `last.ckpt` and exits with 128 + its number (SIGTERM: 143).
 
     During training these handlers stand in place of Lightning's own. Those stop without saving, also between two accumulated
@@ -62,7 +58,7 @@ class Preemption(Configurable, Callback):
         self._last_step = 0
         self._replaced: dict[int, Any] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Callbacks that a module brings along (the teacher's) come after those of the Trainer: only the last one in the
         # list sees a finished step. A new list, because Lightning is walking through the present one.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
@@ -72,20 +68,20 @@ class Preemption(Configurable, Callback):
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = functools.partial(self._listen, trainer)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
         self._under_way = True
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._under_way = not trainer.sanity_checking
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._under_way = True
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._under_way = True
 
-    def _listen(self, trainer: Trainer) -> None:
+    def _listen(self, trainer: pl.Trainer) -> None:
         """Sets Lightning's handlers, and ours over them. What was there before comes back at the end."""
         before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in self.signals)}
         connector: Any = trainer._signal_connector
@@ -97,7 +93,7 @@ class Preemption(Configurable, Callback):
 
         def note(number: int, frame: FrameType | None) -> None:
             first, self._received = not self._received, number
-            fits = self._under_way and trainer.state.fn == TrainerFn.FITTING
+            fits = self._under_way and trainer.state.fn == pl.trainer.states.TrainerFn.FITTING
             if number == signal.SIGINT:  # a terminal sends it to all processes by itself
                 if trainer.is_global_zero and first and self._under_way:
                     # not by print, which the signal may have come in the middle of
@@ -114,7 +110,7 @@ class Preemption(Configurable, Callback):
             signal.signal(number, signal.SIG_IGN if handler == signal.SIG_IGN else note)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self._last_step:  # in the middle of an accumulation window
             return
@@ -130,46 +126,52 @@ class Preemption(Configurable, Callback):
             trainer._logger_connector.update_train_step_metrics()
             self._save_and_exit(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        if trainer.state.fn != pl.trainer.states.TrainerFn.FITTING:
             self._stop(trainer)
         elif self._received and trainer.world_size == 1:
             self._save_and_exit(trainer)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any) -> None:
         self._stop(trainer)
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
         self._stop(trainer)
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self, trainer: pl.Trainer) -> None:
         """End an evaluation, or a prediction, whose batches are on the disk."""
         if self._received:
             kept = [f": {one.kept()}" for one in trainer.callbacks if isinstance(one, PredictionWriter)]  # type: ignore[attr-defined]
             rank_zero_info(f"{signal.Signals(self._received).name}: stopped after this batch{''.join(kept)}")
             raise Preempted(128 + self._received)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != pl.trainer.states.TrainerFn.FITTING:
             self._restore_handlers()
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore_handlers()  # of a run without a step
 
-    def _save_and_exit(self, trainer: Trainer) -> None:
-        checkpoint = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+    def _save_and_exit(self, trainer: pl.Trainer) -> None:
+        checkpoint = next(
+            (c for c in trainer.checkpoint_callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)), None
+        )
         folder = checkpoint.dirpath if checkpoint is not None else None
         folder = trainer.strategy.broadcast(folder or os.path.join(trainer.default_root_dir, "checkpoints"))
         path = os.path.join(folder, "last.ckpt")

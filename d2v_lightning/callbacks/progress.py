@@ -6,14 +6,12 @@ import fnmatch
 import time
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
-
 from d2v_lightning.callbacks.run_summary import batch_size_of
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 
 
-class Progress(Configurable, TQDMProgressBar):
+class Progress(Configurable, pl.callbacks.TQDMProgressBar):
     """Lightning's bar with `train/loss` and samples/s over all devices; the rate also goes to the loggers.
 
     Whatever a module logs with `prog_bar=True` is read from the device after every batch, wherever the bar stands: that
@@ -33,7 +31,7 @@ class Progress(Configurable, TQDMProgressBar):
         self._since: float | None = None
 
     def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
@@ -50,7 +48,7 @@ class Progress(Configurable, TQDMProgressBar):
         self._since, self.samples_per_second = None, None
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
         if (
@@ -68,6 +66,6 @@ class Progress(Configurable, TQDMProgressBar):
             for logger in trainer.loggers:
                 logger.log_metrics({"samples_per_second": self.samples_per_second}, step=trainer.global_step)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         self._since = None  # validation is no training time

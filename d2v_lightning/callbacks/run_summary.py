@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_info
 
 
-class RunSummary(Configurable, Callback):
+class RunSummary(Configurable, pl.Callback):
     """Prints parameters, effective batch (per device x devices x accumulated), optimiser steps and precision.
 
     The batch per device is the datamodule's `batch_tokens` or `batch_size` where it has one, else that of the first batch.
@@ -21,7 +20,7 @@ class RunSummary(Configurable, Callback):
     def __init__(self) -> None:
         self._said = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._said = False
         data = getattr(trainer, "datamodule", None)
         tokens, batch_size = getattr(data, "batch_tokens", None), getattr(data, "batch_size", None)
@@ -30,16 +29,18 @@ class RunSummary(Configurable, Callback):
         elif isinstance(batch_size, int):
             self._say(trainer, pl_module, batch_size)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if not self._said:
             self._say(trainer, pl_module, batch_size_of(batch))
 
-    def _say(self, trainer: Trainer, pl_module: LightningModule, batch_size: int | None, unit: str = "") -> None:
+    def _say(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_size: int | None, unit: str = "") -> None:
         self._said = True
         rank_zero_info(summary(trainer, pl_module, batch_size, unit))
 
 
-def summary(trainer: Trainer, pl_module: LightningModule, batch_size: int | None, unit: str = "") -> str:
+def summary(trainer: pl.Trainer, pl_module: pl.LightningModule, batch_size: int | None, unit: str = "") -> str:
     """The line.
 
     Args:
@@ -73,7 +74,7 @@ def batch_size_of(batch: Any) -> int | None:
     return next((size for size in sizes if size is not None), None)
 
 
-def _parameters(pl_module: LightningModule) -> str:
+def _parameters(pl_module: pl.LightningModule) -> str:
     student, teacher = getattr(pl_module, "student", None), getattr(pl_module, "teacher", None)
     if isinstance(student, nn.Module) and isinstance(teacher, nn.Module):
         return f"data2vec: {_count(student)} student parameters (+ {_count(teacher)} teacher)"

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from d2v_lightning.flavour import pl
 
 
-class SaveAtEnd(Callback):
+class SaveAtEnd(pl.Callback):
     """Where the newest checkpoint is older than the last step, `ModelCheckpoint(save_last=...)` writes one more."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for keeper in trainer.checkpoint_callbacks:
-            if not isinstance(keeper, ModelCheckpoint) or not keeper.save_last:
+            if not isinstance(keeper, pl.callbacks.ModelCheckpoint) or not keeper.save_last:
                 continue
             if keeper._should_skip_saving_checkpoint(trainer):  # in a trial run, or this step is saved
                 continue

@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
-
 from d2v_lightning.callbacks.finite_loss import NonFiniteLossError
+from d2v_lightning.flavour import pl
 
 
-class SaveOnError(Callback):
+class SaveOnError(pl.Callback):
     """Writes `last.ckpt` where data, a loading process or anything else fails, and notes in the error what is safe.
 
     The run goes on from there as it would have. Nothing is written after a loss that was not finite, nor where the optimiser
@@ -23,34 +20,34 @@ class SaveOnError(Callback):
         self._whole = False  # the weights are those of the last optimiser step
         self._saved_step = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._whole, self._saved_step = True, trainer.global_step
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._whole = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Callbacks that a module brings along (the teacher's) come after those of the Trainer: the last sees a whole step.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._whole = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._whole = False  # what is to be saved is saved, by `SaveAtEnd`
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, Exception) or not trainer.is_global_zero:
             return
-        keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, pl.callbacks.ModelCheckpoint)), None)
         folder = getattr(keeper, "dirpath", None) or os.path.join(trainer.default_root_dir, "checkpoints")
         path = os.path.join(folder, "last.ckpt")
         step, whole, self._whole = trainer.global_step, self._whole, False
         # No other process has a part of the state.
-        alone = isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+        alone = isinstance(trainer.strategy, (pl.strategies.SingleDeviceStrategy, pl.strategies.DDPStrategy))
         good = alone and whole and step > self._saved_step and not isinstance(exception, NonFiniteLossError)
         if good and keeper is not None:
             if keeper.save_on_exception:
@@ -66,7 +63,7 @@ class SaveOnError(Callback):
             exception.add_note(f"The last whole checkpoint is {path}")
 
     @staticmethod
-    def _save(trainer: Trainer, path: str) -> None:
+    def _save(trainer: pl.Trainer, path: str) -> None:
         """As `Trainer.save_checkpoint`, but waits for no other process: they may not come."""
         if os.path.islink(path):
             os.remove(path)  # ModelCheckpoint(save_last="link"): to write through the link would spoil another file

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
-class StepSeed(Callback):
+class StepSeed(pl.Callback):
     """Re-seed torch's, Python's and NumPy's global generators before every training micro-batch.
 
     Lightning does not restore random states on resume, and a saved state would be that of rank 0 only. Deriving them
@@ -33,11 +33,13 @@ class StepSeed(Callback):
             )
         self.seed = seed
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.seed is None:
             self.seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         entropy = [self.seed or 0, trainer.current_epoch, batch_idx, trainer.global_rank]
         seeds = np.random.SeedSequence(entropy).generate_state(2)
         torch.manual_seed(int(seeds[0]))

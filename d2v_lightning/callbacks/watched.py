@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import LightningModule
-
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
-def watched(pl_module: LightningModule, modality: str | None, callback: str) -> Any:
+def watched(pl_module: pl.LightningModule, modality: str | None, callback: str) -> Any:
     """The module itself, or what it trains one of its modalities for.
 
     Raises:

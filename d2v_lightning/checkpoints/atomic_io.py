@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from d2v_lightning.flavour import fabric
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.tensor_files import read_tensors
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(fabric.plugins.io.torch_io.TorchCheckpointIO):
     """Writes next to the old file and renames: whatever kills the process, a whole file stays.
 
     Lightning itself writes to the system's temporary folder and moves the file. That is usually another file system, so the

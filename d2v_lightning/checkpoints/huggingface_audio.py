@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.checkpoints.directory import read_json
 from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.letters import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders.audio import AudioEncoder

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from d2v_lightning.checkpoints.labels import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders.text import TextEncoder
 from d2v_lightning.nn.transformer import Transformer

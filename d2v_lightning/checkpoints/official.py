@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
-
 from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import as_options, option, plain_options, truth
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import VisibleStudent
 from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder

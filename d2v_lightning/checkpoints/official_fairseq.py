@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.checkpoints.content import FREE, Content
 from d2v_lightning.checkpoints.official_fairseq_options import TEXT_PREFIX, audio_tree, model_options, text_tree
@@ -16,6 +15,7 @@ from d2v_lightning.checkpoints.options import (
 )
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.decoder import MlpDecoder

@@ -6,7 +6,6 @@ import os
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
@@ -14,6 +13,7 @@ from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, m
 from d2v_lightning.checkpoints.options import as_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.support.errors import UserError

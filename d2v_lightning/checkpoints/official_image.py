@@ -7,13 +7,13 @@ import re
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.options import as_options, option, refuse_contradictions
 from d2v_lightning.checkpoints.tables import Row, State, both, depth_of, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import Tree, build, plain
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.losses import RegressionLoss
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import MaskTokenStudent

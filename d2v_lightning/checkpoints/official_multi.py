@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
@@ -33,6 +32,7 @@ from d2v_lightning.checkpoints.tables import (
     to_theirs,
 )
 from d2v_lightning.configurable import Tree, build, plain
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.losses import RegressionLoss
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import VisibleStudent

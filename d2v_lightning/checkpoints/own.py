@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from d2v_lightning.checkpoints.stored_tokenizer import refuse_another
@@ -22,6 +21,7 @@ from d2v_lightning.configurable import (
     refuse_another_file,
     refuse_foreign,
 )
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.optim.stored_optimizer import checkpoint_name
 from d2v_lightning.recipes import FromRecipe, overridden
 from d2v_lightning.support.errors import UserError, naming

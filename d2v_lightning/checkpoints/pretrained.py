@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from d2v_lightning.checkpoints import hub
@@ -28,6 +27,7 @@ from d2v_lightning.checkpoints.own import (
 from d2v_lightning.checkpoints.stored_tokenizer import of_directory
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import TextEncoder
 from d2v_lightning.nn.position import resize_position_embedding, resize_relative_position_table

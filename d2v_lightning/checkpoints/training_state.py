@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.stored_form import as_list, as_mapping, compare_form
 
 
-def refuse_training_state(checkpoint: dict[str, Any], module: LightningModule, name: str) -> None:
+def refuse_training_state(checkpoint: dict[str, Any], module: pl.LightningModule, name: str) -> None:
     """Look through the states of callbacks, loops, optimisers and schedules.
 
     Args:
@@ -47,11 +46,11 @@ def refuse_training_state(checkpoint: dict[str, Any], module: LightningModule, n
             as_mapping(state, f"{name}: {part}.{place}")
 
 
-def _refuse_callbacks(states: Any, trainer: Trainer, key: str) -> None:
+def _refuse_callbacks(states: Any, trainer: pl.Trainer, key: str) -> None:
     forms = {
         callback.state_key: callback.state_dict()
         for callback in trainer.callbacks  # type: ignore[attr-defined]  # a property of Lightning's that mypy does not see
-        if type(callback).__module__.partition(".")[0] in ("pytorch_lightning", "d2v_lightning")
+        if type(callback).__module__.partition(".")[0] in (pl.__name__.partition(".")[0], "d2v_lightning")
     }
     for name, state in as_mapping(states, key).items():
         compare_form(as_mapping(state, f"{key}.{name}"), forms.get(name, {}), f"{key}.{name}")

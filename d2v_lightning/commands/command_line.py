@@ -16,11 +16,6 @@ from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateFinder, LearningRateMonitor, ModelCheckpoint, ProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preemption
@@ -34,9 +29,12 @@ from d2v_lightning.commands.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.commands.ending import FirstError
 from d2v_lightning.commands.resuming import StoredRun, StoreRun, changed_settings, differences, said
 from d2v_lightning.commands.running import one_line, run_command
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.support.atomic import UNFINISHED, atomic_write, remove
 from d2v_lightning.support.errors import UsageError, UserError, flat
 from d2v_lightning.support.locks import only_one_in
+
+importlib.import_module(f"{pl.__name__}.cli")  # a part that its package does not load
 
 CONFIG_NAME = "config.yaml"
 
@@ -59,7 +57,7 @@ _NOT_FOR_PEOPLE = (
 )
 
 
-class Parser(LightningArgumentParser):
+class Parser(pl.cli.LightningArgumentParser):
     """Raises on a mistake instead of printing pages, and has short help."""
 
     short_help: str | None = None
@@ -75,7 +73,7 @@ class Parser(LightningArgumentParser):
         return text
 
 
-class SaveConfig(SaveConfigCallback):
+class SaveConfig(pl.cli.SaveConfigCallback):
     """Writes the configuration to the run's folder, and gives it to the loggers as hyper-parameters.
 
     A run that goes on in its folder leaves the first configuration as it is and adds its own beside it.
@@ -84,11 +82,11 @@ class SaveConfig(SaveConfigCallback):
         settings: the configuration as plain data.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, settings: dict[str, Any]) -> None:
+    def __init__(self, parser: pl.cli.LightningArgumentParser, config: Namespace, settings: dict[str, Any]) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.settings = settings
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         folder = Path(trainer.default_root_dir)
@@ -104,7 +102,7 @@ class SaveConfig(SaveConfigCallback):
             logger.log_hyperparams(settings)
 
 
-class D2VCLI(LightningCLI):
+class D2VCLI(pl.cli.LightningCLI):
     """fit, validate, test and predict for every module and datamodule.
 
     Other than LightningCLI it never makes anything of what a checkpoint names without looking it through, and lets no
@@ -120,8 +118,8 @@ class D2VCLI(LightningCLI):
 
     def _run(self) -> None:
         super().__init__(
-            LightningModule,
-            LightningDataModule,
+            pl.LightningModule,
+            pl.LightningDataModule,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             parser_class=Parser,
@@ -139,17 +137,17 @@ class D2VCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's is static and knows no command line
         """Lightning's, less those not asked for, whose parsers take time. `weights_only` is no option: it is always on."""
         own = {"weights_only", "return_predictions"}
-        everything = {name: skipped | own for name, skipped in LightningCLI.subcommands().items()}
+        everything = {name: skipped | own for name, skipped in pl.cli.LightningCLI.subcommands().items()}
         asked = self.line.subcommand
         return {asked: everything[asked]} if asked in everything else everything
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(ModelCheckpoint, "model_checkpoint")
+    def add_arguments_to_parser(self, parser: pl.cli.LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(pl.callbacks.ModelCheckpoint, "model_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         # Without the counter a run that goes on writes last.ckpt again, and never last-v1.ckpt beside it.
         parser.set_defaults({"model_checkpoint.save_last": True, "model_checkpoint.enable_version_counter": False})
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> pl.cli.LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         examples = "\n".join(f"  {example}" for example in EXAMPLES[subcommand])
         parser.short_help = (
@@ -158,7 +156,7 @@ class D2VCLI(LightningCLI):
         )
         return parser
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: pl.cli.LightningArgumentParser, args: Any) -> None:
         """Parse the command line on top of what a checkpoint says of itself.
 
         Raises:
@@ -242,12 +240,12 @@ class D2VCLI(LightningCLI):
             settings["data"] = self.stored.data_alone
         return Source(str(path), settings)
 
-    def _explain(self, parser: LightningArgumentParser, message: str, before: Source) -> str:
+    def _explain(self, parser: pl.cli.LightningArgumentParser, message: str, before: Source) -> str:
         sections = {
-            "model": Section(LightningModule, required=True),
-            "data": Section(LightningDataModule, required=True),
-            "trainer": Section(Trainer),
-            "model_checkpoint": Section(ModelCheckpoint),
+            "model": Section(pl.LightningModule, required=True),
+            "data": Section(pl.LightningDataModule, required=True),
+            "trainer": Section(pl.Trainer),
+            "model_checkpoint": Section(pl.callbacks.ModelCheckpoint),
             "predictions": Section(PredictionWriter),
         }
         kinds = {action.dest.partition(".")[0]: getattr(action, "_typehint", Any) for action in parser._actions}
@@ -398,7 +396,7 @@ class D2VCLI(LightningCLI):
         settings: dict[str, Any] = self.config_dump
         return settings
 
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The Trainer with this project's callbacks, besides those of the configuration."""
         given = self._get(self.config_init, "trainer")
         fits = self.subcommand == "fit"
@@ -407,14 +405,14 @@ class D2VCLI(LightningCLI):
             loggers = []
         if given.logger is not False and fits and not given.barebones:
             # The last one: the first is what `self.logger` gives, and pictures go to.
-            loggers.append(CSVLogger(given.default_root_dir, name="metrics"))
+            loggers.append(pl.loggers.CSVLogger(given.default_root_dir, name="metrics"))
         kwargs["logger"] = loggers or False
         plugins = _as_list(given.plugins)
         if str(given.strategy).startswith(("auto", "ddp")):
             plugins.append(AtomicCheckpointIO())
         kwargs["plugins"] = plugins
         callbacks = _as_list(given.callbacks)
-        if _has(callbacks, LearningRateFinder):
+        if _has(callbacks, pl.callbacks.LearningRateFinder):
             raise UserError(
                 "LearningRateFinder sets `lr` of a module, which modules of d2v_lightning do not have: try several "
                 "--model.optimization.lr in short runs"
@@ -423,7 +421,7 @@ class D2VCLI(LightningCLI):
         callbacks += [callback for callback in self._own_callbacks(given, bool(loggers)) if type(callback) not in kinds]
         return _construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": [FirstError(), *callbacks]}, [])
 
-    def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[Callback]:
+    def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[pl.Callback]:
         if self.subcommand == "predict":
             writer: PredictionWriter = self._get(self.config_init, "predictions")
             writer.options = ("--predictions.output FILE", "--predictions.overwrite true")
@@ -431,14 +429,14 @@ class D2VCLI(LightningCLI):
         if self.subcommand != "fit" or given.barebones:
             return [Preemption()]
         settings = self._plain_settings
-        chosen: list[Callback] = [StoreRun(settings.get("data"), settings["trainer"]), RunSummary()]
+        chosen: list[pl.Callback] = [StoreRun(settings.get("data"), settings["trainer"]), RunSummary()]
         if not given.fast_dev_run:  # in one, Lightning's ModelCheckpoint(save_last=True) writes last.ckpt all the same
             chosen.append(Preemption())
             if given.enable_checkpointing is not False:
                 chosen += [self._get(self.config_init, "model_checkpoint"), SaveAtEnd(), SaveOnError()]
         if has_logger:
-            chosen.append(LearningRateMonitor("step"))
-        if given.enable_progress_bar is not False and not _has(given.callbacks, ProgressBar):
+            chosen.append(pl.callbacks.LearningRateMonitor("step"))
+        if given.enable_progress_bar is not False and not _has(given.callbacks, pl.callbacks.ProgressBar):
             chosen.append(Progress())
         return chosen
 
@@ -484,7 +482,7 @@ def _construct(cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 def _leave_out_noise() -> None:
     for message in _NOT_FOR_PEOPLE:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
+    logging.getLogger(f"{pl.__name__}.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

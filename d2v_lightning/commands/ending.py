@@ -11,13 +11,11 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from pytorch_lightning.utilities import rank_zero_warn
-
+from d2v_lightning.flavour import fabric, pl, rank_zero_warn
 from d2v_lightning.support.errors import flat
 
+_Watch = fabric.strategies.launchers.subprocess_script._ChildProcessObserver
+_Launcher = pl.strategies.launchers.subprocess_script._SubprocessScriptLauncher
 _ending = threading.Event()
 _PATIENCE = 5.0  # seconds that other processes of the run have to end by themselves
 
@@ -57,7 +55,7 @@ def _unraisable(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
 
 
-class FirstError(Callback):
+class FirstError(pl.Callback):
     """Keeps the error that ends a run: what fails in a callback or logger while it ends becomes a note of it.
 
     Without this the Trainer would stop there: the rest of the callbacks, which may save, would not be called, and loading
@@ -65,12 +63,17 @@ class FirstError(Callback):
 
     The processes that Lightning has started end with this one. Lightning's watch over them is called off. It would kill this
     process seconds after one of them has ended, even while this one saves or closes a logger.
+
+    A Ctrl-C after the last step does nothing: what is left is to save and to put things in order.
     """
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        end()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         end()
         for thread in threading.enumerate():
-            if isinstance(thread, _ChildProcessObserver):
+            if isinstance(thread, _Watch):
                 thread._child_processes = []
         callbacks = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         hooks = [(owner, "on_exception") for owner in (*callbacks, trainer.strategy)]
@@ -80,7 +83,7 @@ class FirstError(Callback):
         for owner, name in [*hooks, (trainer.strategy, "teardown")]:
             setattr(owner, name, functools.partial(_call, owner, name, getattr(owner, name), exception))
         launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
+        if isinstance(launcher, _Launcher):
             # An exit was asked of all of them, and they are at it.
             first = signal.SIGTERM if isinstance(exception, Exception) else None
             trainer.strategy.teardown = functools.partial(  # type: ignore[method-assign]
@@ -88,7 +91,7 @@ class FirstError(Callback):
             )
 
 
-def _end_all(before: Callable[[], None], launcher: _SubprocessScriptLauncher, first: signal.Signals | None) -> None:
+def _end_all(before: Callable[[], None], launcher: _Launcher, first: signal.Signals | None) -> None:
     before()
     if first is not None:
         launcher.kill(first)

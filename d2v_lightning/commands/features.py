@@ -1,7 +1,7 @@
 """Features of files: what chosen blocks say about pictures, recordings or lines of text.
 
     python -m d2v_lightning.commands.features photos/ --checkpoint last.ckpt --out features.npy
-    python -m d2v_lightning.commands.features 'speech/*.flac' --checkpoint base.pt --out frames.safetensors --frames --layers 6 -1
+    python -m d2v_lightning.commands.features '*.flac' --checkpoint base.pt --out clips.safetensors --frames --layers 6 -1
     python -m d2v_lightning.commands.features corpus.txt --checkpoint last.ckpt --tokenizer outputs/bpe --out lines.parquet
 
 Inputs are read as the checkpoint's own evaluation read them; options override that. Batches change nothing but the rounding:
@@ -19,9 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info
 
 from d2v_lightning.callbacks import PredictionWriter, Preemption
 from d2v_lightning.callbacks.prediction_files import FEATURES
@@ -29,6 +27,7 @@ from d2v_lightning.checkpoints.own import RUN_KEY
 from d2v_lightning.checkpoints.pretrained import Pretrained, load_backbone, read_pretrained
 from d2v_lightning.commands.cli_errors import readable, takes
 from d2v_lightning.commands.running import USAGE, run_command
+from d2v_lightning.flavour import pl, rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.nn.extraction import Extraction

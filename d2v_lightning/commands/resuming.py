@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-
 from d2v_lightning.checkpoints.own import RUN_KEY, read_checkpoint, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError, naming
 
 # They say how a step is computed, or where weights came from, not which model it is.
@@ -91,7 +90,7 @@ class StoredRun:
         return folder.parent if folder.name == "checkpoints" else folder
 
 
-class StoreRun(Callback):
+class StoreRun(pl.Callback):
     """Puts the run's data and trainer settings into its checkpoints, as plain data.
 
     Args:
@@ -105,7 +104,9 @@ class StoreRun(Callback):
             "trainer": {name: value for name, value in trainer.items() if _is_setting(name, value)},
         }
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint[RUN_KEY] = self.run
 
 

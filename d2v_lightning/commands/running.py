@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from d2v_lightning.commands.ending import end, listen
+from d2v_lightning.flavour import fabric, pl
 from d2v_lightning.support.errors import UsageError, UserError, flat
 
 USAGE, REFUSED = 2, 1  # exit status: the command line is wrong; something else is
@@ -67,7 +66,7 @@ def run_command(command: Callable[[], object], refused: int = REFUSED) -> int:
         except KeyboardInterrupt:  # before the Trainer's own handling, and before there is anything to save
             print("stopped by Ctrl-C", file=sys.stderr)
             return 128 + signal.SIGINT
-        except SIGTERMException:  # Lightning's, a SystemExit without a code: it would pass for success
+        except pl.utilities.exceptions.SIGTERMException:  # a SystemExit without a code, which would pass for success
             return 128 + signal.SIGTERM
         except SystemExit as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning's exit status for it is 1
@@ -103,7 +102,7 @@ def _said(error: BaseException) -> str | None:
         return system_error(error)
     if isinstance(error, ImportError) and error.name is None:  # raised by hand: a package that is to be installed
         return flat(text)
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, fabric.utilities.exceptions.MisconfigurationException):
         return flat(text)
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
         return f"not enough memory{': ' if text else ''}{text.partition(chr(10))[0].rstrip('.')}: {_SMALLER}"

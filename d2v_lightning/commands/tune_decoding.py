@@ -1,7 +1,7 @@
 """Find the weight of the language model and the score of a word that make the fewest errors on the development set.
 
-    python -m d2v_lightning.commands.tune_decoding best.ckpt --lm 4gram.arpa --data.root /data/LibriSpeech --output decoder.yaml
-    python cli.py test --config decoder.yaml --ckpt_path best.ckpt --data.root /data/LibriSpeech
+    python -m d2v_lightning.commands.tune_decoding best.ckpt --lm 4gram.arpa --data.root LibriSpeech --output decoder.yaml
+    python cli.py test --config decoder.yaml --ckpt_path best.ckpt --data.root LibriSpeech
 
 The network runs once over the validation split; the search reads what it said. Without --data the split is the one that the
 checkpoint was trained with.
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as pl
 import torch
 import yaml
 from torch import Tensor
@@ -29,6 +28,7 @@ from d2v_lightning.commands.running import run_command
 from d2v_lightning.configurable import Tree, build
 from d2v_lightning.finetune import SpeechCTC
 from d2v_lightning.finetune.decoding import BeamSearch
+from d2v_lightning.flavour import pl
 from d2v_lightning.recipes import overridden
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.errors import ExistsError, NotFoundError, UserError

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.types import Batch
 
@@ -75,7 +74,7 @@ class Heard:
         inside = best if padding is None else best[~padding]
         self.frames, self.blanks = self.frames + inside.numel(), self.blanks + int((inside == 0).sum())
 
-    def show(self, trainer: Trainer, stage: str) -> None:
+    def show(self, trainer: pl.Trainer, stage: str) -> None:
         """Print the pairs and give them to loggers that take text; warn where nearly everything is blank."""
         for said, heard in self.pairs:
             rank_zero_info(f"said:  {said}\nheard: {heard or '(nothing)'}")
@@ -87,12 +86,11 @@ class Heard:
                 "thousand updates; if it stays, raise the learning rate, train longer, or start from a pre-trained network"
             )
 
-    def _log(self, trainer: Trainer, name: str) -> None:
-        from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+    def _log(self, trainer: pl.Trainer, name: str) -> None:
 
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if isinstance(logger, pl.loggers.TensorBoardLogger):
                 text = "\n".join(f"    said:  {said}\n    heard: {heard}\n" for said, heard in self.pairs)
                 logger.experiment.add_text(name, text, trainer.global_step)
-            elif isinstance(logger, WandbLogger):
+            elif isinstance(logger, pl.loggers.WandbLogger):
                 logger.log_text(name, ["said", "heard"], [list(pair) for pair in self.pairs], step=trainer.global_step)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.letters import SEPARATOR, UNKNOWN
 from d2v_lightning.support.errors import NotFoundError, UserError
 from d2v_lightning.support.lines import read_lines

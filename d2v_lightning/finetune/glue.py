@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -15,6 +14,7 @@ from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.flavour import pl
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import TextEncoder
@@ -46,7 +46,7 @@ TASKS = {
 }
 
 
-class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone and, on its first token, RoBERTa's head: dropout, linear, tanh, dropout, linear.
 
     The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").
@@ -234,7 +234,7 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningM
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         return guards(self.compile_parts)
 
 

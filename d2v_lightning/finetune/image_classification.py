@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -14,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import ImageEncoder
@@ -24,7 +23,7 @@ from d2v_lightning.types import Batch, TakesPlainBatches, require
 _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() as the DataLoader's collate_fn"
 
 
-class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone, the mean of its patches, a layer norm and a linear head.
 
     The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (RECIPES "ImageNet, 1.0").
@@ -227,7 +226,7 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, Lightning
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         return guards(self.compile_parts)
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -23,6 +21,7 @@ from d2v_lightning.checkpoints.pretrained import (
 )
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.finetune.decoding import BeamSearch, Hypothesis, greedy
+from d2v_lightning.flavour import pl, rank_zero_info
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
@@ -39,7 +38,7 @@ NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 
 
-class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]
+class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]
     """A backbone and a linear map of its output to letters, trained with CTC.
 
     The defaults are the released fine-tuning of Base on 10 hours (RECIPES "Speech, CTC on letters").
@@ -362,7 +361,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         return guards(self.compile_parts)
 
 

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import BaseFinetuning
 from torch import nn
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 from d2v_lightning.optim import schedules
 from d2v_lightning.optim.stored_optimizer import CheckedLambdaLR, checkpoint_name, refuse_optimizer_state
 from d2v_lightning.support.errors import UserError
@@ -161,7 +160,7 @@ class Optimization(Configurable):
         return self.layer_decay ** (depth + 1 - layer)
 
 
-def run_length(trainer: Trainer) -> float:
+def run_length(trainer: pl.Trainer) -> float:
     """Optimiser steps of a whole run, however much of it a checkpoint has behind it.
 
     Returns:
@@ -178,7 +177,7 @@ def _refuse_to_unfreeze_on_several_devices(module: nn.Module) -> None:
     trainer: Any = getattr(module, "_trainer", None)
     if trainer is None or trainer.world_size == 1:
         return
-    if freezing := [type(one).__name__ for one in trainer.callbacks if isinstance(one, BaseFinetuning)]:
+    if freezing := [type(one).__name__ for one in trainer.callbacks if isinstance(one, pl.callbacks.BaseFinetuning)]:
         raise UserError(
             f"{freezing[0]} on {trainer.world_size} devices: gradients of what it unfreezes would not be averaged over them. "
             "Use one device, or train the head alone first (freeze_backbone) and start a second run from its checkpoint"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.stored_form import as_list, as_mapping, compare_form, short
 from d2v_lightning.support.tensor_files import REAL
@@ -18,7 +18,7 @@ from d2v_lightning.support.tensor_files import REAL
 
 def checkpoint_name(module: nn.Module) -> str:
     """What messages call the file that a module's Trainer restores."""
-    trainer = module._trainer if isinstance(module, LightningModule) else None
+    trainer = module._trainer if isinstance(module, pl.LightningModule) else None
     return str(getattr(trainer, "ckpt_path", None) or "this checkpoint")
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pytorch_lightning.utilities import rank_zero_info
-
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.own import load_exactly
 from d2v_lightning.checkpoints.pretrained import read_pretrained
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.losses import RegressionLoss
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import MaskTokenStudent, VisibleStudent

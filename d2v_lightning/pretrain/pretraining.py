@@ -7,7 +7,6 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule
 from torch import Tensor
 from torch._dynamo import maybe_mark_dynamic
 from torchmetrics import Metric
@@ -16,6 +15,7 @@ from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.finite_loss import named_samples
 from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.checkpoints.pretrained import FromPretrained
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.encoders import TextEncoder
@@ -29,7 +29,7 @@ from d2v_lightning.types import Batch, TakesPlainBatches, require
 _TOKENS_PER_UNIT = 4096
 
 
-class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """The part of `Data2Vec` and `MultimodalData2Vec` that does not ask what is predicted."""
 
     predicts = "features"
@@ -158,5 +158,5 @@ class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretr
     def configure_optimizers(self) -> Any:
         return self.optimization.configure(self, run_length(self.trainer))
 
-    def configure_callbacks(self) -> list[Callback]:
+    def configure_callbacks(self) -> list[pl.Callback]:
         return [self.ema_teacher, *guards(self.compile_parts, finite=self.on_nonfinite == "stop")]

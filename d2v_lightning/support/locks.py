@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pytorch_lightning.utilities import rank_zero_warn
-
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.support.errors import UserError
 
 LOCK = ".lock"

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import NotFoundError, UserError, at_least
 from datamodules.image.keyed_images import KeyedImages
@@ -44,7 +44,7 @@ from datamodules.shared.workers import SafeLoader
 Size = int | tuple[int, int]
 
 
-class ImageDataModule(FromRecipe, Configurable, LightningDataModule):
+class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     """Batches of images, with block masks for pre-training or with labels for classification.
 
     Batches: "inputs" (B, C, H, W) float32, "index" (B,), and "labels" (B,) where the pictures have classes. For

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
-from pytorch_lightning.utilities import rank_zero_warn
 
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.lines import listed
 from datamodules.image.pictures import decoded, read_picture

@@ -8,8 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from pytorch_lightning.utilities import rank_zero_warn
-
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.support.errors import NotFoundError, UserError
 from datamodules.image.sources import DigitsSource, FolderSource, HuggingFaceSource, ImageSource, SubsetSource
 from datamodules.shared.samplers import derived_seed

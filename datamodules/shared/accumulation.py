@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.support.errors import UserError
 
 
-def accumulate_to(trainer: Trainer | None, name: str, per_device: int, effective_batch: int, unit: str) -> None:
+def accumulate_to(trainer: pl.Trainer | None, name: str, per_device: int, effective_batch: int, unit: str) -> None:
     """Sets the Trainer's `accumulate_grad_batches` so that an optimiser step sees `effective_batch`.
 
     Args:

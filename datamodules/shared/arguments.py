@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytorch_lightning import Trainer
-
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
@@ -22,7 +21,7 @@ def held_out_share(val_fraction: float | None) -> None:
         raise UserError(f"val_fraction {val_fraction}: permitted is 0 < val_fraction < 1")
 
 
-def enough_for_a_batch(trainer: Trainer | None, batch_size: int, count: int, what: str) -> None:
+def enough_for_a_batch(trainer: pl.Trainer | None, batch_size: int, count: int, what: str) -> None:
     """Raises ValueError where there are fewer samples than one batch on every device needs.
 
     Args:

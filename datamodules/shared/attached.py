@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pytorch_lightning import LightningDataModule
+from d2v_lightning.flavour import pl
 
 
-def attached_model(data: LightningDataModule) -> Any:
+def attached_model(data: pl.LightningDataModule) -> Any:
     """The Trainer's module, or of a module of several modalities the part for this datamodule's; None without a Trainer."""
     module = getattr(data.trainer, "lightning_module", None)
     modality = getattr(data, "modality", None)  # `MultimodalDataModule` says it

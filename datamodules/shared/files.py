@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
-
+from d2v_lightning.flavour import rank_zero_info, rank_zero_warn
 from d2v_lightning.support.errors import NotFoundError, UserError
 from d2v_lightning.support.lines import listed
 

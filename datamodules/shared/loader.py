@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning.callbacks.exact_resume import ExactResume
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.lines import listed
 from d2v_lightning.types import Batch
 from datamodules.shared.samplers import EpochBatchSampler, world
 from datamodules.shared.workers import SafeLoader
 
 
-def resume_exactly(trainer: Trainer | None) -> None:
+def resume_exactly(trainer: pl.Trainer | None) -> None:
     """To be called in a datamodule's `setup`: adds `ExactResume` where the module does not bring it along."""
-    callbacks: list[Callback] = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
+    callbacks: list[pl.Callback] = [] if trainer is None else trainer.callbacks  # type: ignore[attr-defined]
     if trainer is not None and not any(isinstance(callback, ExactResume) for callback in callbacks):
         trainer.callbacks = [*callbacks, ExactResume()]  # type: ignore[attr-defined]
 

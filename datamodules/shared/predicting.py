@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.lines import listed
 from d2v_lightning.types import Batch
@@ -33,7 +33,7 @@ def files_to_predict(given: str | Sequence[str], endings: Sequence[str], what: s
     return list(dict.fromkeys(found))
 
 
-def done_before(data: LightningDataModule, names: Iterable[str], settings: Any, count: int) -> Done:
+def done_before(data: pl.LightningDataModule, names: Iterable[str], settings: Any, count: int) -> Done:
     """Which inputs a stopped run has predictions for, (count,) bool.
 
     Args:

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, default_convert, get_worker_info
 
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.support.errors import UserError
 
 SHARED = "/dev/shm"  # where Linux keeps what processes share

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.letters import BLANK, SEPARATOR
 from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
 from d2v_lightning.recipes import FromRecipe

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
+from d2v_lightning.flavour import rank_zero_info, rank_zero_warn
 from d2v_lightning.support.errors import NotFoundError, UserError, reason_of
 from d2v_lightning.support.lines import listed, whole_text
 from datamodules.shared.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, files_of, refuse_gone

@@ -12,9 +12,9 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from filelock import FileLock
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 
+from d2v_lightning.flavour import rank_zero_info, rank_zero_warn
 from d2v_lightning.support.atomic import atomic_write, remove
 from d2v_lightning.support.errors import UserError
 from datamodules.text.sources import Line, Skipped, TextSource

@@ -10,11 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import UserError, at_least
 from d2v_lightning.support.lines import listed
@@ -71,7 +70,7 @@ class TextBlocks(Dataset[dict[str, Any]]):
         return {"inputs": inputs, "index": index, "key": (epoch, index)}
 
 
-class TextDataModule(FromRecipe, Configurable, LightningDataModule):
+class TextDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     """Blocks of text with masks for pre-training.
 
     Batches: "inputs" (B, T) int64, "padding_mask" (B, T) where blocks differ in length, "index" (B,), "hidden" (P,), and
@@ -92,8 +91,8 @@ class TextDataModule(FromRecipe, Configurable, LightningDataModule):
         text_field: of a record of JSON lines, or column of a data set.
         documents: how text files hold documents: one a "lines", or separated by "blank_lines" with a sentence a line.
         tokenizer: name on the Hugging Face hub, or directory, of a fast tokenizer with `<mask>`; train one by
-            `python -m d2v_lightning.commands.tokenizer`. It is stored with the model, and a model that has another refuses it; null
-            takes the one that is stored.
+            `python -m d2v_lightning.commands.tokenizer`. It is stored with the model, and a model that has another refuses
+            it; null takes the one that is stored.
         cache_dir: folder for tokens; by default d2v_lightning/text in $XDG_CACHE_HOME or ~/.cache.
         packing: "complete_documents": whole lines of one document, as many as fit (1.0). "blocks": `block_size` tokens
             whatever they are, documents one after the other (2.0).

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities import rank_zero_warn
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import NotFoundError, UserError, at_least
 from d2v_lightning.support.lines import decoded, listed, numbered_lines

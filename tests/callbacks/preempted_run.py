@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from d2v_lightning.flavour import pl
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from tiny import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import Preemption
@@ -45,7 +45,9 @@ def run(folder: Path, slow: bool = False, checkpoint: str | None = None) -> pl.L
     """5 micro-batches an epoch, 2 a step: windows of 2, 2, 1."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tiny_model()
-    keeper = ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=5, save_on_exception=True)
+    keeper = pl.callbacks.ModelCheckpoint(
+        folder / "checkpoints", save_last=True, every_n_train_steps=5, save_on_exception=True
+    )
     runner = trainer([Preemption(), Report(folder, slow), keeper], STEPS, folder, accumulate_grad_batches=2)
     runner.fit(model, loader(40, num_workers=2 * slow), ckpt_path=checkpoint)
     return model

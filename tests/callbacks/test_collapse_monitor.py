@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from tiny import Blobs, Losses, blind, loader, tiny_model, trainer
 from torch.utils.data import default_collate
@@ -20,6 +19,7 @@ from d2v_lightning import Targets
 from d2v_lightning.callbacks import CollapseMonitor
 from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_monitor import describe, judge, read
+from d2v_lightning.flavour import pl
 
 HEALTHY = {
     "target_relative": 0.9,

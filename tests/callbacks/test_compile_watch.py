@@ -7,7 +7,6 @@ import warnings
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import yaml
 from tiny import trainer
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning import Backbone, GLUEClassifier, TextEncoder, Transformer
 from d2v_lightning.configurable import build
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.masking import hidden_positions
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import overridden, recipe_path

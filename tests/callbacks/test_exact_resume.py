@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
 from stopped_runs import assert_same
 from tiny import Blobs, loader, tiny_model, trainer
 from torch import Tensor, nn
@@ -17,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning import Optimization
 from d2v_lightning.callbacks import ExactResume
+from d2v_lightning.flavour import pl
 from datamodules.shared.loader import resume_exactly
 
 FIVE = 40  # pictures: five batches of 8
 
 
-class Everywhere(Checkpoint):
+class Everywhere(pl.callbacks.Checkpoint):
     """A checkpoint at every hook from which one may be written, and a note of what the run did."""
 
     def __init__(self, folder: Path) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from tiny import Blobs, loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import FiniteLoss, NonFiniteLossError
 from d2v_lightning.callbacks.finite_loss import _Look
+from d2v_lightning.flavour import pl
 
 
 def test_the_batch_is_named_before_the_weights_are_touched_and_nothing_is_saved_after(tmp_path: Path) -> None:
@@ -18,8 +18,8 @@ def test_the_batch_is_named_before_the_weights_are_touched_and_nothing_is_saved_
     order = [key for batch in data.sampler for key in batch]
     place = [index for _, index in order].index(bad) // 8
     keepers = [
-        ModelCheckpoint(tmp_path / "steps", every_n_train_steps=1, save_top_k=-1, save_on_exception=True),
-        OnExceptionCheckpoint(tmp_path / "exception"),
+        pl.callbacks.ModelCheckpoint(tmp_path / "steps", every_n_train_steps=1, save_top_k=-1, save_on_exception=True),
+        pl.callbacks.OnExceptionCheckpoint(tmp_path / "exception"),
     ]
     callback = FiniteLoss()
     model.configure_callbacks = lambda: [model.ema_teacher, callback]  # type: ignore[method-assign]
@@ -52,7 +52,7 @@ def test_all_samples_are_named_where_inputs_are_fine() -> None:
 
 def test_what_is_pending_is_looked_at_before_a_checkpoint_is_written(tmp_path: Path) -> None:
     """The case of a GPU, where the flag of a step is looked at one step late."""
-    runner = trainer([ModelCheckpoint(tmp_path, save_on_exception=True)], 2, tmp_path)
+    runner = trainer([pl.callbacks.ModelCheckpoint(tmp_path, save_on_exception=True)], 2, tmp_path)
     runner.fit(tiny_model(), loader())
     callback = next(callback for callback in runner.callbacks if isinstance(callback, FiniteLoss))  # Data2Vec's own
     files = sorted(tmp_path.rglob("*.ckpt"))
@@ -65,7 +65,7 @@ def test_what_is_pending_is_looked_at_before_a_checkpoint_is_written(tmp_path: P
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_run_stops_one_step_late_and_saves_nothing(tmp_path: Path) -> None:
-    keeper = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, save_on_exception=True)
+    keeper = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, save_on_exception=True)
     with pytest.raises(NonFiniteLossError):
         trainer([FiniteLoss(), keeper], 20, tmp_path, accelerator="gpu", devices=1).fit(tiny_model(), loader(bad=37))
     for path in tmp_path.rglob("*.ckpt"):

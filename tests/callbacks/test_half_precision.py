@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import yaml
 from tiny import Losses, image_batch, loader, tiny_backbone, tiny_image_model, tiny_model, trainer
@@ -28,6 +27,7 @@ from d2v_lightning import (
 from d2v_lightning.callbacks import HalfPrecisionCheck
 from d2v_lightning.callbacks.half_precision import first_samples
 from d2v_lightning.configurable import build
+from d2v_lightning.flavour import pl
 from tests.test_recipes import CONFIGS, batch_for
 
 POST: dict[str, Any] = {"norm": "post", "final_norm": False, "qkv_bias": "qkv", "layer_scale": None, "init": "normal"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from tiny import Losses, loader, probe_loaders, tiny_model, trainer
 
 from d2v_lightning.callbacks import OnlineProbe
 from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.probing import pooled_features
 
 

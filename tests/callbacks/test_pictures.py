@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.demos.boring_classes import BoringModel
 from tiny import GRID, Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader, default_collate
 
 from d2v_lightning.callbacks import PictureLogger
 from d2v_lightning.callbacks.pictures import HIDDEN_GREY, components, heat, look, to_rgb
+from d2v_lightning.flavour import pl
+
+BoringModel = importlib.import_module(f"{pl.__name__}.demos.boring_classes").BoringModel
 
 
 def test_columns_show_what_was_hidden_and_what_was_predicted_wrongly() -> None:

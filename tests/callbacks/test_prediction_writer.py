@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import pytorch_lightning as pl
 import soundfile
 import torch
 from PIL import Image
@@ -37,6 +36,7 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.callbacks import PredictionWriter
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.locks import only_one
 from datamodules import ImageDataModule, SpeechDataModule
 from datamodules.speech.windows import SpeechWindows

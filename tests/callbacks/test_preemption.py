@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from tiny import Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Data2Vec
 from d2v_lightning.callbacks import Preempted, Preemption
+from d2v_lightning.flavour import pl
 from datamodules import ImageDataModule
 from tests.callbacks.preempted_run import STEPS, run
 
@@ -91,7 +89,9 @@ def test_the_accumulation_window_and_the_teacher_are_finished_first(tmp_path: Pa
 
 
 def test_a_link_to_another_checkpoint_is_replaced_not_written_through(tmp_path: Path) -> None:
-    keeper = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, save_last="link")
+    keeper = pl.callbacks.ModelCheckpoint(
+        tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, save_last="link"
+    )
     with pytest.raises(Preempted):
         trainer([Preemption(), Signal(signal.SIGTERM, at=2), keeper], 10, tmp_path).fit(tiny_model(), loader())
     assert torch.load(tmp_path / "step=2.ckpt", weights_only=True)["global_step"] == 2
@@ -218,7 +218,7 @@ def test_signals_that_do_not_exist_are_refused() -> None:
 
 def test_what_the_last_step_has_logged_is_written(tmp_path: Path) -> None:
     def rows(folder: Path, *callbacks: pl.Callback, resumed: Path | None = None) -> dict[str, str]:
-        logger = CSVLogger(folder, name="")
+        logger = pl.loggers.CSVLogger(folder, name="")
         runner = trainer([Preemption(), *callbacks], 6, folder, logger=logger, log_every_n_steps=1)
         with suppress(Preempted):
             runner.fit(tiny_model(), loader(128), ckpt_path=resumed, weights_only=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.demos.boring_classes import BoringModel
 from tiny import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import Progress, RunSummary, progress
 from d2v_lightning.callbacks.run_summary import batch_size_of
+from d2v_lightning.flavour import pl
+
+BoringModel = importlib.import_module(f"{pl.__name__}.demos.boring_classes").BoringModel
 
 
 class Clock:

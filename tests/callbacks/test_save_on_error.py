@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback
 
 import cli
+from d2v_lightning.flavour import pl
 from tests.commands.test_command_line import PRETRAIN, fails, write
 
 LAST = Path("checkpoints/last.ckpt")
 
 
-class Fails(Callback):
+class Fails(pl.Callback):
     """The data's disk is gone at a micro-batch."""
 
     def __init__(self, batch: int = 5) -> None:
@@ -28,7 +28,7 @@ class Fails(Callback):
             raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/x.png")
 
 
-class FailsInTheStep(Callback):
+class FailsInTheStep(pl.Callback):
     """The third optimiser step has changed the weights, and is not finished."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

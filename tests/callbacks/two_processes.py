@@ -13,9 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from d2v_lightning.flavour import pl
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.multiprocessing import ProcessExitedException

@@ -16,6 +16,7 @@ from d2v_lightning.checkpoints.stored_tokenizer import restored, stored
 from d2v_lightning.commands.command_line import D2VCLI
 from d2v_lightning.commands.features import main as features
 from d2v_lightning.commands.tokenizer import save_tokenizer, train_tokenizer
+from d2v_lightning.flavour import pl
 from datamodules.text.sources import FileSource
 from datamodules.text.vocabulary import load_tokenizer
 
@@ -143,14 +144,13 @@ def test_a_run_goes_on_without_the_directory(folder: Path) -> None:
 
 
 def test_in_python_the_checkpoint_is_compared_when_it_is_loaded(folder: Path) -> None:
-    from pytorch_lightning import Trainer
 
     from datamodules import GLUEDataModule
 
     model = GLUEClassifier.load_from_checkpoint(last(folder, "fine"))
     model.backbone.tokenizer = None
     data = GLUEDataModule("sst2", root=str(folder), tokenizer=str(folder / "other"))
-    trainer = Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
+    trainer = pl.Trainer(logger=False, enable_progress_bar=False, accelerator="cpu")
     with pytest.raises(ValueError, match="the tokenizer of the data is not the one stored"):
         trainer.validate(model, data, ckpt_path=last(folder, "fine"))
 

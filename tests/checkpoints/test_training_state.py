@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 Damage = Callable[[dict[str, Any]], object]
@@ -21,7 +21,7 @@ Damage = Callable[[dict[str, Any]], object]
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A checkpoint after three steps."""
     folder = tmp_path_factory.mktemp("run")
-    trainer = tiny.trainer([ModelCheckpoint(folder / "checkpoints", save_last=True)], 3, folder)
+    trainer = tiny.trainer([pl.callbacks.ModelCheckpoint(folder / "checkpoints", save_last=True)], 3, folder)
     trainer.fit(tiny.tiny_model(), tiny.loader())
     content: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return content
@@ -29,7 +29,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def resume(content: dict[str, Any], path: Path) -> Any:
     torch.save(content, path)
-    trainer = tiny.trainer([ModelCheckpoint(path.parent / "checkpoints", save_last=True)], 4, path.parent)
+    trainer = tiny.trainer([pl.callbacks.ModelCheckpoint(path.parent / "checkpoints", save_last=True)], 4, path.parent)
     trainer.fit(tiny.tiny_model(), tiny.loader(), ckpt_path=path)
     return trainer
 

@@ -16,6 +16,7 @@ from d2v_lightning import Data2Vec, load_backbone
 from d2v_lightning.checkpoints import official_state_dict
 from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.commands.checkpoint import main
+from d2v_lightning.flavour import pl
 
 CASES = [path.stem for path in (Path(__file__).parents[1] / "golden").glob("*.safetensors")]
 NOT_IN_TRANSFORMERS = ["d2v2_image", "audio_variant_prenorm", "d2v2_audio_alibi_padded", "d2v2_audio_alibi_unpadded"]
@@ -212,7 +213,6 @@ def test_directories_that_are_damaged_or_in_the_way(tmp_path: Path, capsys: pyte
 
 
 def test_checkpoints_of_runs_carry_licence_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import pytorch_lightning as pl
     from tiny import Blobs, loader, tiny_model, trainer
     from torch.utils.data import DataLoader
 

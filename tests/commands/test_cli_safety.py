@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 import cli
 from d2v_lightning import (
@@ -27,11 +26,12 @@ from d2v_lightning import (
     RegressionLoss,
     Targets,
     Transformer,
-    command_line,
     load_backbone,
 )
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+from d2v_lightning.commands import command_line
 from d2v_lightning.commands.resuming import StoredRun
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.locks import only_one_in
 
@@ -344,7 +344,9 @@ def test_where_there_are_no_locks_a_run_says_so_and_goes_on(tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("signalled", "code"), [(SIGTERMException, 143), (KeyboardInterrupt, 130)])
+@pytest.mark.parametrize(
+    ("signalled", "code"), [(pl.utilities.exceptions.SIGTERMException, 143), (KeyboardInterrupt, 130)]
+)
 def test_a_signal_outside_training_does_not_pass_for_success(
     signalled: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import cli
 from d2v_lightning import Data2Vec, ImageClassifier
 from d2v_lightning.callbacks.preemption import Preemption
 from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.commands.command_line import D2VCLI
+from d2v_lightning.flavour import pl
 from datamodules import ImageDataModule
 
 ROOT = Path(__file__).parents[2]
@@ -281,7 +279,7 @@ def test_debug_shows_the_traceback(
     assert "Traceback" in capsys.readouterr().err
 
 
-class Breaks(Callback):
+class Breaks(pl.Callback):
     """A bug in somebody's code."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -478,19 +476,19 @@ def test_callbacks_and_loggers_of_a_second_file_come_beside_ours(config: str, tm
     kinds = [type(callback).__name__ for callback in run.trainer.callbacks]
     for kind in (
         "EarlyStopping",
-        ModelCheckpoint,
+        pl.callbacks.ModelCheckpoint,
         RunSummary,
         Preemption,
-        LearningRateMonitor,
+        pl.callbacks.LearningRateMonitor,
         "SaveConfig",
         "StoreRun",
     ):
         assert kinds.count(kind if isinstance(kind, str) else kind.__name__) == 1
     checkpoint = run.trainer.checkpoint_callback
-    assert isinstance(checkpoint, ModelCheckpoint)
+    assert isinstance(checkpoint, pl.callbacks.ModelCheckpoint)
     assert checkpoint.save_top_k == 3
     assert checkpoint.save_last is True
-    assert [type(logger) for logger in run.trainer.loggers] == [TensorBoardLogger, CSVLogger]
+    assert [type(logger) for logger in run.trainer.loggers] == [pl.loggers.TensorBoardLogger, pl.loggers.CSVLogger]
     assert run.trainer.loggers[0].save_dir == "runs/tiny"
 
 
@@ -521,7 +519,7 @@ def test_validate_and_test_take_everything_from_the_checkpoint(
         cli.main([command, "--ckpt_path", last, "--trainer.accelerator", "cpu"])
     printed = capsys.readouterr().out
     model = Data2Vec.load_from_checkpoint(last)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     loss = trainer.test(model, ImageDataModule(**DATA), verbose=False)[0]["test/loss"]
     assert str(loss)[:8] in printed  # cut, not rounded
 

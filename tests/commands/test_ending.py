@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
-from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from tiny import loader, tiny_model, trainer
 
 from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.commands import ending
 from d2v_lightning.commands.ending import FirstError
 from d2v_lightning.commands.running import run_command
+from d2v_lightning.flavour import fabric, pl
 from d2v_lightning.support.errors import UserError
 
 
@@ -40,7 +35,7 @@ class Fails(pl.Callback):
         raise RuntimeError("no\nconnection")
 
 
-class Closed(CSVLogger):
+class Closed(pl.loggers.CSVLogger):
     """Cannot be closed."""
 
     def finalize(self, status: str) -> None:
@@ -49,7 +44,7 @@ class Closed(CSVLogger):
 
 @pytest.mark.parametrize("first", [UserError("a bad picture"), SystemExit(143)])
 def test_the_first_error_is_kept_and_the_run_is_saved(tmp_path: Path, first: BaseException) -> None:
-    keeper = ModelCheckpoint(tmp_path, save_last=True)
+    keeper = pl.callbacks.ModelCheckpoint(tmp_path, save_last=True)
     loggers = [Closed(tmp_path)]
     runner = trainer([FirstError(), Fails(first), keeper, SaveOnError()], 10, tmp_path, logger=loggers)
     with pytest.raises(type(first)) as stop:
@@ -75,14 +70,14 @@ def test_processes_of_the_run_end_with_it_and_do_not_end_it(
     assert other.stdout is not None
     other.stdout.readline()
     ended.wait()
-    watch = _ChildProcessObserver(main_pid=os.getpid(), child_processes=[other, ended])
+    watch = ending._Watch(main_pid=os.getpid(), child_processes=[other, ended])
     killed: list[bool] = []
     monkeypatch.setattr(watch, "_terminate_all", lambda: killed.append(True))
     monkeypatch.setattr(watch, "run", threading.Event().wait)
     monkeypatch.setattr(ending, "_PATIENCE", 0.1)
     watch.start()
     runner = trainer([FirstError(), Fails(first)], 10, tmp_path)
-    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=3, num_nodes=1)
+    launcher = ending._Launcher(fabric.plugins.environments.LightningEnvironment(), num_processes=3, num_nodes=1)
     monkeypatch.setattr(launcher, "launch", lambda function, *args, trainer, **options: function(*args, **options))
     runner.strategy._launcher = launcher
     launcher.procs = [other, ended]
@@ -109,6 +104,19 @@ def test_ctrl_c_again_does_not_disturb_the_end(capsys: pytest.CaptureFixture[str
     assert done == ["put in order"]
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
     assert run_command(lambda: done.append("anew")) == 0
+
+
+def test_ctrl_c_after_the_last_step_does_not_disturb_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = trainer([FirstError()], 2, tmp_path)
+    tear_down = runner._teardown
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        tear_down()
+
+    monkeypatch.setattr(runner, "_teardown", interrupted)
+    assert run_command(lambda: runner.fit(tiny_model(), loader(128))) == 0
+    assert runner.global_step == 2
 
 
 def test_a_ctrl_c_that_cannot_be_raised_says_nothing_and_may_come_again(

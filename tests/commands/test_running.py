@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from d2v_lightning.commands.running import run_command
+from d2v_lightning.flavour import fabric
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.errors import NotFoundError, UsageError, UserError
 
@@ -82,8 +82,8 @@ def test_notes_say_what_is_safe(capsys: pytest.CaptureFixture[str]) -> None:
     error.add_note("the last whole checkpoint is last.ckpt")
     run_command(raising(error))
     assert capsys.readouterr().err.endswith("the network. the last whole checkpoint is last.ckpt\n")
-    run_command(raising(MisconfigurationException("A sentence.")))
-    refused = MisconfigurationException("A sentence.")
+    run_command(raising(fabric.utilities.exceptions.MisconfigurationException("A sentence.")))
+    refused = fabric.utilities.exceptions.MisconfigurationException("A sentence.")
     refused.add_note("Saved")
     run_command(raising(refused))
     assert capsys.readouterr().err == "error: A sentence.\nerror: A sentence. Saved\n"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import soundfile
 import torch
 import yaml
@@ -18,6 +17,7 @@ import cli
 from d2v_lightning import AudioEncoder, Backbone, BeamSearch, SpeechCTC, Transformer
 from d2v_lightning.commands import tune_decoding
 from d2v_lightning.commands.tune_decoding import LM_WEIGHTS, WORD_SCORES, tune
+from d2v_lightning.flavour import pl
 
 pytest.importorskip("flashlight")
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Data2VecTextConfig, Data2VecTextForSequenceClassification
 
 from d2v_lightning import Backbone, GLUEClassifier, Optimization, TextEncoder, Transformer, load_backbone
+from d2v_lightning.flavour import pl
 
 
 def backbone(**transformer: Any) -> Backbone:

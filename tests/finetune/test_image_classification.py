@@ -7,14 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import BackboneFinetuning, LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
 from tiny import tiny_backbone, trainer
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Backbone, GLUEClassifier, ImageClassifier, Optimization, TextEncoder, Transformer
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
@@ -84,10 +82,12 @@ class Rates(pl.Callback):
 def test_an_unfrozen_backbone_follows_the_schedule_and_resumes(tmp_path: Path) -> None:
     def run(folder: Path, **options: Any) -> tuple[ImageClassifier, Rates]:
         rates, model = Rates(), classifier()
-        saver = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
-        unfreezer = BackboneFinetuning(unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0, initial_denom_lr=1)
-        callbacks = [rates, saver, unfreezer, LearningRateMonitor()]
-        going = trainer(callbacks, -1, folder, max_epochs=4, logger=CSVLogger(folder))
+        saver = pl.callbacks.ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+        unfreezer = pl.callbacks.BackboneFinetuning(
+            unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0, initial_denom_lr=1
+        )
+        callbacks = [rates, saver, unfreezer, pl.callbacks.LearningRateMonitor()]
+        going = trainer(callbacks, -1, folder, max_epochs=4, logger=pl.loggers.CSVLogger(folder))
         going.fit(model, pictures(12, 4), **options)
         assert going.global_step == 12
         return model, rates
@@ -104,6 +104,8 @@ def test_an_unfrozen_backbone_follows_the_schedule_and_resumes(tmp_path: Path) -
 
 def test_unfreezing_on_two_devices_is_refused() -> None:
     model: Any = classifier()
-    model._trainer = SimpleNamespace(world_size=2, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1)])
+    model._trainer = SimpleNamespace(
+        world_size=2, callbacks=[pl.callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1)]
+    )
     with pytest.raises(UserError, match="BackboneFinetuning on 2 devices: gradients of what it unfreezes"):
         model.optimization.configure(model, 12)

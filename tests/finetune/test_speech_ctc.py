@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import soundfile
 import torch
 from golden_case import GoldenCase
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 from two_ranks import TwoRanks
@@ -34,6 +32,7 @@ from d2v_lightning import (
 from d2v_lightning.checkpoints import save_huggingface
 from d2v_lightning.checkpoints.pretrained import load_normalize
 from d2v_lightning.finetune.ctc_checks import check_first_batch
+from d2v_lightning.flavour import pl
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from datamodules import SpeechDataModule
 from datamodules.speech.windows import SpeechWindows
@@ -354,7 +353,7 @@ def test_hypotheses_reach_the_logger(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     model = SpeechCTC(backbone(), vocabulary=VOCABULARY)
-    logger = TensorBoardLogger(tmp_path)
+    logger = pl.loggers.TensorBoardLogger(tmp_path)
     trainer(logger=logger).validate(model, loader([batch_of(["ABC", "CA"])] * 3), verbose=False)
     events = EventAccumulator(logger.log_dir).Reload()
     text = events.Tensors("val/heard/text_summary")[0].tensor_proto.string_val[0].decode()

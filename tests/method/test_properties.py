@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from tiny import image_batch, tiny_backbone, tiny_image_model
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Data2Vec, EMATeacher, ImageClassifier, Optimization, Targets
+from d2v_lightning.flavour import pl
 from d2v_lightning.method.masking import hidden_positions
 from d2v_lightning.method.teacher import Teacher
 from d2v_lightning.support.errors import UserError

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from stopped_runs import assert_same
 from torch import Tensor
 from two_ranks import TwoRanks
@@ -35,6 +33,7 @@ from d2v_lightning import (
     load_backbone,
 )
 from d2v_lightning.checkpoints.pretrained import read_pretrained
+from d2v_lightning.flavour import pl
 from datamodules import ImageDataModule, MultimodalDataModule
 from datamodules.multimodal import spread_out
 from examples.signals import SignalDataModule, SignalEncoder
@@ -236,7 +235,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
     def run(ckpt_path: Path | None = None) -> tuple[list[Any], dict[str, Any]]:
         module, notes = model(), Notes()
         pl.seed_everything(3 if ckpt_path is None else 99, verbose=False)
-        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         monitors = [CollapseMonitor(1, 2, modality=name) for name in ("image", "signal")]
         settings = {"accumulate_grad_batches": accumulate, "enable_checkpointing": True, "max_epochs": 1 + accumulate}
         runner = train(module, data(turns), -1, ckpt_path, callbacks=[notes, keep, *monitors], **settings)

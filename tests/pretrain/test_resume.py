@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from d2v_lightning import Data2Vec
 from d2v_lightning.callbacks import SaveAtEnd
+from d2v_lightning.flavour import pl
 from datamodules import ImageDataModule
 
 SMALL = {
@@ -54,8 +53,8 @@ def run(
     model.configure_optimizers = lambda: model.optimization.configure(model, 8)  # type: ignore[method-assign]
     data = ImageDataModule.from_recipe("digits", {"batch_size": 64, "num_workers": workers})
     losses = Losses()
-    every_step = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)]
-    at_the_end = [SaveAtEnd(), ModelCheckpoint(folder, save_last=True, **(keep or {}))]
+    every_step = [pl.callbacks.ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)]
+    at_the_end = [SaveAtEnd(), pl.callbacks.ModelCheckpoint(folder, save_last=True, **(keep or {}))]
     settings: dict[str, Any] = {
         "accelerator": "cpu",
         "max_steps": stop_at,
@@ -124,7 +123,9 @@ def test_the_end_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", note)
     for folder, stop in (("between", 3), ("with", 4)):
         written.clear()
-        keeper = ModelCheckpoint(tmp_path / folder, save_last=save_last, every_n_train_steps=2, filename="{step}")
+        keeper = pl.callbacks.ModelCheckpoint(
+            tmp_path / folder, save_last=save_last, every_n_train_steps=2, filename="{step}"
+        )
         run(tmp_path / folder, stop, 1, 0, callbacks=[SaveAtEnd(), keeper])
         assert torch.load(tmp_path / folder / "last.ckpt", weights_only=True)["global_step"] == stop
         names = ["step={}.ckpt"] if save_last == "link" else ["step={}.ckpt", "last.ckpt"]

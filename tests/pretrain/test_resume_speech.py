@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import soundfile
 import stopped_runs
 import torch
 
 from d2v_lightning import AudioEncoder, Backbone, Data2Vec, Optimization, SpeechCTC, Transformer
+from d2v_lightning.flavour import pl
 from datamodules import SpeechDataModule
 
 CONVS = [[8, 10, 5], [8, 8, 8], [8, 8, 8]]

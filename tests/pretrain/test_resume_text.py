@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import stopped_runs
 import torch
 
 from d2v_lightning import Backbone, Data2Vec, GLUEClassifier, Optimization, TextEncoder, Transformer
 from d2v_lightning.commands.tokenizer import save_tokenizer, train_tokenizer
+from d2v_lightning.flavour import pl
 from datamodules import GLUEDataModule, TextDataModule
 from datamodules.text.sources import FileSource
 

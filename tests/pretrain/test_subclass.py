@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from tiny import tiny_image_model
 
 from d2v_lightning import Data2Vec, EMATeacher
+from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 

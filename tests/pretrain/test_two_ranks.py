@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from stopped_runs import assert_same
 from tiny import image_batch, tiny_image_model
 from torch import Tensor
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from two_ranks import TwoRanks
 
 from d2v_lightning import Data2Vec
+from d2v_lightning.flavour import pl
 from datamodules import ImageDataModule
 from tests.pretrain.test_resume import SMALL
 
@@ -103,7 +102,7 @@ def test_two_ranks_go_on_exactly_within_an_epoch(tmp_path: Path) -> None:
     def run(name: str, resumed: Path | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         pl.seed_everything(0)
         data = ImageDataModule.from_recipe("digits", {"batch_size": 16, "num_workers": 0})
-        each = ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
+        each = pl.callbacks.ModelCheckpoint(tmp_path / name, "{step}", every_n_train_steps=1, save_top_k=-1)
         options = {"max_epochs": 3, "limit_train_batches": 3, "accumulate_grad_batches": 2}
         (tmp_path / name).mkdir()
         trainer(tmp_path / name, 2, [each], **options).fit(

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from d2v_lightning.flavour import pl
 from datamodules import BlockMaskCollator, ImageDataModule
 from datamodules.image.sources import DigitsSource, SubsetSource
 from datamodules.image.splits import hold_out

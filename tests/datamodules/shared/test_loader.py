@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from d2v_lightning.callbacks import ExactResume
+from d2v_lightning.flavour import pl
 from datamodules.shared.loader import ResumableLoader
 from datamodules.shared.samplers import EpochBatchSampler, derived_seed, seeded
 
