@@ -7,63 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader
+from pictures import CLASSES, DIGITS, of_tree, picture, ready
 
 from d2v_lightning.flavour import pl
 from datamodules import BlockMaskCollator, ImageDataModule
-from datamodules.image.sources import DigitsSource, SubsetSource
-from datamodules.image.splits import hold_out
-from datamodules.image.transforms import as_channels
-
-CLASSES = ("ape", "bee", "cat")
-DIGITS: dict[str, Any] = {
-    "dataset": "digits",
-    "image_size": 8,
-    "patch_size": 2,
-    "num_channels": 1,
-    "batch_size": 64,
-    "num_workers": 0,
-    "scale": (0.6, 1.0),
-    "colour_jitter": 0.0,
-}
-
-
-def picture(seed: int, size: tuple[int, int] = (20, 24)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Twelve training, six validation and six test pictures of three classes."""
-    for split, number in (("train", 4), ("val", 2), ("test", 2)):
-        for place, name in enumerate(CLASSES):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(number):
-                picture(100 * place + i + 1000 * number).save(tmp_path / split / name / f"{i}.png")
-    return tmp_path
-
-
-def of_tree(root: Path | None, **arguments: Any) -> ImageDataModule:
-    return ImageDataModule(
-        **{
-            "root": None if root is None else str(root),
-            "image_size": 16,
-            "patch_size": 4,
-            "num_channels": 3,
-            "batch_size": 4,
-            "num_workers": 0,
-            **arguments,
-        }
-    )
-
-
-def ready(data: ImageDataModule, stage: str = "fit") -> ImageDataModule:
-    data.setup(stage)
-    return data
 
 
 def test_samples_and_masks_are_functions_of_seed_epoch_and_index(tree: Path) -> None:
@@ -100,27 +49,6 @@ def test_pretraining_hides_the_published_share_in_every_row_and_mask(tree: Path)
     assert BlockMaskCollator((8, 8), mask_ratio=0.6).num_masked == 38
 
 
-def test_digits_are_split_once_and_for_all() -> None:
-    data = ready(ImageDataModule(**DIGITS, task="classify", rand_augment=None, random_erasing=0.0), "fit")
-    sizes = [len(data._source(split)) for split in ("train", "val", "test")]
-    assert sizes == [1297, 250, 250]
-    places = [set(data._source(split)._places) for split in ("train", "val", "test")]  # type: ignore[attr-defined]
-    assert set.union(*places) == set(range(1797))
-    assert sorted(places[2])[:5] == [0, 1, 4, 11, 15]
-    assert data.class_names == [str(digit) for digit in range(10)]
-
-
-def test_evaluation_shows_whole_unaltered_digits_when_asked_to() -> None:
-    from sklearn.datasets import load_digits
-
-    data = ImageDataModule(**DIGITS, task="classify", crop_share=1.0, mean=[0.0], std=[1.0])
-    data.setup("test")
-    batch = next(iter(data.test_dataloader()))
-    places = [data._source("test")._places[index] for index in batch["index"]]  # type: ignore[attr-defined]
-    assert torch.allclose(batch["inputs"][:, 0], torch.tensor(load_digits().images[places] / 16).float(), atol=1 / 255)
-    assert batch["labels"].tolist() == load_digits().target[places].tolist()
-
-
 def test_validation_masks_stay_the_same_over_epochs() -> None:
     loader = ready(ImageDataModule(**DIGITS)).val_dataloader()
     first = next(iter(loader))  # type: ignore[call-overload]
@@ -142,51 +70,6 @@ def test_classification_batches_have_labels_and_no_masks(tree: Path) -> None:
     assert set(next(iter(train))) == {"inputs", "labels", "index"}
 
 
-def test_published_normalisation(tree: Path) -> None:
-    for name in ("train", "val"):
-        for path in (tree / name).rglob("*.png"):
-            Image.new("RGB", (20, 24), (255, 255, 255)).save(path)
-    expected = {
-        "pretrain": [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225],
-        "classify": [1.0, 1.0, 1.0],
-    }
-    for task, values in expected.items():
-        batch = next(iter(ready(of_tree(tree, task=task)).val_dataloader()))  # type: ignore[call-overload]
-        assert batch["inputs"].mean((0, 2, 3)).tolist() == pytest.approx(values, abs=1e-5)
-
-
-def test_pretraining_takes_any_tree(tmp_path: Path) -> None:
-    for i, place in enumerate(("a/b/c", "a", ".", "d")):
-        (tmp_path / place).mkdir(parents=True, exist_ok=True)
-        picture(i).save(tmp_path / place / f"{i}.jpg")
-    (tmp_path / "readme.txt").write_text("not a picture")
-    data = ready(of_tree(tmp_path))
-    batch = next(iter(data.train_dataloader()))
-    assert sorted(batch["index"].tolist()) == [0, 1, 2, 3]
-    assert "labels" not in batch
-    assert data.val_dataloader() == []
-
-
-def test_held_out_pictures_are_not_trained_on(tree: Path) -> None:
-    import shutil
-
-    shutil.rmtree(tree / "val")
-    data = ready(of_tree(tree, task="classify", val_fraction=0.25))
-    train, val = data._source("train"), data._source("val")
-    names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
-    assert (len(names[0]), len(names[1])) == (9, 3)
-    assert not names[0] & names[1]
-
-
-def test_a_few_batches_of_held_out_pictures_hold_all_classes() -> None:
-    digits = DigitsSource("train")
-    by_class = SubsetSource(
-        digits, sorted(range(len(digits)), key=digits.labels.__getitem__)
-    )  # as in a tree of folders
-    held_out = hold_out({"train": by_class}, 0.3, seed=0)["val"]
-    assert len(set(held_out.labels[:64])) == 10
-
-
 def test_predict_takes_files_and_folders_in_order(tree: Path) -> None:
     files = [str(tree / "test" / "bee"), str(tree / "val" / "ape" / "0.png")]
     data = ready(of_tree(tree, task="classify", predict_files=files), "predict")
@@ -194,33 +77,6 @@ def test_predict_takes_files_and_folders_in_order(tree: Path) -> None:
     assert set(batch) == {"inputs", "index"}
     assert [Path(path).name for path in data.predict_paths] == ["0.png", "1.png", "0.png"]
     assert batch["index"].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("form", ["parquet", "folder of parquet", "save_to_disk"])
-def test_hugging_face_data_sets(form: str, tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
-    datasets.disable_progress_bars()
-    features = datasets.Features({"photo": datasets.Image(), "animal": datasets.ClassLabel(names=list(CLASSES))})
-    rows = {"photo": [picture(i) for i in range(6)], "animal": [0, 1, 2, 0, 1, 2]}
-    table = datasets.Dataset.from_dict(rows, features=features)
-    if form == "parquet":
-        path = tmp_path / "pictures.parquet"
-        table.to_parquet(path)
-    elif form == "folder of parquet":
-        path = tmp_path / "tables"
-        path.mkdir()
-        table.to_parquet(path / "train-00000.parquet")
-        table.to_parquet(path / "validation-00000.parquet")
-    else:
-        path = tmp_path / "saved"
-        datasets.DatasetDict({"train": table, "validation": table}).save_to_disk(path)
-    task = "pretrain" if form == "parquet" else "classify"
-    data = ready(of_tree(None, dataset=str(path), task=task, batch_size=6, crop_share=1.0))
-    batch = next(iter(data.train_dataloader()))
-    assert batch["labels"].tolist() == [index % 3 for index in batch["index"].tolist()]
-    assert data.class_names == list(CLASSES)
-    with pytest.raises(ValueError, match="image_column 'image': the data set has photo, animal"):
-        ready(of_tree(None, dataset=str(path), image_column="image"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -356,38 +212,3 @@ def test_effective_batch_is_reached_by_accumulation(tree: Path) -> None:
     with_trainer(data, world_size=2)
     with pytest.raises(ValueError, match="= 16 images is more than effective_batch 12: set batch_size to at most 6"):
         data.setup("fit")
-
-
-def test_every_kind_of_picture_becomes_the_channels_asked_for() -> None:
-    ramp = np.arange(16).reshape(4, 4)
-    grey = Image.fromarray((ramp * 17).astype(np.uint8))
-    deep = Image.fromarray((ramp * 17 * 257).astype(np.uint16))
-    colour = grey.convert("RGB")
-    for given in (grey, deep, colour, colour.convert("RGBA"), colour.quantize(), grey.convert("LA")):
-        for channels, shape in ((1, (4, 4)), (3, (4, 4, 3)), (4, (4, 4, 4))):
-            values = np.asarray(as_channels(given, channels))
-            assert values.shape == shape
-            first = values if channels == 1 else values[..., 0]
-            assert np.abs(first.astype(int) - ramp * 17).max() <= 1, given.mode
-    with pytest.raises(ValueError, match="floating-point"):
-        as_channels(grey.convert("F"), 1)
-
-
-def test_mask_collator_serves_a_plain_data_loader() -> None:
-    pairs = [(torch.full((1, 8, 8), float(i)), i % 2) for i in range(6)]
-    loader = DataLoader(pairs, batch_size=6, collate_fn=BlockMaskCollator((4, 4), num_masked=9))  # type: ignore[arg-type]
-
-    def draw() -> dict[str, Any]:
-        torch.manual_seed(3)
-        return dict(next(iter(loader)))
-
-    batch = draw()
-    assert set(batch) == {"inputs", "labels", "mask", "hidden"}
-    assert (batch["mask"].sum(-1) == 9).all()
-    assert torch.equal(draw()["mask"], batch["mask"])
-    assert not torch.equal(next(iter(loader))["mask"], batch["mask"])
-
-
-def test_random_augmentation_with_the_strongest_posterisation_runs(tree: Path) -> None:
-    data = ready(of_tree(tree, task="classify", rand_augment="rand-m10-n8-mstd0-inc1"))
-    assert all(torch.isfinite(batch["inputs"]).all() for batch in data.train_dataloader())

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pictures import of_tree, ready
 from PIL import Image
 
 from d2v_lightning import Data2Vec, ImageClassifier
 from d2v_lightning.support.errors import UserError
 from datamodules import ImageDataModule
-from datamodules.image.sources import FolderSource, number_labels
-from datamodules.image.splits import Splits, open_folder
+from datamodules.image.sources import DigitsSource, FolderSource, SubsetSource
+from datamodules.image.splits import Splits, hold_out, open_folder
 
 
 def saved(path: Path, shade: int = 0) -> None:
@@ -74,21 +75,6 @@ def test_withheld_training_labels_are_refused_by_fine_tuning_only(hub: Any) -> N
     assert "labels" not in next(iter(data.train_dataloader()))
     with pytest.raises(UserError, match=r"1 of 4 labels of the train split of .* are withheld"):
         module(dataset=folder, task="classify").setup("fit")
-
-
-def test_labels_are_numbered_by_the_classes_of_the_training_split() -> None:
-    assert number_labels([2, 0], ("a", "b", "c"), ()) == (["a", "b", "c"], [2, 0], 0)
-    assert number_labels([0, 1], ("dog", "cat"), ("cat", "dog", "emu")) == (["cat", "dog", "emu"], [1, 0], 0)
-    assert number_labels(["dog", "cat"], (), ()) == (["cat", "dog"], [1, 0], 0)
-    assert number_labels([0.5, float("inf")], (), ()) == (["0.5", "inf"], [0, 1], 0)
-    assert number_labels([0.0, 1.0], (), ()) == (["0", "1"], [0, 1], 0)
-    assert number_labels([float("nan"), 1.0, None, -1], (), ()) == (["0", "1"], None, 3)
-    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
-    assert number_labels([decomposed], (), (composed,)) == ([composed], [0], 0)
-    with pytest.raises(UserError, match=r"label 3 in a data set of 2 classes: permitted is 0\.\.1"):
-        number_labels([0, 3], ("a", "b"), ())
-    with pytest.raises(UserError, match="class emu is not in the training split"):
-        number_labels([0], ("emu",), ("cat", "dog"))
 
 
 def test_a_flat_test_folder_does_not_stop_fine_tuning(tmp_path: Path) -> None:
@@ -188,3 +174,23 @@ def test_other_names_of_classes_than_the_models_are_said(tmp_path: Path) -> None
             model.setup("test")
         found = [str(warning.message) for warning in caught if "classes have other names" in str(warning.message)]
         assert len(found) == said
+
+
+def test_held_out_pictures_are_not_trained_on(tree: Path) -> None:
+    import shutil
+
+    shutil.rmtree(tree / "val")
+    data = ready(of_tree(tree, task="classify", val_fraction=0.25))
+    train, val = data._source("train"), data._source("val")
+    names = [{source.name(i) for i in range(len(source))} for source in (train, val)]
+    assert (len(names[0]), len(names[1])) == (9, 3)
+    assert not names[0] & names[1]
+
+
+def test_a_few_batches_of_held_out_pictures_hold_all_classes() -> None:
+    digits = DigitsSource("train")
+    by_class = SubsetSource(
+        digits, sorted(range(len(digits)), key=digits.labels.__getitem__)
+    )  # as in a tree of folders
+    held_out = hold_out({"train": by_class}, 0.3, seed=0)["val"]
+    assert len(set(held_out.labels[:64])) == 10
