@@ -146,6 +146,8 @@ class D2VCLI(pl.cli.LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         # Without the counter a run that goes on writes last.ckpt again, and never last-v1.ckpt beside it.
         parser.set_defaults({"model_checkpoint.save_last": True, "model_checkpoint.enable_version_counter": False})
+        # Our loaders share samples out by themselves; see also `_share_out_foreign_data`.
+        parser.set_defaults({"trainer.use_distributed_sampler": False})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> pl.cli.LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -268,6 +270,7 @@ class D2VCLI(pl.cli.LightningCLI):
         if trainer.default_root_dir is None:
             trainer.default_root_dir = str(self._default_folder())
         folder = Path(trainer.default_root_dir)
+        self._share_out_foreign_data()
         # What is stored and saved is the configuration without the places below: it can be used for another folder.
         self._dump_config()
         self.save_config_kwargs = {"settings": self._plain_settings}
@@ -282,6 +285,19 @@ class D2VCLI(pl.cli.LightningCLI):
                 self._refuse_other_run(folder)
         elif self.line.value("ckpt_path") == "last":
             raise UsageError(f"{self.subcommand} needs a file: --ckpt_path {folder / 'checkpoints' / 'last.ckpt'}")
+
+    def _share_out_foreign_data(self) -> None:
+        """Leave it to Lightning to share out the samples of a datamodule that is none of ours, unless the user says."""
+        name = "use_distributed_sampler"
+        given = [source.value.get("trainer") for source in self.line.configs]
+        if self.line.has(f"--trainer.{name}") or any(isinstance(one, dict) and name in one for one in given):
+            return
+        data = getattr(self._settings.get("data"), "class_path", None)
+        if data is None:
+            return
+        module, _, cls = data.rpartition(".")
+        bases = getattr(sys.modules[module], cls).__mro__
+        self._settings.trainer[name] = not any(base.__module__.startswith("datamodules.") for base in bases)
 
     def _default_folder(self) -> Path:
         configs = self.line.configs

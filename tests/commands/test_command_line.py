@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader
 
 import cli
 from d2v_lightning import Data2Vec, ImageClassifier
@@ -326,6 +327,30 @@ def test_print_config_is_a_configuration(config: str, tmp_path: Path, capsys: py
 def weights(path: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return state
+
+
+class Foreign(pl.LightningDataModule):
+    """Data that knows nothing of this project's loaders."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        samples = [{"inputs": torch.rand(1, 8, 8), "mask": torch.tensor([[True, False, False, True]])}] * 8
+        return DataLoader(samples, batch_size=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "shared_out"),
+    [
+        (PRETRAIN["data"], [], False),
+        ({"class_path": f"{__name__}.Foreign"}, [], True),
+        ({"class_path": f"{__name__}.Foreign"}, ["--trainer.use_distributed_sampler", "false"], False),
+    ],
+)
+def test_lightning_shares_out_the_samples_of_foreign_data_only(
+    data: dict[str, Any], options: list[str], shared_out: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "run.yaml", {**PRETRAIN, "data": data})
+    cli.main(["fit", "--config", path, "--trainer.max_steps", "1", "--trainer.default_root_dir", "out", *options])
+    assert yaml.safe_load(Path("out/config.yaml").read_text())["trainer"]["use_distributed_sampler"] is shared_out
 
 
 def test_a_run_leaves_config_metrics_and_checkpoints(pretrained: Path) -> None:
