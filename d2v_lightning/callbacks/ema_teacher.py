@@ -72,4 +72,4 @@ class EMATeacher(Configurable, pl.Callback):
             return
         self._last_step = trainer.global_step
         self.update(pl_module, trainer.global_step)
-        pl_module.log("ema_decay", self.decay(trainer.global_step))
+        pl_module.log("train/ema_decay", self.decay(trainer.global_step))

@@ -64,7 +64,7 @@ class Progress(Configurable, pl.callbacks.TQDMProgressBar):
             self.samples_per_second = self._samples / (now - self._since)
             self._since, self._samples = now, 0
             for logger in trainer.loggers:
-                logger.log_metrics({"samples_per_second": self.samples_per_second}, step=trainer.global_step)
+                logger.log_metrics({"train/samples_per_second": self.samples_per_second}, step=trainer.global_step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)

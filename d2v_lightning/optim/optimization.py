@@ -98,7 +98,10 @@ class Optimization(Configurable):
 
         optimizer.register_load_state_dict_pre_hook(keep_kernel)
         scheduler = CheckedLambdaLR(optimizer, self.factor(total_steps), module)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
+        }
 
     def factor(self, total_steps: float) -> Callable[[int], float]:
         """Step -> learning rate as a part of the peak."""

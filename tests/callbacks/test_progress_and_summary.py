@@ -49,8 +49,8 @@ def test_rate_counts_all_samples_and_the_bar_reads_metrics_only_when_redrawn(
     log_metrics = logger.log_metrics
 
     def keep(metrics: dict[str, float], step: int | None = None) -> None:
-        if "samples_per_second" in metrics:
-            logged.append((int(step or 0), metrics["samples_per_second"]))
+        if "train/samples_per_second" in metrics:
+            logged.append((int(step or 0), metrics["train/samples_per_second"]))
         log_metrics(metrics, step)
 
     monkeypatch.setattr(logger, "log_metrics", keep)

@@ -362,7 +362,7 @@ def test_a_run_leaves_config_metrics_and_checkpoints(pretrained: Path) -> None:
     assert settings["model_checkpoint"]["dirpath"] is None  # so that it can be used for another folder
     rows = list(csv.DictReader((pretrained / "metrics" / "version_0" / "metrics.csv").open()))
     assert sum(bool(row["train/loss"]) for row in rows) == 4
-    assert any(row.get("lr-AdamW/x1_decay") or row.get("lr-AdamW") for row in rows)
+    assert any(row.get("train/lr/x1_decay") or row.get("train/lr") for row in rows)
     logged = yaml.safe_load((pretrained / "metrics" / "version_0" / "hparams.yaml").read_text())
     assert logged["model"]["init_args"]["optimization"]["init_args"]["lr"] == 0.001
 
