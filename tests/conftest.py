@@ -1,11 +1,11 @@
-"""What every test leaves as it found it."""
+"""What every test leaves as it found it, and a disk that is full."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from torch.utils.data import DataLoader
@@ -40,3 +40,13 @@ def loaders_are_made_as_before() -> Iterator[None]:
             setattr(kind, name, method) if method is not None else delattr(kind, name)
         if f"__old{name}" in kind.__dict__:
             delattr(kind, f"__old{name}")
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """Sets how many bytes a file may have: a write past that fails as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[0][1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
+    signal.signal(signal.SIGXFSZ, before[1])

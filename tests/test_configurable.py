@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from tiny import image_batch, tiny_image_model
 
 from d2v_lightning import (
     Alibi,
     AudioEncoder,
+    Backbone,
     ConvDecoder,
     ImageEncoder,
     LinearDecoder,
@@ -18,6 +21,8 @@ from d2v_lightning import (
     TextEncoder,
     Transformer,
 )
+from d2v_lightning.configurable import build
+from d2v_lightning.recipes import from_recipe
 from d2v_lightning.support.errors import UserError
 
 
@@ -54,3 +59,21 @@ def test_what_no_network_can_be_made_of(kind: type, arguments: dict[str, Any], s
 def test_a_whole_number_is_a_number() -> None:
     transformer = Transformer(dim=8, depth=1, num_heads=1, layer_scale=1)
     assert transformer.get_parameter("blocks.0.scale1.gamma").tolist() == [1.0] * 8
+
+
+def test_a_recorded_tree_builds_the_same_module() -> None:
+    model = tiny_image_model()
+    again = build(model.config)
+    again.load_state_dict(model.state_dict())
+    batch = image_batch(2, 9)
+    assert torch.equal(model.training_step(batch, 0), again.training_step(batch, 0))
+    assert isinstance(from_recipe("digits", "model").backbone, Backbone)
+
+
+@pytest.mark.parametrize(
+    "class_path",
+    ["os.system", "torch.nn.Linear", "Linear", "d2v_lightning.pretrain.data2vec.torch", "d2v_lightning.no.Such"],
+)
+def test_only_classes_of_this_project_are_built(class_path: str) -> None:
+    with pytest.raises(ValueError, match="is not a class of d2v_lightning"):
+        build({"class_path": class_path, "init_args": {"in_features": 1, "out_features": 1}})

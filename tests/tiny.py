@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from d2v_lightning import (
     Backbone,
@@ -102,6 +102,23 @@ def image_batch(size: int, hidden: int, seed: int = 0) -> dict[str, Tensor]:
     scores = torch.rand(size, 1, 16, generator=generator)
     mask = scores.argsort(dim=-1).argsort(dim=-1) < hidden
     return {"inputs": torch.randn(size, 3, 16, 16, generator=generator), "mask": mask}
+
+
+def image_batches(hidden: list[int], size: int = 2) -> list[dict[str, Tensor]]:
+    """Batches of other images each, with these numbers of hidden patches."""
+    return [image_batch(size, count, seed=number) for number, count in enumerate(hidden)]
+
+
+def ready_loader(batches: list[dict[str, Tensor]]) -> Any:
+    """A plain loader of batches that are made already."""
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def trained(batches: list[dict[str, Tensor]], accumulate: int, steps: int = 2, clip: float | None = 0.5) -> Data2Vec:
+    """A `tiny_image_model` after so many optimiser steps."""
+    model = tiny_image_model()
+    trainer([], steps, accumulate_grad_batches=accumulate, gradient_clip_val=clip).fit(model, ready_loader(batches))
+    return model
 
 
 def blind(model: Data2Vec) -> Data2Vec:

@@ -7,10 +7,9 @@ import errno
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +36,6 @@ from d2v_lightning import (
 )
 from d2v_lightning.callbacks import PredictionWriter
 from d2v_lightning.flavour import pl
-from d2v_lightning.support.locks import only_one
 from datamodules import ImageDataModule, SpeechDataModule
 from datamodules.speech.windows import SpeechWindows
 
@@ -259,16 +257,6 @@ def test_what_is_predicted_outlives_an_output_that_cannot_be_written(
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 7, "one name holds a line break"
 
 
-@pytest.fixture
-def small_files() -> Iterator[Callable[[int], None]]:
-    """Sets how many bytes a file may have: a write past that fails as on a full disk."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[0][1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before[0])
-    signal.signal(signal.SIGXFSZ, before[1])
-
-
 def test_a_full_disk_is_named_and_keeps_whole_batches_alone(
     pictures: Path, tmp_path: Path, small_files: Callable[[int], None]
 ) -> None:
@@ -289,15 +277,6 @@ def test_a_full_disk_is_named_and_keeps_whole_batches_alone(
     small_files(1 << 20)
     assert classify(tmp_path, "p.csv") == 2
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 7
-
-
-def test_a_lock_that_does_not_fit_on_the_disk_leaves_nothing(
-    tmp_path: Path, small_files: Callable[[int], None]
-) -> None:
-    small_files(0)
-    with pytest.raises(OSError, match="too large"), only_one(tmp_path / ".lock", "x", "output"):
-        pass
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_has_one_writer(pictures: Path, tmp_path: Path) -> None:

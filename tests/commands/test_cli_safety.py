@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import multiprocessing
 import os
 import signal
@@ -332,16 +331,6 @@ def test_a_folder_belongs_to_one_run_until_its_process_is_gone(
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics"]
     assert foreign.exists()
     assert not half.exists()
-
-
-def test_where_there_are_no_locks_a_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr("fcntl.lockf", none)
-    with pytest.warns(UserWarning, match="without locks"), only_one_in(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import image_batch, tiny_image_model
@@ -74,3 +76,18 @@ def test_padding_that_enters_as_data_is_one_graph() -> None:
     compiled = torch.compile(CENTRED, fullgraph=True, dynamic=False, backend="eager")
     for mask in (padding(7, 7, 5, 3, 2), padding(1, 2, 3, 4, 7)):
         torch.testing.assert_close(compiled(layers(), mask), CENTRED(layers(), mask))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"average_top_k_layers": 0}, "at least one block"),
+        ({"norm_each": ["group"]}, "unknown norm 'group'"),
+        ({"layer_results": "end"}, "choose 'block' or 'ffn'"),
+    ],
+)
+def test_bad_targets_are_refused_by_name(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Targets(**arguments)
+    with pytest.raises(ValueError, match="the trunk has 3 blocks"):
+        tiny_image_model(average_top_k_layers=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from golden_case import GOLDEN
 
-from d2v_lightning import Alibi, RelativePositionBias, Transformer
+from d2v_lightning import Alibi, RelativePositionBias
 from d2v_lightning.nn.position import sine_cosine_positions
 
 TABLES = json.loads((GOLDEN / "positional_tables.json").read_text())
@@ -49,10 +49,3 @@ def test_sine_cosine_positions_are_the_official_ones() -> None:
 def test_a_learned_table_refuses_tokens_that_were_left_out() -> None:
     with pytest.raises(ValueError, match="needs Alibi or position embeddings"):
         RelativePositionBias((2, 2), 2)(3, torch.tensor([[0, 1]]))
-
-
-@pytest.mark.parametrize("bias", [Alibi(1), Alibi(3), RelativePositionBias((2, 2), 1)])
-def test_a_bias_for_another_number_of_heads_is_refused(bias: Alibi | RelativePositionBias) -> None:
-    heads = bias.tables[0].shape[-1]
-    with pytest.raises(ValueError, match=rf"position_bias\.num_heads is {heads}, but the trunk's num_heads is 2"):
-        Transformer(dim=16, depth=1, num_heads=2, position_bias=bias)

@@ -111,28 +111,6 @@ def test_a_finished_run_of_whole_epochs_goes_on_exactly_for_more(tmp_path: Path,
     assert first + second == whole
 
 
-@pytest.mark.parametrize("save_last", [True, "link"])
-def test_the_end_is_saved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_last: Any) -> None:
-    written: list[tuple[str, int]] = []
-    save = pl.Trainer.save_checkpoint
-
-    def note(self: pl.Trainer, path: Any, *args: Any, **options: Any) -> None:
-        written.append((Path(path).name, self.global_step))
-        save(self, path, *args, **options)
-
-    monkeypatch.setattr(pl.Trainer, "save_checkpoint", note)
-    for folder, stop in (("between", 3), ("with", 4)):
-        written.clear()
-        keeper = pl.callbacks.ModelCheckpoint(
-            tmp_path / folder, save_last=save_last, every_n_train_steps=2, filename="{step}"
-        )
-        run(tmp_path / folder, stop, 1, 0, callbacks=[SaveAtEnd(), keeper])
-        assert torch.load(tmp_path / folder / "last.ckpt", weights_only=True)["global_step"] == stop
-        names = ["step={}.ckpt"] if save_last == "link" else ["step={}.ckpt", "last.ckpt"]
-        regular = [(name.format(step), step) for step in (2, 4) if step <= stop for name in names]
-        assert written == regular + ([(names[-1].format(3), 3)] if stop == 3 else [])
-
-
 def test_a_model_made_in_python_loads_again_and_its_file_is_plain_data(tmp_path: Path) -> None:
     _, model = run(tmp_path, 1, 1, 0)
     path = next(tmp_path.glob("*.ckpt"))
