@@ -1,4 +1,4 @@
-"""Convolutions in bf16 are float32's, rounded, also where some CPUs return noise; and patches are a product."""
+"""Convolutions in bf16 are float32's, rounded, also where some CPUs return noise."""
 
 from __future__ import annotations
 
