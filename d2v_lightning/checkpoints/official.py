@@ -1,8 +1,8 @@
 """Meta's released data2vec files, in and out.
 
 Shapes, heads and grids are read off the tensors, the method's options off the file's plain data; nothing in the file is
-executed. Each layout has a file of its own: `official_image` (1.0 images), `official_fairseq` (1.0 speech
-and text), `official_multi` (2.0).
+executed. Each layout has a file of its own: `official_v1_image` (1.0 images), `official_v1_audio_text` (1.0 speech
+and text), `official_v2` (2.0).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2v_lightning.checkpoints import official_fairseq, official_finetuned, official_image, official_multi
+from d2v_lightning.checkpoints import official_finetuned, official_v1_audio_text, official_v1_image, official_v2
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.options import as_options, option, plain_options, truth
 from d2v_lightning.flavour import rank_zero_info
@@ -83,8 +83,8 @@ def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None, whol
     if official_finetuned.is_finetuned(file):
         return official_finetuned.convert(file, path, dictionary)
     if file["cfg"] is None:
-        return official_image.convert(file, path, whole)
-    layout = official_multi if official_multi.is_multi(file["model"]) else official_fairseq
+        return official_v1_image.convert(file, path, whole)
+    layout = official_v2 if official_v2.is_v2(file["model"]) else official_v1_audio_text
     content = layout.convert(file, path, whole)
     return content._replace(normalize=truth(option(file["cfg"], "task.normalize", default=None), "task.normalize"))
 
@@ -136,5 +136,5 @@ def official_state_dict(model: Objective) -> dict[str, Any]:
     if type(model.encoder) not in (ImageEncoder, AudioEncoder, TextEncoder):
         raise UserError(f"Meta's code has no such network: the encoder is {type(model.encoder).__name__}")
     if isinstance(model.student, VisibleStudent):
-        return official_multi.state_dict(model)
-    return (official_image if isinstance(model.encoder, ImageEncoder) else official_fairseq).state_dict(model)
+        return official_v2.state_dict(model)
+    return (official_v1_image if isinstance(model.encoder, ImageEncoder) else official_v1_audio_text).state_dict(model)

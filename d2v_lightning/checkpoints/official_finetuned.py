@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from d2v_lightning.checkpoints import official_fairseq, official_image, official_multi
+from d2v_lightning.checkpoints import official_v1_audio_text, official_v1_image, official_v2
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
-from d2v_lightning.checkpoints.official_fairseq_options import audio_backbone, model_options, text_backbone
+from d2v_lightning.checkpoints.official_v1_audio_text_options import audio_backbone, model_options, text_backbone
 from d2v_lightning.checkpoints.options import as_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
@@ -22,7 +22,7 @@ from d2v_lightning.support.tensor_files import Weights, named_tensors, read_tens
 CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."
 PRETRAINED_AT = ("w2v_path", "model_path")  # where a fine-tuned file says that it started from
-MULTI = "model."  # what 2.0 puts before the network's names in images and text
+V2_PREFIX = "model."  # what 2.0 puts before the network's names in images and text
 IMAGE_HEAD: Names = both("head", "head") | both("norm", "fc_norm")
 # What their pictures were normalised with: 1.0's command leaves out `--imagenet_default_mean_and_std`; 2.0's
 # `mae_finetuning_image_dataset.py` takes ImageNet's.
@@ -38,7 +38,7 @@ def is_finetuned(file: dict[str, Any]) -> bool:
 
 def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None) -> Content:
     """A `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`, see `convert_official`."""
-    weights = named_tensors(official_fairseq.split_teacher(file["model"], path)[0], path)
+    weights = named_tensors(official_v1_audio_text.split_teacher(file["model"], path)[0], path)
     cfg = as_options(file.get("cfg"))
     if cfg is None:
         return _image_1(weights, as_options(file.get("args")) or {}, path)
@@ -65,7 +65,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
     ):
         inner[ours] = option(outer, theirs, default=0.0)
     network = _below(weights, CTC)
-    multi = official_multi.is_multi(network)
+    v2 = official_v2.is_v2(network)
     backbone = _network(network, inner, path, "AUDIO")
     rows: list[Row] = []
     arguments = {
@@ -73,17 +73,17 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
         "vocabulary": _vocabulary(symbols, weights.sizes(f"{CTC_HEAD}.weight", 2)[0], path),
         "normalize": bool(option(cfg, "task.normalize", default=option(outer, "normalize", default=False))),
         "sample_rate": int(option(cfg, "task.sample_rate", default=16_000)),
-        "time_mask": "noise" if multi else "token",
+        "time_mask": "noise" if v2 else "token",
         "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
     }
-    table = prefixed(_table(backbone, multi), "backbone.", CTC) | both("head", CTC_HEAD)
+    table = prefixed(_table(backbone, v2), "backbone.", CTC) | both("head", CTC_HEAD)
     table["mask_token"] = (f"{CTC}mask_emb",)
-    if multi:  # masks with noise, and has no token
+    if v2:  # masks with noise, and has no token
         weights[f"{CTC}mask_emb"] = torch.zeros(backbone.dim)
     content = _content("SpeechCTC", arguments, weights, table, rows, path)
-    if multi:
+    if v2:
         rows[:] = [row for row in rows if row.ours != "mask_token"]
-    return Content(*content, f"data2vec {1 + multi}.0 for speech, fine-tuned with CTC", FREE, rows)
+    return Content(*content, f"data2vec {1 + v2}.0 for speech, fine-tuned with CTC", FREE, rows)
 
 
 def _symbols(file: dict[str, Any]) -> list[str] | None:
@@ -118,16 +118,16 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
         raise UserError(f"{path} has the heads {', '.join(heads)}: one is expected")
     below = f"{HEADS}{heads[0]}"
     options, prefix = model_options(cfg, path), ""
-    if any(name.startswith(f"{MULTI}modality_encoders.") for name in weights):
-        options, prefix = _inner(options, "pretrained_model_args", path), MULTI
-    weights = official_fairseq.renamed(weights)
+    if any(name.startswith(f"{V2_PREFIX}modality_encoders.") for name in weights):
+        options, prefix = _inner(options, "pretrained_model_args", path), V2_PREFIX
+    weights = official_v1_audio_text.renamed(weights)
     backbone = _network(_below(weights, prefix), options, path, "TEXT")
     rows: list[Row] = []
     for name in list(weights):
         if name.startswith(("encoder.regression_head.", "encoder.lm_head.")):
             drop(weights, name, "of pre-training", rows)
-    official_fairseq.drop_version(weights, rows)
-    names = _table(backbone, multi=bool(prefix))
+    official_v1_audio_text.drop_version(weights, rows)
+    names = _table(backbone, v2=bool(prefix))
     table = prefixed(names, "backbone.", prefix)
     table |= both("dense", f"{below}.dense") | both("out_proj", f"{below}.out_proj")
     arguments = {
@@ -146,12 +146,12 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
 def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     rows: list[Row] = []
     pooling: Literal["mean", "class_token"] = "mean" if "fc_norm.weight" in weights else "class_token"
-    backbone = official_image.backbone_of(weights, options, path, final_norm="norm.weight" in weights)
-    official_image.share_only_table(weights)
+    backbone = official_v1_image.backbone_of(weights, options, path, final_norm="norm.weight" in weights)
+    official_v1_image.share_only_table(weights)
     if pooling == "mean" and "norm.weight" in weights:
         raise UserError(f"{path} has both a norm of all tokens and one of their mean (fc_norm), which no network has")
-    official_image.drop_index(weights, path, rows, backbone.encoder)
-    table = prefixed(official_image.BACKBONE, "backbone.") | IMAGE_HEAD
+    official_v1_image.drop_index(weights, path, rows, backbone.encoder)
+    table = prefixed(official_v1_image.BACKBONE, "backbone.") | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
     content = _content("ImageClassifier", arguments, weights, table, rows, path)
     return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(1))
@@ -169,10 +169,10 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     inner["end_drop_path_rate"] = option(options, "drop_path_rate", default=0.1)
     for name in ("encoder_dropout", "attention_dropout", "activation_dropout", "layerdrop"):
         inner[name] = option(options, name, default=0.0)
-    backbone = _network(_below(weights, MULTI), inner, path, "IMAGE")
+    backbone = _network(_below(weights, V2_PREFIX), inner, path, "IMAGE")
     rows: list[Row] = []
-    official_multi.drop_tables(weights, path, rows, backbone.encoder)
-    table = prefixed(_table(backbone, multi=True), "backbone.", MULTI) | IMAGE_HEAD
+    official_v2.drop_tables(weights, path, rows, backbone.encoder)
+    table = prefixed(_table(backbone, v2=True), "backbone.", V2_PREFIX) | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone}
     content = _content("ImageClassifier", arguments, weights, table, rows, path)
     return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(2))
@@ -220,18 +220,18 @@ def _of_pretrained(options: dict[str, Any], name: str, path: str) -> dict[str, A
 
 
 def _network(weights: Weights, options: dict[str, Any], path: str, modality: str) -> Backbone:
-    if official_multi.is_multi(weights):
-        found = official_multi.modality_of(weights, path)
+    if official_v2.is_v2(weights):
+        found = official_v2.modality_of(weights, path)
         if found != modality:
             raise UserError(f"{path} has a head for {modality} on an encoder for {found}")
-        return official_multi.backbone_of(weights, modality, options, path)
+        return official_v2.backbone_of(weights, modality, options, path)
     if modality == "AUDIO":
         return audio_backbone(weights, options, path)
     return text_backbone(weights, options, path)
 
 
-def _table(backbone: Backbone, multi: bool) -> Names:
-    return official_multi.backbone_table(backbone) if multi else official_fairseq.backbone_table(backbone)
+def _table(backbone: Backbone, v2: bool) -> Names:
+    return official_v2.backbone_table(backbone) if v2 else official_v1_audio_text.backbone_table(backbone)
 
 
 def _content(

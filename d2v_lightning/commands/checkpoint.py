@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from d2v_lightning.checkpoints.card import card, licence_said, settings
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import fill_beside, refuse_existing, write_directory, write_whole
+from d2v_lightning.checkpoints.fairseq_dictionary import reorder_embedding
 from d2v_lightning.checkpoints.huggingface import huggingface_config, save_huggingface
 from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
@@ -28,7 +29,6 @@ from d2v_lightning.checkpoints.own import load_exactly
 from d2v_lightning.checkpoints.pretrained import Pretrained, backbone_part, read_pretrained
 from d2v_lightning.checkpoints.stored_tokenizer import restored
 from d2v_lightning.checkpoints.tables import Row
-from d2v_lightning.checkpoints.vocabulary import reorder_embedding
 from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.nn.backbone import Backbone

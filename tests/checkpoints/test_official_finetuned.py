@@ -85,12 +85,12 @@ def test_letters_of_another_language(tmp_path: Path) -> None:
 def test_sentences(name: str, tmp_path: Path) -> None:
     case = GoldenCase(name)
     base = pretrained(case, tmp_path)
-    dim, multi = base.backbone.dim, name.startswith("d2v2")
+    dim, v2 = base.backbone.dim, name.startswith("d2v2")
     below = "classification_heads.sentence_classification_head."
     head = random_head(f"{below}dense", dim, dim) | random_head(f"{below}out_proj", 3, dim)
-    weights = {("model." if multi else "") + name: tensor for name, tensor in network(case).items()} | head
+    weights = {("model." if v2 else "") + name: tensor for name, tensor in network(case).items()} | head
     options = case.json["official_options_set"]
-    model = {"pretrained_model_args": {"model": options}} if multi else options
+    model = {"pretrained_model_args": {"model": options}} if v2 else options
     torch.save({"model": weights, "cfg": {"model": model, "task": {}}}, tmp_path / "glue.pt")
     found = FromPretrained.from_pretrained(tmp_path / "glue.pt").eval()
     assert isinstance(found, GLUEClassifier)
@@ -105,23 +105,23 @@ def test_sentences(name: str, tmp_path: Path) -> None:
 def test_image_classes(name: str, tmp_path: Path) -> None:
     case = GoldenCase(name)
     base = pretrained(case, tmp_path)
-    multi = name.startswith("d2v2")
+    v2 = name.startswith("d2v2")
     weights = case.group("model.")
     gone = ("norm.", "lm_head.", "mask_token", "modality_encoders.IMAGE.decoder.")
-    weights = {("model." if multi else "") + key: t for key, t in weights.items() if not key.startswith(gone)}
+    weights = {("model." if v2 else "") + key: t for key, t in weights.items() if not key.startswith(gone)}
     norm = {"fc_norm.weight": torch.rand(base.backbone.dim), "fc_norm.bias": torch.rand(base.backbone.dim)}
     head = random_head("head", 10, base.backbone.dim)
     options: Any = case.json["official_options_set"]
     model = {"pretrained_model_args": {"model": options}, "drop_path_rate": 0.1}
     file = {"model": weights | norm | head}
-    file |= {"cfg": {"model": model}} if multi else {"args": argparse.Namespace(num_heads=options.get("num_heads"))}
+    file |= {"cfg": {"model": model}} if v2 else {"args": argparse.Namespace(num_heads=options.get("num_heads"))}
     torch.save(file, tmp_path / "tuned.pth")
     found = FromPretrained.from_pretrained(tmp_path / "tuned.pth").eval()
     assert isinstance(found, ImageClassifier)
     data = read_pretrained(tmp_path / "tuned.pth").content.data
     assert data is not None
     assert (data["init_args"]["mean"], data["init_args"]["std"]) == (
-        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if multi else ([0.5] * 3, [0.5] * 3)
+        ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if v2 else ([0.5] * 3, [0.5] * 3)
     )
     images = case.batch()["inputs"]
     tokens, _ = base.encoder.features(images)

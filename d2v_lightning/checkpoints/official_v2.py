@@ -10,8 +10,8 @@ from torch import Tensor
 
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
-from d2v_lightning.checkpoints.official_fairseq import split_teacher
-from d2v_lightning.checkpoints.official_fairseq_options import learning_rate, model_options
+from d2v_lightning.checkpoints.official_v1_audio_text import split_teacher
+from d2v_lightning.checkpoints.official_v1_audio_text_options import learning_rate, model_options
 from d2v_lightning.checkpoints.options import (
     as_options,
     option,
@@ -74,7 +74,7 @@ KINDS = {"AUDIO": "speech", "IMAGE": "images", "TEXT": "text"}
 FIXED = "fixed_positional_encoder.positions"  # a function of the grid
 
 
-def is_multi(weights: Any) -> bool:
+def is_v2(weights: Any) -> bool:
     """Whether the names of a file's weights are those of data2vec 2.0."""
     return any(str(name).startswith("modality_encoders.") for name in weights)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from d2v_lightning.checkpoints.content import FREE, Content
-from d2v_lightning.checkpoints.official_fairseq_options import TEXT_PREFIX, audio_tree, model_options, text_tree
+from d2v_lightning.checkpoints.official_v1_audio_text_options import TEXT_PREFIX, audio_tree, model_options, text_tree
 from d2v_lightning.checkpoints.options import (
     as_options,
 )
