@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from d2v_lightning.checkpoints import official_v1_audio_text, official_v1_image, official_v2
+from d2v_lightning.checkpoints import official_v1_audio_text, official_v1_image, official_v2, official_v2_options
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
-from d2v_lightning.checkpoints.official_v1_audio_text_options import audio_backbone, model_options, text_backbone
-from d2v_lightning.checkpoints.options import as_options, option, plain_options
+from d2v_lightning.checkpoints.official_v1_audio_text_options import audio_backbone, text_backbone
+from d2v_lightning.checkpoints.options import as_options, model_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.flavour import rank_zero_info
@@ -224,7 +224,7 @@ def _network(weights: Weights, options: dict[str, Any], path: str, modality: str
         found = official_v2.modality_of(weights, path)
         if found != modality:
             raise UserError(f"{path} has a head for {modality} on an encoder for {found}")
-        return official_v2.backbone_of(weights, modality, options, path)
+        return official_v2_options.backbone_of(weights, modality, options, path)
     if modality == "AUDIO":
         return audio_backbone(weights, options, path)
     return text_backbone(weights, options, path)

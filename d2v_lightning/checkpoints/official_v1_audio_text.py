@@ -9,10 +9,8 @@ from typing import Any
 import torch
 
 from d2v_lightning.checkpoints.content import FREE, Content
-from d2v_lightning.checkpoints.official_v1_audio_text_options import TEXT_PREFIX, audio_tree, model_options, text_tree
-from d2v_lightning.checkpoints.options import (
-    as_options,
-)
+from d2v_lightning.checkpoints.official_v1_audio_text_options import TEXT_PREFIX, audio_tree, text_tree
+from d2v_lightning.checkpoints.options import as_options, model_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, needed_of, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build
 from d2v_lightning.flavour import rank_zero_info

@@ -9,6 +9,7 @@ import torch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.options import (
     as_options,
+    learning_rate,
     option,
     parse_conv_layers,
     refuse_contradictions,
@@ -29,18 +30,6 @@ from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.tensor_files import Weights
 
 TEXT_PREFIX = "encoder.sentence_encoder."
-
-
-def model_options(cfg: dict[str, Any], path: str) -> dict[str, Any]:
-    """The section of a configuration that describes the network.
-
-    Raises:
-        ValueError: there is none.
-    """
-    options = as_options(cfg.get("model"))
-    if options is None:
-        raise UserError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
-    return options
 
 
 def audio_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbone:
@@ -179,13 +168,6 @@ def _sequential(state: State, prefix: str) -> int:
     """Linear layers of a Sequential, whose every second module is an activation without weights."""
     numbers = {name[len(prefix) :].partition(".")[0] for name in state if name.startswith(prefix)}
     return len(numbers)
-
-
-def learning_rate(cfg: dict[str, Any], default: float) -> float:
-    """The rate of a configuration, which keeps it as a list of one for each epoch."""
-    given = option(cfg, "optimization.lr", default=[default])
-    rates = {"lr": given[0] if isinstance(given, list) and given else given}
-    return float(option(rates, "lr", default=default))
 
 
 def _depth_and_width(state: Weights, layers: str, bias: str) -> tuple[int, int]:

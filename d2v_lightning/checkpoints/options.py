@@ -140,3 +140,22 @@ def target_norms(options: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
     each = [kind for kind in ("batch", "instance", "layer") if options.get(f"{kind}_norm_target_layer")]
     after = [kind for kind in ("layer", "instance") if options.get(f"{kind}_norm_targets")]
     return each, after
+
+
+def model_options(cfg: dict[str, Any], path: str) -> dict[str, Any]:
+    """The section of a configuration that describes the network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    options = as_options(cfg.get("model"))
+    if options is None:
+        raise UserError(f"{path}: its entry 'cfg' has no section 'model', which says what network this is")
+    return options
+
+
+def learning_rate(cfg: dict[str, Any], default: float) -> float:
+    """The rate of a configuration, which keeps it as a list of one for each epoch."""
+    given = option(cfg, "optimization.lr", default=[default])
+    rates = {"lr": given[0] if isinstance(given, list) and given else given}
+    return float(option(rates, "lr", default=default))
