@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,77 +29,9 @@ from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import Tree, build, own_class, refuse_foreign
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
-from d2v_lightning.nn.encoders import TextEncoder
 from d2v_lightning.nn.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.support.errors import UserError, naming
 from d2v_lightning.support.tensor_files import named_tensors, read_tensors
-
-
-class Pretrained(NamedTuple):
-    """What `read_pretrained` found: the `content`, and the `path` that messages name."""
-
-    content: Content
-    path: str
-
-    @property
-    def tree(self) -> Tree:
-        """Constructor tree of the module."""
-        return self.content.tree
-
-    @property
-    def state(self) -> State:
-        """Its state dict."""
-        return self.content.state
-
-    @property
-    def data(self) -> Tree:
-        """Arguments of the datamodule that it was trained with, as far as they are known."""
-        key = f"{RUN_KEY}.data"
-        tree = stored_settings(self.content.data, self.path, key)
-        return stored_settings(tree.get("init_args"), self.path, f"{key}.init_args")
-
-    @property
-    def normalize(self) -> bool | None:
-        """See `load_normalize`."""
-        own: bool | None = (self.tree["init_args"] | self.data).get("normalize")
-        if own is not None and not isinstance(own, bool):
-            raise UserError(f"{self.path}: its normalize is {own!r}: it must be true or false")
-        return self.content.normalize if own is None else own
-
-    def part(self, prefix: str) -> State:
-        """The weights below a prefix, the prefix cut off.
-
-        Raises:
-            ValueError: there are none.
-        """
-        part = {name[len(prefix) :]: tensor for name, tensor in self.state.items() if name.startswith(prefix)}
-        if not part:
-            raise UserError(f"{self.path} holds a {self.tree['class_path']}, which has no {prefix.rstrip('.')}")
-        return part
-
-    def of_modality(self, modality: str | None) -> Pretrained:
-        """What a file of several modalities holds of one; a file of one, for which `modality` is None, as it is.
-
-        Raises:
-            ValueError: the file is of several and none of them is named, or it has none of that name.
-        """
-        held = self.tree["init_args"].get("modalities", {})
-        if modality is None and not held:
-            return self
-        if modality not in held:
-            there = (
-                f"choose from its modalities, {', '.join(held)}"
-                if held
-                else "it is of one modality: leave modality out"
-            )
-            raise UserError(f"modality is {modality!r} for {self.path}: {there}")
-        encoder = held[modality]["init_args"]["student"]["init_args"]["backbone"]["init_args"]["encoder"]
-        tokenizer = self.content.tokenizer if issubclass(own_class(encoder["class_path"]), TextEncoder) else None
-        state = self.part(f"modalities.{modality}.")
-        key = f"{RUN_KEY}.data.init_args.datamodules"
-        data = stored_settings(self.data.get("datamodules"), self.path, key).get(str(modality))
-        content = self.content._replace(tree=held[modality], state=state, tokenizer=tokenizer, data=data)
-        return Pretrained(content, self.path)
 
 
 def read_pretrained(
@@ -107,7 +39,7 @@ def read_pretrained(
     dictionary: list[str] | None = None,
     pretrained: str | Path | None = None,
     whole: bool = True,
-) -> Pretrained:
+) -> Content:
     """Read a network from anywhere. Nothing in the file is executed.
 
     Args:
@@ -127,14 +59,15 @@ def read_pretrained(
     if not Path(path).is_file():
         directory = hub.directory_of(path)
         if not is_own(directory):
-            content = huggingface_content(directory, str(path), whole)
-            return Pretrained(content._replace(tokenizer=of_directory(directory)), str(path))
+            return huggingface_content(directory, str(path), whole)._replace(
+                tokenizer=of_directory(directory), path=str(path)
+            )
         content = read_directory(directory)
         _refuse_unfit(content, str(path), whole)
-        return Pretrained(content, str(path))
+        return content._replace(path=str(path))
     file = read_tensors(path, mapped=True)
     if is_official(file):
-        return Pretrained(convert_official(file, str(path), dictionary, pretrained, whole), str(path))
+        return convert_official(file, str(path), dictionary, pretrained, whole)._replace(path=str(path))
     if not isinstance(file, dict) or "d2v_lightning" not in file:
         holds = f"entries {sorted(map(str, file))[:5]}" if isinstance(file, dict) else f"a {type(file).__name__}"
         raise UserError(
@@ -153,7 +86,7 @@ def read_pretrained(
     stamp = file["d2v_lightning"]
     content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
     _refuse_unfit(content, str(path), whole)
-    return Pretrained(content, str(path))
+    return content._replace(path=str(path))
 
 
 def _refuse_unfit(content: Content, path: str, whole: bool) -> None:
@@ -216,7 +149,7 @@ class FromPretrained(LoadsOwnCheckpoints):
             raise UserError(f"{path} holds a {held.__name__}, not a {cls.__name__}{remedy}")
         module = build(found.tree)
         load_exactly(module, found.state, str(path))
-        module.backbone.licence, module.backbone.tokenizer = found.content.licence, found.content.tokenizer
+        module.backbone.licence, module.backbone.tokenizer = found.licence, found.tokenizer
         return module
 
     def save_pretrained(self, directory: str | Path) -> None:
@@ -232,7 +165,7 @@ class FromPretrained(LoadsOwnCheckpoints):
 
 
 def load_backbone(
-    path: str | Path | Pretrained,
+    path: str | Path | Content,
     part: Literal["student", "teacher"] = "student",
     image_size: int | tuple[int, int] | None = None,
     drop_path: float | None = None,
@@ -256,7 +189,7 @@ def load_backbone(
     """
     if part not in ("student", "teacher"):
         raise UserError(f"part is {part!r}: choose 'student' or 'teacher'")
-    found = path if isinstance(path, Pretrained) else read_pretrained(path, whole=False)
+    found = path if isinstance(path, Content) else read_pretrained(path, whole=False)
     found = found.of_modality(modality)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     tree, state = backbone_part(found, part, size)
@@ -266,7 +199,7 @@ def load_backbone(
         arguments["drop_path"] = drop_path
     backbone: Backbone = build(tree)
     load_exactly(backbone, state, found.path)
-    backbone.licence, backbone.tokenizer = found.content.licence, found.content.tokenizer
+    backbone.licence, backbone.tokenizer = found.licence, found.tokenizer
     return backbone
 
 
@@ -306,11 +239,11 @@ def load_normalize(path: str | Path, modality: str | None = None) -> bool | None
     Raises:
         FileNotFoundError, ValueError: see `read_pretrained`.
     """
-    return read_pretrained(path, whole=False).of_modality(modality).normalize
+    return read_pretrained(path, whole=False).of_modality(modality).takes_normalized
 
 
 def backbone_part(
-    found: Pretrained, part: Literal["student", "teacher"], image_size: tuple[int, int] | None = None
+    found: Content, part: Literal["student", "teacher"], image_size: tuple[int, int] | None = None
 ) -> tuple[Tree, State]:
     """Tree and weights of a backbone, for another image size where one is given.
 
@@ -327,21 +260,21 @@ def backbone_part(
     return tree, state
 
 
-def _backbone_of(pretrained: Pretrained, part: Literal["student", "teacher"]) -> tuple[Tree, State]:
-    arguments = pretrained.tree["init_args"]
-    if issubclass(own_class(pretrained.tree["class_path"]), Backbone):
-        if left_out := sorted(row.theirs for row in pretrained.content.rows if row.ours == NO_PART_OF_A_BACKBONE):
-            rank_zero_info(f"{pretrained.path}: not part of a backbone and left out: {', '.join(left_out)}")
-        return pretrained.tree, {name: pretrained.state[name] for name in pretrained.state if name != "mask_token"}
+def _backbone_of(found: Content, part: Literal["student", "teacher"]) -> tuple[Tree, State]:
+    arguments = found.tree["init_args"]
+    if issubclass(own_class(found.tree["class_path"]), Backbone):
+        if left_out := sorted(row.theirs for row in found.rows if row.ours == NO_PART_OF_A_BACKBONE):
+            rank_zero_info(f"{found.path}: not part of a backbone and left out: {', '.join(left_out)}")
+        return found.tree, {name: found.state[name] for name in found.state if name != "mask_token"}
     if "student" not in arguments and "backbone" not in arguments:
-        raise UserError(f"{pretrained.path} holds a {pretrained.tree['class_path']}, which has no backbone")
+        raise UserError(f"{found.path} holds a {found.tree['class_path']}, which has no backbone")
     if "student" not in arguments:
-        rank_zero_info(f"backbone from {pretrained.path}, a fine-tuned {pretrained.tree['class_path']}")
-        return arguments["backbone"], pretrained.part("backbone.")
-    rank_zero_info(f"backbone from {pretrained.path}, the {part}")
-    state = pretrained.part("student.backbone.")
+        rank_zero_info(f"backbone from {found.path}, a fine-tuned {found.tree['class_path']}")
+        return arguments["backbone"], found.part("backbone.")
+    rank_zero_info(f"backbone from {found.path}, the {part}")
+    state = found.part("student.backbone.")
     if part == "teacher":  # what the teacher does not hold it shares with the student
-        teacher = pretrained.part("teacher.")
+        teacher = found.part("teacher.")
         state |= {
             name.replace("position.", "encoder.position.", 1) if name.startswith("position.") else name: tensor
             for name, tensor in teacher.items()

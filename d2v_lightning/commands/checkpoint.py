@@ -26,7 +26,7 @@ from d2v_lightning.checkpoints.huggingface import huggingface_config, save_huggi
 from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
 from d2v_lightning.checkpoints.own import load_exactly
-from d2v_lightning.checkpoints.pretrained import Pretrained, backbone_part, read_pretrained
+from d2v_lightning.checkpoints.pretrained import backbone_part, read_pretrained
 from d2v_lightning.checkpoints.stored_tokenizer import restored
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.commands.running import USAGE, run_command
@@ -92,7 +92,7 @@ def inspect(args: argparse.Namespace) -> None:
     _say(found)
     print("options")
     print("\n".join(f"  {line}" for line in settings(found.tree["init_args"])))
-    _table(found.content.rows, whole=args.weights)
+    _table(found.rows, whole=args.weights)
 
 
 def import_(args: argparse.Namespace) -> None:
@@ -104,8 +104,8 @@ def import_(args: argparse.Namespace) -> None:
     refuse_existing(args.out)
     found = _read(args)
     _say(found)
-    _table(found.content.rows)
-    content = found.content
+    _table(found.rows)
+    content = found
     if args.part:
         content = _backbone(found, args.part, args.image_size)
     if args.dictionary and args.tokenizer:
@@ -123,7 +123,7 @@ def export(args: argparse.Namespace) -> None:
     found = _read(args)
     _say(found)
     pretrained = "student" in found.tree["init_args"]
-    content = _backbone(found, args.part or "student") if pretrained or args.part else found.content
+    content = _backbone(found, args.part or "student") if pretrained or args.part else found
     if pretrained and not args.part:
         print(
             "the student's backbone is exported (--part teacher for the other); head, decoder and targets are left out"
@@ -171,7 +171,7 @@ def _not_in_transformers(module: Any) -> str:
 # ---- parts -------------------------------------------------------------------------------------------------------------
 
 
-def _read(args: argparse.Namespace) -> Pretrained:
+def _read(args: argparse.Namespace) -> Content:
     return read_pretrained(args.path, read_dictionary(args.dictionary) if args.dictionary else None, args.pretrained)
 
 
@@ -179,7 +179,7 @@ def _directory(path: str) -> Path | None:
     return Path(path) if Path(path).is_dir() else None
 
 
-def _backbone(found: Pretrained, part: Part, image_size: int | None = None) -> Content:
+def _backbone(found: Content, part: Part, image_size: int | None = None) -> Content:
     """The backbone alone; what is left behind is said."""
     tree, state = backbone_part(found, part, (image_size, image_size) if image_size else None)
     left = Counter(name.partition(".")[0] for name in found.state)
@@ -189,19 +189,19 @@ def _backbone(found: Pretrained, part: Part, image_size: int | None = None) -> C
         f"kept: the {part}'s backbone, {_count(state.values())}"
         + (f"; left out: {others}, and its own head" if others else "")
     )
-    kind = f"{found.content.kind}, the {part}'s backbone"
-    return found.content._replace(tree=tree, state=state, kind=kind, rows=[])
+    kind = f"{found.kind}, the {part}'s backbone"
+    return found._replace(tree=tree, state=state, kind=kind, rows=[])
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------------------
 
 
-def _say(found: Pretrained) -> None:
-    print(f"{found.path}\n  {found.content.kind}")
-    print(f"  licence     {licence_said(found.content.licence)}")
+def _say(found: Content) -> None:
+    print(f"{found.path}\n  {found.kind}")
+    print(f"  licence     {licence_said(found.licence)}")
     print(f"  module      {_short(found.tree)}")
-    if found.content.tokenizer is not None:
-        print(f"  tokenizer   {len(restored(found.content.tokenizer)):,} ids, in the file")
+    if found.tokenizer is not None:
+        print(f"  tokenizer   {len(restored(found.tokenizer)):,} ids, in the file")
     groups: dict[str, list[Tensor]] = {}
     for name, tensor in found.state.items():
         groups.setdefault(name.partition(".")[0], []).append(tensor)

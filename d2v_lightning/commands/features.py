@@ -23,8 +23,9 @@ import torch
 
 from d2v_lightning.callbacks import PredictionWriter, Preemption
 from d2v_lightning.callbacks.prediction_files import FEATURES
+from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.own import RUN_KEY
-from d2v_lightning.checkpoints.pretrained import Pretrained, load_backbone, read_pretrained
+from d2v_lightning.checkpoints.pretrained import load_backbone, read_pretrained
 from d2v_lightning.commands.cli_errors import readable, takes
 from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.flavour import pl, rank_zero_info
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     trainer.predict(module, _data(args, found, backbone.encoder), return_predictions=False)
 
 
-def _data(args: argparse.Namespace, found: Pretrained, encoder: Encoder) -> pl.LightningDataModule:
+def _data(args: argparse.Namespace, found: Content, encoder: Encoder) -> pl.LightningDataModule:
     """What reads the files, as the checkpoint says."""
     size = args.batch_size or next((BATCH[kind] for kind in BATCH if isinstance(encoder, kind)), 1)
     files: dict[str, Any] = {"predict_files": args.files, "num_workers": args.num_workers}
@@ -152,7 +153,7 @@ def _data(args: argparse.Namespace, found: Pretrained, encoder: Encoder) -> pl.L
         return TextDataModule(tokenizer=args.tokenizer, batch_size=size, **files)
     if not isinstance(encoder, AudioEncoder):
         raise UserError(f"{args.checkpoint} has a {type(encoder).__name__}: call its backbone's `features` in Python")
-    normalize = found.normalize if args.normalize is None else args.normalize
+    normalize = found.takes_normalized if args.normalize is None else args.normalize
     source = "as asked for" if args.normalize is not None else "as the checkpoint says"
     if normalize is None:
         normalize, source = True, "as most models are trained; the checkpoint does not say (--raw for the other)"
@@ -163,12 +164,12 @@ def _data(args: argparse.Namespace, found: Pretrained, encoder: Encoder) -> pl.L
     )
 
 
-def _seen_as(args: argparse.Namespace, found: Pretrained, channels: int) -> dict[str, Any]:
+def _seen_as(args: argparse.Namespace, found: Content, channels: int) -> dict[str, Any]:
     """How pictures are shown: as options say, or the checkpoint's data, or the released evaluation."""
     is_classifier = found.tree["class_path"].endswith("ImageClassifier")
     given = {name: value for name in SEEN_AS if (value := getattr(args, name)) is not None}
     wanted = [name for name in (*SEEN_AS, "task") if name not in given]
-    stored = {name: found.data[name] for name in wanted if found.data.get(name) is not None}
+    stored = {name: found.data_arguments[name] for name in wanted if found.data_arguments.get(name) is not None}
     _refuse_unfit(stored, found.path, channels)
     for name in {"mean", "std"} & given.keys():
         if len(given[name]) not in (1, channels):

@@ -72,7 +72,7 @@ class Data2Vec(Objective, Pretraining):  # type: ignore[misc]  # as in `Pretrain
             load_exactly(self.teacher, pretrained.part("teacher."), path)
         else:
             self.teacher.copy_from(self.backbone)
-        self.backbone.tokenizer = pretrained.content.tokenizer
+        self.backbone.tokenizer = pretrained.tokenizer
         rank_zero_info(f"warm start from {path}: the teacher starts as the file's {teacher_from}")
         self.config["init_args"]["checkpoint"] = None  # a checkpoint of this run holds the weights, not the path
 

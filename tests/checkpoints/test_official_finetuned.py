@@ -118,7 +118,7 @@ def test_image_classes(name: str, tmp_path: Path) -> None:
     torch.save(file, tmp_path / "tuned.pth")
     found = FromPretrained.from_pretrained(tmp_path / "tuned.pth").eval()
     assert isinstance(found, ImageClassifier)
-    data = read_pretrained(tmp_path / "tuned.pth").content.data
+    data = read_pretrained(tmp_path / "tuned.pth").data
     assert data is not None
     assert (data["init_args"]["mean"], data["init_args"]["std"]) == (
         ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]) if v2 else ([0.5] * 3, [0.5] * 3)
