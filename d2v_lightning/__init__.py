@@ -20,7 +20,7 @@ from d2v_lightning.callbacks import (
     SaveOnError,
     StepSeed,
 )
-from d2v_lightning.checkpoints.pretrained import load_backbone
+from d2v_lightning.checkpoints.backbones import load_backbone
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.finetune import GLUEClassifier, ImageClassifier, SpeechCTC
 from d2v_lightning.finetune.decoding import BeamSearch

@@ -1,10 +1,6 @@
 """Checkpoints of others, in and out: Meta's released files and Hugging Face models."""
 
-from d2v_lightning.checkpoints.huggingface import (
-    huggingface_config,
-    huggingface_state_dict,
-    save_huggingface,
-)
+from d2v_lightning.checkpoints.huggingface import huggingface_config, huggingface_state_dict, save_huggingface
 from d2v_lightning.checkpoints.official import official_state_dict, read_dictionary
 
 __all__ = [

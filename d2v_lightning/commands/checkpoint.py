@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from d2v_lightning.checkpoints.backbones import backbone_part
 from d2v_lightning.checkpoints.card import card, licence_said, settings
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import fill_beside, refuse_existing, write_directory, write_whole
@@ -26,7 +27,7 @@ from d2v_lightning.checkpoints.huggingface import huggingface_config, save_huggi
 from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
 from d2v_lightning.checkpoints.own import load_exactly
-from d2v_lightning.checkpoints.pretrained import backbone_part, read_pretrained
+from d2v_lightning.checkpoints.pretrained import read_pretrained
 from d2v_lightning.checkpoints.stored_tokenizer import restored
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.commands.running import USAGE, run_command

@@ -23,9 +23,10 @@ import torch
 
 from d2v_lightning.callbacks import PredictionWriter, Preemption
 from d2v_lightning.callbacks.prediction_files import FEATURES
+from d2v_lightning.checkpoints.backbones import load_backbone
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.own import RUN_KEY
-from d2v_lightning.checkpoints.pretrained import load_backbone, read_pretrained
+from d2v_lightning.checkpoints.pretrained import read_pretrained
 from d2v_lightning.commands.cli_errors import readable, takes
 from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.flavour import pl, rank_zero_info

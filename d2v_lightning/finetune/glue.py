@@ -13,7 +13,8 @@ from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, Multi
 from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.checkpoints.backbones import load_backbone, regularised
+from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.flavour import pl
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone

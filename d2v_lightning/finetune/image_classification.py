@@ -11,7 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, regularised
+from d2v_lightning.checkpoints.backbones import load_backbone, regularised
+from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone

@@ -12,13 +12,8 @@ from torchmetrics import Metric
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from d2v_lightning.callbacks.guards import guards
-from d2v_lightning.checkpoints.pretrained import (
-    FromPretrained,
-    load_backbone,
-    load_mask_token,
-    load_normalize,
-    regularised,
-)
+from d2v_lightning.checkpoints.backbones import load_backbone, load_mask_token, load_normalize, regularised
+from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.finetune.decoding import BeamSearch, Hypothesis, greedy
 from d2v_lightning.flavour import pl, rank_zero_info

@@ -25,10 +25,7 @@ from transformers import (
 )
 
 from d2v_lightning import Backbone, ImageEncoder, RelativePositionBias, Transformer, load_backbone
-from d2v_lightning.checkpoints import (
-    huggingface_state_dict,
-    save_huggingface,
-)
+from d2v_lightning.checkpoints import huggingface_state_dict, save_huggingface
 from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.nn.position import relative_position_index
 from d2v_lightning.support.errors import UserError
@@ -327,7 +324,7 @@ def test_files_that_are_not_there_or_damaged(tmp_path: Path) -> None:
 
 def test_heads_that_are_left_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("d2v_lightning.checkpoints.pretrained.rank_zero_info", said.append)
+    monkeypatch.setattr("d2v_lightning.checkpoints.backbones.rank_zero_info", said.append)
     theirs(Data2VecVisionForImageClassification, {}).save_pretrained(tmp_path)
     load_backbone(tmp_path)
     assert len(said) == 1

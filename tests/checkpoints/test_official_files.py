@@ -10,7 +10,8 @@ import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning.checkpoints.pretrained import FromPretrained, load_backbone, load_mask_token
+from d2v_lightning.checkpoints.backbones import load_backbone, load_mask_token
+from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.tensor_files import unwrapped
 

@@ -30,7 +30,7 @@ from d2v_lightning import (
     Transformer,
 )
 from d2v_lightning.checkpoints import save_huggingface
-from d2v_lightning.checkpoints.pretrained import load_normalize
+from d2v_lightning.checkpoints.backbones import load_normalize
 from d2v_lightning.finetune.ctc_checks import check_first_batch
 from d2v_lightning.flavour import pl
 from d2v_lightning.nn.encoders.audio import feature_lengths
