@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from d2v_lightning import (
 )
 from d2v_lightning.checkpoints import save_huggingface
 from d2v_lightning.checkpoints.backbones import load_normalize
-from d2v_lightning.finetune.ctc_checks import check_first_batch
 from d2v_lightning.flavour import pl
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from datamodules import SpeechDataModule
@@ -336,17 +334,6 @@ def test_foreign_files_say_how_they_normalise(tmp_path: Path) -> None:
     (tmp_path / "theirs" / "preprocessor_config.json").write_text('{"feature_extractor": null}')
     with pytest.raises(ValueError, match=r"preprocessor_config.json: feature_extractor is None"):
         load_normalize(tmp_path / "theirs")
-
-
-@pytest.mark.parametrize("padded", [False, True])
-def test_recordings_that_are_not_normalised_are_noticed(padded: bool) -> None:
-    batch = batch_of(["ABC", "CAB", "A" if padded else "BAC"])
-    batch["inputs"] = 0.05 * batch["inputs"] + 0.01
-    with pytest.warns(UserWarning, match=r"standard deviation of 0\.05"):
-        check_first_batch(batch, CONVS, 16000, normalised=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        check_first_batch(batch, CONVS, 16000, normalised=False)
 
 
 def test_hypotheses_reach_the_logger(tmp_path: Path) -> None:

@@ -192,14 +192,6 @@ def test_a_step_trains_the_trunk_and_one_modality_and_moves_the_teacher_once() -
     torch.testing.assert_close(after[f"modalities.image.teacher.{name}"], half)
 
 
-def test_turns_are_spread_over_the_round() -> None:
-    assert spread_out({"a": 2, "b": 1}) == ["a", "b", "a"]
-    assert spread_out({"a": 1, "b": 1}) == ["a", "b"]
-    long = spread_out({"a": 5, "b": 2, "c": 1})
-    assert [long.count(name) for name in "abc"] == [5, 2, 1]
-    assert "aaa" not in "".join(long)
-
-
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_all_batches_of_an_optimiser_step_are_of_one_modality(accumulate: int) -> None:
     notes = Notes()
