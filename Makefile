@@ -4,7 +4,7 @@ PYTHON ?= python3
 VERSION ?= 1
 RUN := .venv/bin/python
 
-.PHONY: quickstart quickstart-speech quickstart-text test chaos check clean
+.PHONY: quickstart quickstart-speech quickstart-text test test-all chaos check hooks clean
 
 quickstart: .venv/installed
 	$(RUN) examples/quickstart.py --version $(VERSION)
@@ -19,6 +19,11 @@ quickstart-text: .venv/installed
 test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 
+# The suite on both packages that hold Lightning.
+test-all: .venv/installed-dev
+	OMP_NUM_THREADS=1 LIGHTNING=pytorch_lightning $(RUN) -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 LIGHTNING=lightning.pytorch $(RUN) -m pytest -n 2 --dist worksteal
+
 # Hours: every promise about kills, damage and faults. The last one mounts file systems, and needs root.
 chaos: .venv/installed-dev
 	$(RUN) -m tests.chaos.resume
@@ -30,6 +35,10 @@ check: .venv/installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# Checks before every commit, where the package pre-commit is installed.
+hooks: .venv/installed-dev
+	.venv/bin/pre-commit install
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "d2v_lightning needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

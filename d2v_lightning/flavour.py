@@ -1,12 +1,21 @@
 """Lightning under the name that the program knows it by: `pytorch_lightning` or `lightning.pytorch`.
 
-Both hold the same classes twice, and a Trainer of one refuses a module of the other. The one that is imported first is
-taken, `pytorch_lightning` where none is: import `lightning` before `d2v_lightning`.
+Both packages hold every class, and a Trainer of one refuses a module of the other. The one that is imported first is taken,
+`pytorch_lightning` where none is. So import `lightning` before `d2v_lightning`.
 """
+
+from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+
+def chosen(imported: Iterable[str]) -> str:
+    """The name of the Lightning to use, from the names of imported modules in the order of their import."""
+    return next((name for name in imported if name in ("pytorch_lightning", "lightning.pytorch")), "pytorch_lightning")
+
 
 if TYPE_CHECKING:
     import lightning_fabric as fabric
@@ -16,13 +25,9 @@ if TYPE_CHECKING:
     import pytorch_lightning.cli  # noqa: F401
     from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 else:
-    _NAMES = ("pytorch_lightning", "lightning.pytorch")
-    pl = importlib.import_module(next((name for name in sys.modules if name in _NAMES), _NAMES[0]))
-    fabric = importlib.import_module("lightning_fabric" if pl.__name__ == _NAMES[0] else "lightning.fabric")
-    rank_zero_info, rank_zero_only, rank_zero_warn = (
-        pl.utilities.rank_zero_info,
-        pl.utilities.rank_zero_only,
-        pl.utilities.rank_zero_warn,
-    )
+    pl = importlib.import_module(chosen(sys.modules))
+    fabric = importlib.import_module("lightning_fabric" if pl.__name__ == "pytorch_lightning" else "lightning.fabric")
+    rank_zero_info, rank_zero_warn = pl.utilities.rank_zero_info, pl.utilities.rank_zero_warn
+    rank_zero_only = pl.utilities.rank_zero_only
 
 __all__ = ["fabric", "pl", "rank_zero_info", "rank_zero_only", "rank_zero_warn"]

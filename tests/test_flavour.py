@@ -1,17 +1,62 @@
-"""Lightning under either of its names: the one that is imported first, and `pytorch_lightning` where none is."""
+"""A program on `lightning` and one on `pytorch_lightning` do the same: they train, go on and fine-tune."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from d2v_lightning import flavour
 
+ROOT = Path(__file__).parents[1]
 PACKAGES = ["pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"]
 UTILITIES = "class utilities:\n    rank_zero_info = rank_zero_only = rank_zero_warn = __name__\n"
+PROGRAM = """
+import sys
+import torch
+import {package} as L
+from {module}.callbacks import ModelCheckpoint
+from d2v_lightning import ImageClassifier, load_backbone
+from tiny import loader, tiny_model
+
+folder = sys.argv[1]
+quiet = dict(accelerator="cpu", logger=False, enable_progress_bar=False)
+keeper = ModelCheckpoint(folder, save_last=True, every_n_train_steps=2)
+L.Trainer(max_steps=2, callbacks=[keeper], **quiet).fit(tiny_model(), loader())
+gone_on = tiny_model(seed=1)
+L.Trainer(max_steps=4, default_root_dir=folder, **quiet).fit(gone_on, loader(), ckpt_path=folder + "/last.ckpt")
+L.seed_everything(0)
+tuned = ImageClassifier(num_classes=4, backbone=load_backbone(folder + "/last.ckpt"), mixup=0.0, cutmix=0.0)
+labelled = [{{"inputs": torch.rand(4, 1, 8, 8), "labels": torch.arange(4)}}] * 2
+pictures = torch.utils.data.DataLoader(labelled, batch_size=None)
+L.Trainer(max_steps=2, enable_checkpointing=False, **quiet).fit(tuned, pictures)
+torch.save([gone_on.state_dict(), tuned.state_dict()], folder + "/end.pt")
+"""
+
+
+def run(package: str, folder: Path) -> None:
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    module = "lightning.pytorch" if package == "lightning" else package
+    command = [sys.executable, "-c", PROGRAM.format(package=package, module=module), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="needs the package lightning")
+def test_a_program_on_either_lightning_trains_and_goes_on_alike(tmp_path: Path) -> None:
+    for package in ("lightning", "pytorch_lightning"):
+        run(package, tmp_path / package)
+    ours, theirs = (torch.load(tmp_path / name / "end.pt") for name in ("pytorch_lightning", "lightning"))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
 
 
 @pytest.mark.parametrize(
