@@ -1,4 +1,4 @@
-"""The norm "position" of targets: what all samples share at a position is taken out."""
+"""Targets: which blocks are averaged, settings that do not exist, and the norm "position"."""
 
 from __future__ import annotations
 
@@ -91,3 +91,31 @@ def test_bad_targets_are_refused_by_name(arguments: Any, message: str) -> None:
         Targets(**arguments)
     with pytest.raises(ValueError, match="the trunk has 3 blocks"):
         tiny_image_model(average_top_k_layers=4)
+
+
+def test_the_averaged_blocks_are_the_top_ones_or_those_that_are_named() -> None:
+    assert Targets(3).layers(depth=8) == [5, 6, 7]
+    assert Targets([4, 1]).layers(depth=5) == [1, 4]
+    assert Targets(2).layers(depth=4, prenet_depth=2) == [2, 3]
+    with pytest.raises(ValueError, match=r"the trunk has 4 blocks of which 2 \(prenet_depth\) are never averaged"):
+        Targets(3).layers(depth=4, prenet_depth=2)
+
+
+def test_each_result_is_normed_before_the_mean_and_the_mean_after_it() -> None:
+    one, two = layers(tokens=4)[0], 100.0 * layers(tokens=4)[1]
+    norm = torch.nn.functional.layer_norm
+    width = one.shape[-1:]
+    each = Targets(2, norm_each=["layer"], norm_after=[])([one, two])
+    torch.testing.assert_close(each, (norm(one, width) + norm(two, width)) / 2)
+    after = Targets(2, norm_each=[], norm_after=["layer"])([one, two])
+    torch.testing.assert_close(after, norm((one + two) / 2, width))
+
+
+@pytest.mark.parametrize(("norm", "over"), [("layer", (2,)), ("instance", (1,)), ("batch", (0, 1))])
+def test_a_norm_leaves_mean_0_and_variance_1_over_its_dimensions(norm: Any, over: tuple[int, ...]) -> None:
+    x = 3.0 + 5.0 * torch.randn(6, 7, 8, generator=torch.Generator().manual_seed(2))
+    for padding_mask in (None, torch.zeros(6, 7, dtype=torch.bool)):
+        made = Targets(1, norm_each=[norm], norm_after=[])([x], padding_mask)
+        mean, variance = made.mean(dim=over), made.var(dim=over, correction=0)
+        torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-5, rtol=0.0)
+        torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-3, rtol=0.0)
