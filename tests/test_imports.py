@@ -31,6 +31,16 @@ FILES = {
     for package in ("d2v_lightning", "datamodules")
     for path in sorted((ROOT / package).rglob("*.py"))
 }
+# Rooms each of whose files has its tests at the same place under `tests`.
+TESTED = {
+    "finetune",
+    "datamodules.shared",
+    "datamodules.image",
+    "datamodules.speech",
+    "datamodules.text",
+    "datamodules.multimodal",
+}
+WITHOUT_TESTS: dict[str, str] = {}  # and why
 FACES = ("d2v_lightning", "datamodules")  # their `__init__`: the public names, from every room
 
 
@@ -95,6 +105,16 @@ LONG = {  # on their way to be split
 def test_a_long_file_says_why(name: str) -> None:
     lines = FILES[name].read_text().splitlines()
     assert len(lines) <= 350 or lines[0].startswith("# Long because "), f"{name} has {len(lines)} lines"
+
+
+@pytest.mark.parametrize("name", [n for n, path in FILES.items() if path.stem != "__init__" and _room(n) in TESTED])
+def test_a_file_has_its_tests(name: str) -> None:
+    *folders, file = name.removeprefix("d2v_lightning.").split(".")
+    tests = ROOT.joinpath("tests", *folders, f"test_{file}.py")
+    assert tests.exists() != (name in WITHOUT_TESTS), f"{name}: {tests.relative_to(ROOT)}, or a word why there are none"
+    assert not tests.exists() or ast.get_docstring(ast.parse(tests.read_text())), (
+        f"{tests} does not say what it holds to"
+    )
 
 
 def test_a_training_run_loads_no_logger_and_no_hub_library() -> None:
