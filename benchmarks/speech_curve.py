@@ -50,7 +50,8 @@ from d2v_lightning import (
     VisibleStudent,
 )
 from d2v_lightning.callbacks.collapse_monitor import POSITION_ONLY
-from d2v_lightning.method.masking import hidden_positions, num_span_masked, span_mask, visible_positions
+from d2v_lightning.method.masking import num_span_masked, span_mask
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.method.probing import linear_accuracy
 from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.nn.encoders.log_mel import mel_filters

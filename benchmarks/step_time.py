@@ -37,7 +37,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2v_lightning import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.configurable import build
-from d2v_lightning.method.masking import hidden_positions, num_span_masked, visible_positions
+from d2v_lightning.method.masking import num_span_masked
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import overridden
 

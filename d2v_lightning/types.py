@@ -23,9 +23,9 @@ class Batch(TypedDict, total=False):
     padding_mask: (B, S) or (B, T) bool, True = padding; absent where nothing is padded.
     corrupted: (B, M, T) int64, the ids that the student reads instead (text with BERT's 80/10/10); where it is absent
         hidden tokens become `<mask>`.
-    hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken: what `masking.hidden_positions` makes of
-        `mask`. Our collators add it, so that nothing has to be counted on the device; without it the model counts.
-    visible: (B, M, V) int64, what `masking.visible_positions` makes of `mask`, for 2.0: our collators add it where M > 1.
+    hidden: (P,) int64, the flat positions in (B, M, N) at which the loss is taken: what `positions.hidden_positions` makes
+        of `mask`. Our collators add it, so that nothing has to be counted on the device; without it the model counts.
+    visible: (B, M, V) int64, what `positions.visible_positions` makes of `mask`, for 2.0: our collators add it where M > 1.
     labels: (B,) int64 classes, where the data has them; for transcripts (B, T) int64, padded with 0, which is CTC's blank.
     label_lengths: (B,) int64, letters of each transcript.
     channel_mask: (B, D) bool, True = channel set to 0 in fine-tuning on speech.

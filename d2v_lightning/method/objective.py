@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.method.losses import RegressionLoss
-from d2v_lightning.method.masking import hidden_positions, take_tokens
+from d2v_lightning.method.positions import hidden_positions, take_tokens
 from d2v_lightning.method.student import MaskTokenStudent, Predictions, VisibleStudent
 from d2v_lightning.method.targets import Targets, mean_inside
 from d2v_lightning.method.teacher import Scope, Teacher

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.method.masking import gather_tokens, restore_tokens, take_tokens, visible_positions
+from d2v_lightning.method.positions import gather_tokens, restore_tokens, take_tokens, visible_positions
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.decoder import ConvDecoder, LinearDecoder, MlpDecoder
 from d2v_lightning.nn.encoders import Encoder, ImageEncoder, TextEncoder

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_lightning.method.masking import block_mask, hidden_positions, inverse_block_mask, span_mask, visible_positions
+from d2v_lightning.method.masking import block_mask, inverse_block_mask, span_mask
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch
 from datamodules.shared.samplers import derived_seed

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from d2v_lightning.letters import SEPARATOR
-from d2v_lightning.method.masking import hidden_positions, num_span_masked, span_mask, visible_positions
+from d2v_lightning.method.masking import num_span_masked, span_mask
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch

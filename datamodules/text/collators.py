@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_lightning.method.masking import hidden_positions, visible_positions
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch
 from datamodules.shared.samplers import derived_seed

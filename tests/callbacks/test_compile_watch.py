@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from d2v_lightning import Backbone, GLUEClassifier, TextEncoder, Transformer
 from d2v_lightning.configurable import build
 from d2v_lightning.flavour import pl
-from d2v_lightning.method.masking import hidden_positions
+from d2v_lightning.method.positions import hidden_positions
 from d2v_lightning.nn.encoders.audio import feature_lengths
 from d2v_lightning.recipes import overridden, recipe_path
 from tests.test_recipes import made_small

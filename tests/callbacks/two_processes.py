@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning.callbacks import CollapseMonitor, Preemption
 from d2v_lightning.callbacks.collapse_monitor import read
-from d2v_lightning.method.masking import hidden_positions
+from d2v_lightning.method.positions import hidden_positions
 
 LENGTHS = {0: [6, 6, 6], 1: [9, 7, 4]}
 

@@ -11,7 +11,7 @@ from golden_case import GoldenCase
 from d2v_lightning import Data2Vec, TextEncoder
 from d2v_lightning.checkpoints import official_state_dict
 from d2v_lightning.checkpoints.pretrained import FromPretrained
-from d2v_lightning.method.masking import take_tokens
+from d2v_lightning.method.positions import take_tokens
 
 CASES = [
     *("audio_padded", "audio_unpadded", "audio_variant_prenorm", "text_padded", "text_unpadded_variant"),

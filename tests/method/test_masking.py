@@ -1,4 +1,4 @@
-"""Block masks have the published statistics and the exact count; positions follow row-major order."""
+"""Block masks have the published statistics and the exact count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v_lightning.method.masking import block_mask, hidden_positions, take_tokens
+from d2v_lightning.method.masking import block_mask
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mask_statistics_blocks.json").read_text())["stats"]
 PUBLISHED = {
@@ -109,27 +109,3 @@ def test_a_mask_is_a_function_of_the_generator_only() -> None:
 def test_wrong_arguments_are_refused_with_their_range(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         block_mask(**{"grid": (14, 14), "num_masked": 120, **arguments})
-
-
-def test_hidden_positions_leave_padding_out_and_index_flat() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.rand(3, 2, 7, generator=generator) < 0.5
-    padding = torch.arange(7) >= torch.tensor([[7], [5], [3]])
-    expected = [
-        (b * 2 + m) * 7 + n for b in range(3) for m in range(2) for n in range(7) if mask[b, m, n] and not padding[b, n]
-    ]
-    assert hidden_positions(mask, padding).tolist() == expected
-    assert torch.equal(hidden_positions(mask), mask.flatten().nonzero().flatten())
-
-
-def test_take_tokens_picks_what_the_mask_picks() -> None:
-    x = torch.randn(3, 7, 4)
-    mask = torch.rand(3, 1, 7) < 0.5
-    assert torch.equal(take_tokens(x, hidden_positions(mask)), x[mask[:, 0]])
-
-
-def test_hidden_positions_refuse_wrong_shapes() -> None:
-    with pytest.raises(ValueError, match=r"mask \(3, 7\) torch.bool: permitted is \(B, M, N\) bool"):
-        hidden_positions(torch.zeros(3, 7, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"padding_mask \(3, 9\).*permitted is \(B, N\) = \(3, 7\) bool"):
-        hidden_positions(torch.zeros(3, 1, 7, dtype=torch.bool), torch.zeros(3, 9, dtype=torch.bool))

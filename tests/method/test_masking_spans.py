@@ -14,16 +14,7 @@ import torch
 from golden_case import GOLDEN
 from torch import Tensor
 
-from d2v_lightning.method.masking import (
-    gather_tokens,
-    inverse_block_mask,
-    num_span_masked,
-    random_mask,
-    restore_tokens,
-    span_mask,
-    take_tokens,
-    visible_positions,
-)
+from d2v_lightning.method.masking import inverse_block_mask, num_span_masked, random_mask, span_mask
 
 STATISTICS = json.loads((GOLDEN / "mask_statistics_spans.json").read_text())["stats"]
 SPEECH = "compute_mask_indices d2v1 audio prob .65 len 10 T={} batch=1"
@@ -133,17 +124,3 @@ def test_wrong_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             draw()
-
-
-def test_dropping_and_restoring_are_inverse() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mask = torch.stack([random_mask(9, 5, generator) for _ in range(6)]).reshape(2, 3, 9)
-    x = torch.randn(2, 9, 4, generator=generator)
-    positions = visible_positions(mask)
-    seen = gather_tokens(x, positions)
-    restored = restore_tokens(seen.flatten(0, 1), positions.flatten(0, 1), 9, noise_std=0.0).reshape(2, 3, 9, 4)
-    assert torch.equal(restored, x[:, None].expand(-1, 3, -1, -1).masked_fill(mask[..., None], 0.0))
-    hidden = mask.flatten().nonzero()[:, 0]
-    assert torch.equal(take_tokens(x, hidden, 3), x[:, None].expand(-1, 3, -1, -1).flatten(0, 2)[hidden])
-    noisy = restore_tokens(seen.flatten(0, 1), positions.flatten(0, 1), 9, noise_std=0.5).reshape(2, 3, 9, 4)
-    assert noisy[mask].std() == pytest.approx(0.5, abs=0.1)

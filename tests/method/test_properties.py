@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2v_lightning import EMATeacher, ImageClassifier, Optimization
 from d2v_lightning.flavour import pl
-from d2v_lightning.method.masking import hidden_positions
+from d2v_lightning.method.positions import hidden_positions
 from d2v_lightning.method.teacher import Teacher
 
 

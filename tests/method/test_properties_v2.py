@@ -24,7 +24,7 @@ from d2v_lightning import (
     Transformer,
     VisibleStudent,
 )
-from d2v_lightning.method.masking import visible_positions
+from d2v_lightning.method.positions import visible_positions
 from d2v_lightning.method.teacher import Scope
 from d2v_lightning.nn.encoders import Position
 

@@ -20,7 +20,7 @@ from d2v_lightning import (
     Transformer,
     VisibleStudent,
 )
-from d2v_lightning.method.masking import hidden_positions, visible_positions
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.nn.encoders import Position
 
 

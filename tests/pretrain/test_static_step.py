@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from d2v_lightning.configurable import build
-from d2v_lightning.method.masking import hidden_positions, visible_positions
+from d2v_lightning.method.positions import hidden_positions, visible_positions
 from tests.test_recipes import CONFIGS, batch_for, made_small
 
 RECIPES = sorted((CONFIGS / "pretrain").glob("*_base.yaml"))
