@@ -43,6 +43,11 @@ class Hypothesis(NamedTuple):
             return 0.0
         return math.exp(sum(math.log(max(word.confidence, 1e-9)) for word in self.words) / len(self.words))
 
+    def as_line(self) -> dict[str, Any]:
+        """As one line of JSON."""
+        words = [{**word._asdict(), "confidence": round(word.confidence, 4)} for word in self.words]
+        return {"transcript": self.text, "confidence": round(self.confidence, 4), "words": words}
+
 
 def greedy(log_probs: Tensor, vocabulary: Sequence[str]) -> Hypothesis:
     """The most likely class of every frame, repetitions and blanks removed.

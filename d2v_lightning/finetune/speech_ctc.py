@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,15 +16,14 @@ from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
 from d2v_lightning.finetune.decoding import BeamSearch, Hypothesis, greedy
 from d2v_lightning.flavour import pl, rank_zero_info
-from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
+from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR, read_vocabulary, spelt
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import AudioEncoder
 from d2v_lightning.nn.windows import Joined, exact_padding
 from d2v_lightning.optim.optimization import Optimization, run_length
 from d2v_lightning.optim.weighting import WeighsMicroBatches
-from d2v_lightning.support.errors import NotFoundError, UserError
-from d2v_lightning.support.lines import read_lines
+from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 
 RATE = 16_000  # samples a second
@@ -149,17 +147,9 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         self._joined = Joined()
 
     def _set_vocabulary(self, vocabulary: list[str] | str) -> None:
-        if isinstance(vocabulary, str):
-            if not Path(vocabulary).is_file():
-                raise NotFoundError(f"vocabulary: no file at {vocabulary} (or 'data', or a list of tokens)")
-            vocabulary = [line.strip() for line in read_lines(vocabulary) if line.strip()]
-        if len(set(vocabulary)) != len(vocabulary) or vocabulary[:1] != [BLANK] or SEPARATOR not in vocabulary:
-            raise UserError(
-                f"vocabulary is {vocabulary[:4]}...: it must begin with {BLANK!r}, hold {SEPARATOR!r}, and no token twice"
-            )
-        self.vocabulary = list(vocabulary)
+        self.vocabulary = read_vocabulary(vocabulary)
         self.config["init_args"]["vocabulary"] = self.vocabulary
-        self.head = nn.Linear(self.backbone.dim, len(vocabulary)).to(self.mask_token.device)
+        self.head = nn.Linear(self.backbone.dim, len(self.vocabulary)).to(self.mask_token.device)
         nn.init.xavier_uniform_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -299,16 +289,14 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         """Log probabilities (B, N, V) and the frames' padding (B, N), True = padding -> a hypothesis for each clip."""
         assert self.vocabulary is not None
         rows = log_probs.detach().cpu()
-        inside = [slice(None)] * len(rows) if padding is None else list(~padding.cpu())
-        how = greedy if decoder is None else decoder
-        return [how(row[keep], self.vocabulary) for row, keep in zip(rows, inside, strict=True)]
+        clips = list(rows) if padding is None else [row[keep] for row, keep in zip(rows, ~padding.cpu(), strict=True)]
+        return [(decoder or greedy)(clip, self.vocabulary) for clip in clips]
 
     def transcripts(self, batch: Batch) -> list[str]:
         """What is said in each clip, from its labels."""
         assert self.vocabulary is not None
         rows = zip(batch["labels"].tolist(), batch["label_lengths"].tolist(), strict=True)
-        spelt = ("".join(self.vocabulary[label] for label in row[:length]) for row, length in rows)
-        return [letters.replace(SEPARATOR, " ") for letters in spelt]
+        return [spelt(row[:length], self.vocabulary) for row, length in rows]
 
     # ---- transcription -----------------------------------------------------------------------------------------------
 
@@ -322,11 +310,12 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         with exact_padding(self.backbone):
             log_probs, padding = self(batch["inputs"], batch.get("padding_mask"))
         if "keep" not in batch:
-            lines = [_line(hypothesis) for hypothesis in self.decode(log_probs, padding, self.decoder)]
+            lines = [hypothesis.as_line() for hypothesis in self.decode(log_probs, padding, self.decoder)]
             return {"lines": lines, **({"index": batch["index"]} if "index" in batch else {})}
         assert self.vocabulary is not None
         whole = dict(self._joined.add(batch, list(log_probs.cpu())))
-        lines = [_line((self.decoder or greedy)(torch.cat(pieces), self.vocabulary)) for pieces in whole.values()]
+        how = self.decoder or greedy
+        lines = [how(torch.cat(pieces), self.vocabulary).as_line() for pieces in whole.values()]
         return {"index": torch.tensor(list(whole), dtype=torch.int64), "lines": lines}
 
     def on_predict_start(self) -> None:
@@ -358,9 +347,3 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return guards(self.compile_parts)
-
-
-def _line(hypothesis: Hypothesis) -> dict[str, Any]:
-    """A hypothesis as JSON."""
-    words = [{**word._asdict(), "confidence": round(word.confidence, 4)} for word in hypothesis.words]
-    return {"transcript": hypothesis.text, "confidence": round(hypothesis.confidence, 4), "words": words}
