@@ -49,7 +49,7 @@ def test_half_stored_weights_are_refused_where_the_device_calls_them_float32() -
     """As XLA does under `bf16-true`."""
     model = tiny_image_model()
     for precision in ("bf16-true", "16-true"):
-        with pytest.raises(UserError, match=f"trainer.precision '{precision}': at a decay of") as error:
+        with pytest.raises(UserError, match=rf"trainer.precision '{precision}': at a decay of") as error:
             model.ema_teacher.on_fit_start(SimpleNamespace(precision=precision), model)  # type: ignore[arg-type]
         assert "\n" not in str(error.value)
     model.ema_teacher.on_fit_start(SimpleNamespace(precision="32-true"), model)  # type: ignore[arg-type]
@@ -61,3 +61,27 @@ def test_bf16_mixed_moves_the_teacher() -> None:
     trainer([], 4, precision="bf16-mixed").fit(model, ready_loader(image_batches([9] * 4)))
     moved = {name for name, tensor in model.teacher.state_dict().items() if not torch.equal(tensor, before[name])}
     assert "transformer.blocks.0.attn.qkv.weight" in moved
+
+
+def test_an_update_is_the_weighted_mean_of_teacher_and_student() -> None:
+    model = tiny_image_model(ema_teacher=EMATeacher(decay_start=0.5, decay_end=0.9, anneal_steps=4))
+    own, theirs = model.ema_pairs()
+    for parameter in theirs:
+        parameter.data.add_(1.0)
+    before = [parameter.clone() for parameter in own]
+    model.ema_teacher.update(model, step=3)  # two updates were made: .5 + .4 * 2 / 4
+    for teacher, was, student in zip(own, before, theirs, strict=True):
+        torch.testing.assert_close(teacher, 0.7 * was + 0.3 * student.detach())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"decay_start": 1.5}, "decay_start is 1.5: a decay lies between 0"),
+        ({"decay_end": -0.1}, "decay_end is -0.1"),
+        ({"first_update": 2}, "first_update is 2: choose 0"),
+    ],
+)
+def test_a_decay_that_is_none_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        EMATeacher(**arguments)
