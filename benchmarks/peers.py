@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from d2v_lightning import AudioEncoder, ImageEncoder, Optimization, TextEncoder
 from d2v_lightning.configurable import Tree, build
+from d2v_lightning.letters import BLANK, SEPARATOR
 
 CLASSES = 1000  # of images
 TOKENS = 32  # of transcripts, blank included
@@ -121,7 +122,7 @@ def our_speech_ctc(backbone: Tree, compile: bool) -> pl.LightningModule:
     """`SpeechCTC` on the config's backbone; convolutions frozen, trunk trained, as the peer."""
     from d2v_lightning import SpeechCTC
 
-    tokens = ["<blank>", "|", *(f"<{number}>" for number in range(TOKENS - 2))]
+    tokens = [BLANK, SEPARATOR, *(f"<{number}>" for number in range(TOKENS - 2))]
     return SpeechCTC(
         backbone=build(backbone),
         vocabulary=tokens,

@@ -53,11 +53,10 @@ from d2v_lightning.callbacks.collapse_monitor import POSITION_ONLY
 from d2v_lightning.method.masking import num_span_masked, span_mask
 from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.method.probing import linear_accuracy
-from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.nn.encoders.audio import CONV_LAYERS, RATE, feature_lengths
 from d2v_lightning.nn.encoders.log_mel import mel_filters
 
 LETTERS = "_ABCDEFGHIJKLMNOPQRSTUVWXYZ' "  # 0 is the CTC blank
-RATE = 16000
 # What differs: learning rate; EMA decay at its start, its end, and how much of the run lies between; norms of each layer;
 # blocks averaged; `log_mel` in place of the convolutions; with `masks` above 1 it is 2.0, with exact counts in short spans,
 # ALiBi and a convolutional decoder.

@@ -39,7 +39,7 @@ from d2v_lightning import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.configurable import build
 from d2v_lightning.method.masking import num_span_masked
 from d2v_lightning.method.positions import hidden_positions, visible_positions
-from d2v_lightning.nn.encoders.audio import feature_lengths
+from d2v_lightning.nn.encoders.audio import RATE, feature_lengths
 from d2v_lightning.recipes import overridden
 
 PRECISIONS = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
@@ -63,7 +63,7 @@ def image_batch(encoder: ImageEncoder, args: argparse.Namespace, data: dict[str,
 
 def audio_batch(encoder: AudioEncoder, args: argparse.Namespace, data: dict[str, Any]) -> Batch:
     """Noise as long as the recipe's longest clips, with letters; by default as many as the recipe's budget holds."""
-    samples = int(16_000 * (args.seconds or data.get("max_seconds") or 20.0))
+    samples = int(RATE * (args.seconds or data.get("max_seconds") or 20.0))
     size, frames = args.batch or max(1, data["batch_samples"] // samples), feature_lengths(samples, encoder.conv_layers)
     ratio = data.get("mask_ratio")
     hidden = round(frames * ratio) if ratio else num_span_masked(frames, data["mask_prob"], data["mask_length"])

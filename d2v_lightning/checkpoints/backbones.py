@@ -16,6 +16,7 @@ from d2v_lightning.checkpoints.tables import State
 from d2v_lightning.configurable import Tree, build, own_class
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders.image import patch_grid
 from d2v_lightning.nn.position import resize_position_embedding, resize_relative_position_table
 from d2v_lightning.support.errors import UserError
 
@@ -143,10 +144,9 @@ def _resized(state: State, encoder: Tree, trunk: Tree, image_size: tuple[int, in
     patch, old = (
         size if isinstance(size, list) else [size] * 2 for size in (encoder["patch_size"], encoder["image_size"])
     )
-    old_grid = (old[0] // patch[0], old[1] // patch[1])
-    new_grid = (image_size[0] // patch[0], image_size[1] // patch[1])
-    if min(new_grid) < 1:
+    if image_size[0] < patch[0] or image_size[1] < patch[1]:
         raise UserError(f"image_size is {image_size}, which holds no patch of {patch[0]}x{patch[1]} pixels")
+    old_grid, new_grid = (patch_grid((size[0], size[1]), (patch[0], patch[1])) for size in (old, image_size))
     encoder["image_size"] = list(image_size)
     if trunk["position_bias"] is not None:
         trunk["position_bias"]["init_args"]["grid"] = list(new_grid)

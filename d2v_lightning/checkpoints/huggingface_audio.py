@@ -15,7 +15,7 @@ from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.letters import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.nn.backbone import Backbone
-from d2v_lightning.nn.encoders.audio import AudioEncoder
+from d2v_lightning.nn.encoders.audio import RATE, AudioEncoder
 from d2v_lightning.nn.transformer import Transformer
 from d2v_lightning.support.errors import NotFoundError, UserError
 
@@ -98,7 +98,7 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     arguments = {
         "vocabulary": [BLANK, *spelt],
         "normalize": truth(extractor.get("do_normalize", True), f"do_normalize of {directory}"),
-        "sample_rate": int(extractor.get("sampling_rate", 16_000)),
+        "sample_rate": int(extractor.get("sampling_rate", RATE)),
     }
     return "SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
 

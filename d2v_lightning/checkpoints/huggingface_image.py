@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from d2v_lightning.checkpoints.labels import labels_of
 from d2v_lightning.checkpoints.tables import Names, State, both
 from d2v_lightning.nn.backbone import Backbone
-from d2v_lightning.nn.encoders.image import ImageEncoder
+from d2v_lightning.nn.encoders.image import ImageEncoder, patch_grid
 from d2v_lightning.nn.position import Alibi, RelativePositionBias, is_index_of
 from d2v_lightning.nn.transformer import Transformer
 from d2v_lightning.support.errors import UserError
@@ -67,7 +67,7 @@ def is_head(weight: str, inside: bool, config: Any) -> bool:
 def follows(weight: str, tensor: Tensor, config: Any) -> bool:
     """Whether the row of a table of relative positions that each pair of patches has in older files is that of the grid."""
     pixels, patch = ((size, size) if isinstance(size, int) else size for size in (config.image_size, config.patch_size))
-    return is_index_of((pixels[0] // patch[0], pixels[1] // patch[1]), tensor)
+    return is_index_of(patch_grid((pixels[0], pixels[1]), (patch[0], patch[1])), tensor)
 
 
 def adjust(state: State, backbone: Backbone) -> State:

@@ -14,8 +14,9 @@ from d2v_lightning.checkpoints.options import as_options, model_options, option,
 from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.flavour import rank_zero_info
-from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR
+from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR, UNKNOWN
 from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.tensor_files import Weights, named_tensors, read_tensors
 
@@ -27,7 +28,7 @@ IMAGE_HEAD: Names = both("head", "head") | both("norm", "fc_norm")
 # What their pictures were normalised with: 1.0's command leaves out `--imagenet_default_mean_and_std`; 2.0's
 # `mae_finetuning_image_dataset.py` takes ImageNet's.
 NORMALISED = {1: ([0.5] * 3, [0.5] * 3), 2: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
-FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", "<unk>"]  # fairseq's `<s>` stands for the blank
+FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", UNKNOWN]  # fairseq's `<s>` stands for the blank
 
 
 def is_finetuned(file: dict[str, Any]) -> bool:
@@ -72,7 +73,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
         "backbone": backbone,
         "vocabulary": _vocabulary(symbols, weights.sizes(f"{CTC_HEAD}.weight", 2)[0], path),
         "normalize": bool(option(cfg, "task.normalize", default=option(outer, "normalize", default=False))),
-        "sample_rate": int(option(cfg, "task.sample_rate", default=16_000)),
+        "sample_rate": int(option(cfg, "task.sample_rate", default=RATE)),
         "time_mask": "noise" if v2 else "token",
         "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
     }

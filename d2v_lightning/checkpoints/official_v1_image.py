@@ -21,6 +21,7 @@ from d2v_lightning.method.targets import Norm, Targets
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.decoder import LinearDecoder
 from d2v_lightning.nn.encoders import Encoder, ImageEncoder
+from d2v_lightning.nn.encoders.image import patch_grid
 from d2v_lightning.nn.position import RelativePositionBias, is_index_of, relative_position_index
 from d2v_lightning.nn.transformer import Transformer
 from d2v_lightning.optim.optimization import Optimization
@@ -206,7 +207,8 @@ def _grid(
     elif "pos_embed" in state:
         side = math.isqrt(state.sizes("pos_embed", 3)[1] - 1)
     else:
-        side = int(option(options, "input_size", default=224)) // patch[0]
+        size = int(option(options, "input_size", default=224))
+        side, _ = patch_grid((size, size), (patch[0], patch[0]))
     return side, side
 
 

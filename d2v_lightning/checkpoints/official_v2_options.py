@@ -26,6 +26,7 @@ from d2v_lightning.method.teacher import Scope
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.decoder import ConvDecoder
 from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.nn.encoders.image import patch_grid
 from d2v_lightning.nn.position import Alibi, sine_cosine_positions
 from d2v_lightning.nn.transformer import Transformer
 from d2v_lightning.optim.optimization import Optimization
@@ -157,7 +158,8 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
         if fixed:
             grid = grid_of(state[below + FIXED], below + FIXED)
         else:
-            grid = (int(option(own, "input_size", default=224)) // patch,) * 2
+            size = int(option(own, "input_size", default=224))
+            grid = patch_grid((size, size), (patch, patch))
         refuse_contradictions(own, {"patch_size": patch, "in_chans": channels})
         if grid[0] == grid[1]:
             refuse_contradictions(own, {"input_size": grid[0] * patch})

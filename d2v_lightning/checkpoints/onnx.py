@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.errors import UserError
 
@@ -80,7 +81,7 @@ def _example(encoder: Any, batch: int, longer: float) -> tuple[Tensor, dict[int,
         size = (batch, encoder.in_channels, *encoder.image_size)
         return torch.randn(size, generator=generator), {0: "batch"}
     if isinstance(encoder, AudioEncoder):
-        return torch.randn(batch, int(16_000 * longer), generator=generator), {0: "batch", 1: "samples"}
+        return torch.randn(batch, int(RATE * longer), generator=generator), {0: "batch", 1: "samples"}
     if isinstance(encoder, TextEncoder):
         length = int(min(16, encoder.max_positions // 2) * longer)
         return torch.randint(4, encoder.vocab_size, (batch, length), generator=generator), {0: "batch", 1: "tokens"}

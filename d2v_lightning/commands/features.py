@@ -32,11 +32,11 @@ from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.flavour import pl, rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.nn.extraction import Extraction
 from d2v_lightning.support.errors import UserError, naming
 from d2v_lightning.types import Batch
 from datamodules import ImageDataModule, SpeechDataModule, TextDataModule
-from datamodules.speech.waveform import RATE
 
 BATCH = {ImageEncoder: 64, AudioEncoder: 8, TextEncoder: 64}
 SECONDS = 30  # of sound, for each of a batch

@@ -15,6 +15,7 @@ from torchmetrics.regression import PearsonCorrCoef, SpearmanCorrCoef
 from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.checkpoints.backbones import load_backbone, regularised
 from d2v_lightning.checkpoints.pretrained import FromPretrained
+from d2v_lightning.finetune.glue_tasks import METRICS, TASKS, GlueTask
 from d2v_lightning.flavour import pl
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
@@ -27,24 +28,11 @@ STSB_SCALE = 5.0  # similarities go from 0 to 5; the released fine-tuning learns
 _NEEDS_LABELS = "fine-tuning needs sentences with labels, as GLUEDataModule reads them"
 
 
-class Task(NamedTuple):
-    """What a task asks for: `num_classes` (1 = a number), the `metrics` whose mean is its published score."""
+class Kind(NamedTuple):
+    """What a task asks for: `num_classes` (1 = a number), the `metrics` whose mean is its score."""
 
     num_classes: int
     metrics: tuple[str, ...]
-
-
-TASKS = {
-    "cola": Task(2, ("matthews",)),
-    "sst2": Task(2, ("accuracy",)),
-    "mrpc": Task(2, ("accuracy", "f1")),
-    "stsb": Task(1, ("pearson", "spearman")),
-    "qqp": Task(2, ("accuracy", "f1")),
-    "mnli": Task(3, ("accuracy",)),
-    "qnli": Task(2, ("accuracy",)),
-    "rte": Task(2, ("accuracy",)),
-    "wnli": Task(2, ("accuracy",)),
-}
 
 
 class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
@@ -81,7 +69,7 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightni
 
     def __init__(
         self,
-        task: Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "custom"] = "sst2",
+        task: GlueTask = "sst2",
         num_classes: int | None = None,
         backbone: Backbone | None = None,
         checkpoint: str | None = None,
@@ -121,9 +109,10 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightni
         self.backbone = backbone
         self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
         self.task = task
-        self.kind = Task(num_classes, ("accuracy",)) if num_classes is not None else TASKS[task]
-        if task == "custom" and num_classes == 1:
-            self.kind = Task(1, TASKS["stsb"].metrics)
+        if num_classes is None:
+            self.kind = Kind(TASKS[task].num_classes, METRICS[task])
+        else:
+            self.kind = Kind(num_classes, METRICS["stsb"] if num_classes == 1 else ("accuracy",))
         self.class_names, self.freeze_backbone, self.compile_parts = class_names, freeze_backbone, compile
         self.optimization = optimization or Optimization(
             lr=2e-5,
@@ -247,7 +236,7 @@ class Matthews(MulticlassMatthewsCorrCoef):
         return super().compute() if used > 1 else self.confmat.new_zeros((), dtype=torch.float32)
 
 
-def _metrics(kind: Task, dtype: torch.dtype) -> dict[str, Metric]:
+def _metrics(kind: Kind, dtype: torch.dtype) -> dict[str, Metric]:
     makers: dict[str, Callable[[], Metric]] = {
         "accuracy": lambda: MulticlassAccuracy(max(2, kind.num_classes), average="micro"),
         "f1": BinaryF1Score,

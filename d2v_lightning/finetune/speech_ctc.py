@@ -20,13 +20,13 @@ from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR, read_vocabulary
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import AudioEncoder
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.nn.windows import Joined, exact_padding
 from d2v_lightning.optim.optimization import Optimization, run_length
 from d2v_lightning.optim.weighting import WeighsMicroBatches
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch, TakesPlainBatches, require
 
-RATE = 16_000  # samples a second
 NOISE = 0.01  # standard deviation of what data2vec 2.0 writes to hidden frames
 _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl
+from d2v_lightning.nn.encoders.image import patch_grid
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import NotFoundError, UserError, at_least
 from datamodules.image.keyed_images import KeyedImages
@@ -253,11 +254,7 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise UserError(f"num_channels {self._channels}: pictures have {', '.join(map(str, MODES))}")
         self._size, self._grid = size, (1, 1)
         if patch is not None:
-            if size[0] % patch[0] or size[1] % patch[1]:
-                raise UserError(
-                    f"image_size {_times(size)} is not a whole number of patches of {_times(patch)}: change one of them"
-                )
-            self._grid = size[0] // patch[0], size[1] // patch[1]
+            self._grid = patch_grid(size, patch)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self._channels:
                 raise UserError(f"{name} has {len(values)} values for {self._channels} channels: give one per channel")
@@ -507,10 +504,6 @@ def _agreed(name: str, mine: Size | None, models: Size | None) -> tuple[int, int
 
 def _pair(value: Size) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:

@@ -12,7 +12,7 @@ import torch
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.letters import BLANK, SEPARATOR
-from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths, shortest_input
+from d2v_lightning.nn.encoders.audio import CONV_LAYERS, RATE, feature_lengths, shortest_input
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import UserError, at_least
 from d2v_lightning.support.lines import listed
@@ -40,7 +40,6 @@ from datamodules.speech.sources import (
     tidy,
 )
 from datamodules.speech.streaming import StreamedClips
-from datamodules.speech.waveform import RATE
 from datamodules.speech.windows import SpeechWindows
 
 CONTEXT_SECONDS = 5  # before and after a window of a long recording

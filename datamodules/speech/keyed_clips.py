@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import UserError, reason_of
 from datamodules.shared.files import FolderGoneError, GoneFiles
 from datamodules.shared.samplers import Key
 from datamodules.speech.crops import Crops
 from datamodules.speech.sources import SpeechSource
-from datamodules.speech.waveform import RATE, TRUNCATED, UNREADABLE, Waveform, normalise
+from datamodules.speech.waveform import TRUNCATED, UNREADABLE, Waveform, normalise
 
 REPLACEMENTS = 100
 NORMALISED_OVER = 40 * RATE  # all of any clip of LibriSpeech

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from d2v_lightning.letters import SEPARATOR
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.lines import decoded, good_lines, numbered_lines, whole_text
 from datamodules.shared.files import composed, expanded
@@ -146,7 +147,7 @@ def _transcripts_beside(path: Path, bad: list[str]) -> list[str | None]:
             bad.append(f"{path}:{number}: {error}")
             texts.append(None)
             continue
-        texts.append((text.replace(" ", "").replace("|", " ") if path.suffix == ".ltr" else text).strip())
+        texts.append((text.replace(" ", "").replace(SEPARATOR, " ") if path.suffix == ".ltr" else text).strip())
     return texts
 
 

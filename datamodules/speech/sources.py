@@ -13,12 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from d2v_lightning.flavour import rank_zero_info, rank_zero_warn
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import NotFoundError, UserError, reason_of
 from d2v_lightning.support.lines import listed, whole_text
 from datamodules.shared.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, files_of, refuse_gone
 from datamodules.shared.tables import cells_of, open_table
 from datamodules.speech.manifests import Clip, is_piece, read_manifest, transcripts_of
-from datamodules.speech.waveform import RATE, UNREADABLE, Waveform, measure, read_waveform
+from datamodules.speech.waveform import UNREADABLE, Waveform, measure, read_waveform
 
 PROGRESS_FROM = 1000
 TEXT_COLUMNS = ("text", "sentence", "transcription", "transcript", "normalized_text")

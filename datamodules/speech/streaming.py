@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import UserError
 from datamodules.shared.streaming import Stream
 from datamodules.speech.sources import cell_of, tidy
-from datamodules.speech.waveform import RATE, UNREADABLE, Waveform, normalise, read_waveform
+from datamodules.speech.waveform import UNREADABLE, Waveform, normalise, read_waveform
 
 
 class StreamedClips(Stream):

@@ -14,9 +14,9 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import NotFoundError, UserError
 
-RATE = 16_000
 RATES = (1_000, 1_000_000)
 """The lowest and highest sample rate, in Hz, that is believed."""
 TRUNCATED = 0.9

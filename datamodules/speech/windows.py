@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths
+from d2v_lightning.nn.encoders.audio import CONV_LAYERS, RATE, feature_lengths
 from d2v_lightning.support.errors import UserError, reason_of
 from datamodules.shared.files import refuse_gone
 from datamodules.shared.predicting import Done
 from datamodules.speech.waveform import (
-    RATE,
     UNREADABLE,
     Recording,
     Waveform,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
 from d2v_lightning.configurable import Configurable
+from d2v_lightning.finetune.glue_tasks import TASKS, GlueTask, Stored
 from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import NotFoundError, UserError, at_least
@@ -42,29 +43,6 @@ class Rows(NamedTuple):
     bad: list[str]
 
 
-class TaskFiles(NamedTuple):
-    """How a task is stored: its folder in GLUE, the columns of its texts and label, its classes; () is a number."""
-
-    folder: str
-    texts: tuple[str, ...]
-    label: str
-    classes: tuple[str, ...]
-    header: tuple[str, ...] | None = None  # of files that have none
-
-
-PAIR = ("sentence1", "sentence2")
-ENTAILS = ("entailment", "not_entailment")
-TASKS = {
-    "cola": TaskFiles("CoLA", ("sentence",), "label", ("0", "1"), ("source", "label", "star", "sentence")),
-    "sst2": TaskFiles("SST-2", ("sentence",), "label", ("0", "1")),
-    "mrpc": TaskFiles("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1")),
-    "stsb": TaskFiles("STS-B", PAIR, "score", ()),
-    "qqp": TaskFiles("QQP", ("question1", "question2"), "is_duplicate", ("0", "1")),
-    "mnli": TaskFiles("MNLI", PAIR, "gold_label", ("entailment", "neutral", "contradiction")),
-    "qnli": TaskFiles("QNLI", ("question", "sentence"), "label", ENTAILS),
-    "rte": TaskFiles("RTE", PAIR, "label", ENTAILS),
-    "wnli": TaskFiles("WNLI", PAIR, "label", ("0", "1")),
-}
 # MNLI has two development and two test sets.
 SPLITS = {
     "train": ("train",),
@@ -117,7 +95,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
 
     def __init__(
         self,
-        task: Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "custom"] = "sst2",
+        task: GlueTask = "sst2",
         root: str | None = None,
         dataset: str | None = None,
         text_columns: list[str] | None = None,
@@ -151,7 +129,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             )
         self.save_hyperparameters(logger=False)
         self.task, self.root, self.dataset, self.tokenizer = task, root, dataset, tokenizer
-        self.files = TASKS.get(task) or TaskFiles("", tuple(text_columns or ()), label_column, tuple(classes or ()))
+        self.files = TASKS.get(task) or Stored("", tuple(text_columns or ()), label_column, tuple(classes or ()))
         self.max_length, self.batch_size, self.batch_tokens = max_length, batch_size, batch_tokens
         self.effective_batch, self.predict_file = effective_batch, predict_file
         self.num_workers, self.seed = num_workers, seed

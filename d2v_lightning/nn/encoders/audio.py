@@ -14,6 +14,9 @@ from d2v_lightning.nn.convolution import Conv1d, FrameConv, WeightNormedConv, we
 from d2v_lightning.nn.encoders.encoder import Encoder, Padding, Position
 from d2v_lightning.support.errors import UserError, at_least
 
+RATE = 16_000
+"""Samples a second of every recording that a network hears."""
+
 CONV_LAYERS = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 """(channels, kernel, stride) of the published feature encoder: 16 kHz to 50 Hz, 400 samples for the first frame."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.nn.encoders.audio import AudioEncoder, feature_lengths
+from d2v_lightning.nn.encoders.audio import RATE, AudioEncoder, feature_lengths
 from d2v_lightning.nn.fixed import FixedBuffers
 from d2v_lightning.support.errors import UserError
 
-_RATE, _WINDOW, _HOP, _FFT = 16_000, 400, 320, 512  # the frames of `CONV_LAYERS`: 25 ms, 50 a second
+_WINDOW, _HOP, _FFT = 400, 320, 512  # the frames of `CONV_LAYERS`: 25 ms, 50 a second
 _FLOOR = 1e-3  # added to the power in a band; white noise of variance 1 has 150 at each frequency
 _SPREAD = 2.5  # brings them near a standard deviation of 1; those of our prompts have 3.3
 
@@ -18,7 +18,7 @@ def mel_filters(bands: int) -> Tensor:
     """Weights (257, C) of the powers of a 512-point spectrum in triangular bands on HTK's mel scale, 0 to 8 kHz."""
     from transformers.audio_utils import mel_filter_bank
 
-    filters = mel_filter_bank(_FFT // 2 + 1, bands, 0.0, _RATE / 2, _RATE, norm=None, mel_scale="htk")
+    filters = mel_filter_bank(_FFT // 2 + 1, bands, 0.0, RATE / 2, RATE, norm=None, mel_scale="htk")
     return torch.from_numpy(filters).float()
 
 
