@@ -6,136 +6,30 @@ where it refuses one, `explain` walks the same files and options against the sam
 
 from __future__ import annotations
 
-import difflib
-import functools
 import importlib
 import inspect
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
 
-from jsonargparse import ArgumentError, ArgumentParser
-
-from d2v_lightning.commands.running import system_error
-from d2v_lightning.commands.yaml_files import parsed, read_yaml
+from d2v_lightning.commands.settings import FLAGS, CommandLine, Source, did_you_mean
+from d2v_lightning.commands.signatures import (
+    allows_none,
+    annotations_of,
+    choices,
+    classes_in,
+    holds_nan,
+    is_concrete,
+    parameters_of,
+    readable,
+    subclasses,
+    takes,
+    takes_anything,
+)
 from d2v_lightning.support.errors import UsageError
 
 _NOT_SECTIONS = ("config", "print_config", "help", "help_all")
-_FLAGS = ("--print_config", "--help", "-h", "--help_all")
-_SECTIONS = ("--model", "--data", "--trainer", "--model_checkpoint", "--predictions")
-_PLAIN_TYPES = ("builtins", "collections", "datetime", "os", "pathlib", "typing")
-_ABSTRACT = ("LightningModule", "LightningDataModule", "Callback", "Logger", "Encoder")
 _TREE_KEYS = {"class_path", "init_args", "dict_kwargs"}
-
-
-@dataclass
-class CommandLine:
-    """A command line, cut into options but not interpreted.
-
-    Args:
-        subcommand: fit, validate, test or predict, or what stands in its place.
-        options: (name with dashes, value or None) in order.
-    """
-
-    subcommand: str | None
-    options: list[tuple[str, str | None]]
-
-    @classmethod
-    def read(cls, argv: Sequence[str]) -> CommandLine:
-        rest = list(argv)
-        subcommand = rest.pop(0) if rest and not rest[0].startswith("-") else None
-        options: list[tuple[str, str | None]] = []
-        while rest:
-            word = rest.pop(0)
-            if "=" in word and word.startswith("-"):
-                name, _, value = word.partition("=")
-                options.append((name, value))
-            elif word.startswith("-") and rest and not rest[0].startswith("--") and word not in _FLAGS:
-                options.append((word, rest.pop(0)))
-            else:
-                options.append((word, None))
-        return cls(subcommand, [("--config" if name == "-c" else name, value) for name, value in options])
-
-    def has(self, name: str) -> bool:
-        return any(option == name for option, _ in self.options)
-
-    @functools.cached_property
-    def configs(self) -> list[Source]:
-        """The files given by --config."""
-        return [Source.file(value) for name, value in self.options if name == "--config" and value is not None]
-
-    def files(self) -> list[Source]:
-        """The files given by --config, or for a whole section (`--data FILE`)."""
-        sections = [v for name, v in self.options if name in _SECTIONS and v is not None and Path(v).is_file()]
-        return [*self.configs, *map(Source.file, sections)]
-
-    def gives(self, section: str) -> bool:
-        """Whether "model" or "data" is given by class: where not, a checkpoint may say which it is."""
-        if self.has(f"--{section}") or self.has(f"--{section}.class_path"):
-            return True
-        values = [source.value.get(section) for source in self.configs]
-        return any(isinstance(value, str) or (isinstance(value, dict) and "class_path" in value) for value in values)
-
-    def class_paths(self) -> Iterator[str]:
-        """Classes that the command line and its files name."""
-        trees = [source.value for source in self.configs]
-        trees += [Source.option(name, value).value for name, value in self.options if name != "--config"]
-        for tree in trees:
-            yield from (tree[name] for name in ("model", "data") if isinstance(tree.get(name), str))
-            yield from _class_paths(tree)
-
-    def value(self, key: str) -> Any:
-        """The last value given for a top-level key, on the command line or else in a file."""
-        given = [value for name, value in self.options if name == f"--{key}"]
-        files = [source.value[key] for source in self.configs if key in source.value]
-        return (given or files or [None])[-1]
-
-
-@dataclass
-class Source:
-    """Settings from one place: a file, an option, a checkpoint.
-
-    Args:
-        name: of the place.
-        value: the settings, a tree.
-        lines: line of each key in a file.
-        problem: why it could not be read.
-    """
-
-    name: str
-    value: Any
-    lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
-    problem: str | None = None
-
-    @classmethod
-    def file(cls, path: str) -> Source:
-        try:
-            found = read_yaml(path)
-        except FileNotFoundError as error:
-            near = _nearest(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")])
-            hint = f"\n  did you mean: {Path(path).with_name(near[0])}" if near else ""
-            return cls(path, {}, problem=f"cannot read {path}: {error.strerror}{hint}")
-        except OSError as error:
-            return cls(path, {}, problem=f"cannot read {system_error(error)}")
-        except UsageError as error:
-            return cls(path, {}, problem=str(error))
-        if not isinstance(found.value, dict):
-            return cls(
-                path, {}, problem=f"{path} holds no settings: it must be a YAML file with keys such as model, data"
-            )
-        return cls(path, found.value, found.lines)
-
-    @classmethod
-    def option(cls, name: str, value: str | None) -> Source:
-        tree: Any = parsed(value)
-        for key in reversed(name.lstrip("-").split(".")):
-            tree = {key: tree}
-        return cls(name if value is None else f"{name} {value}", tree)
-
-    def place(self, path: tuple[str | int, ...]) -> str:
-        return f"{self.name}:{self.lines[path]}" if path in self.lines else self.name
 
 
 @dataclass
@@ -185,7 +79,7 @@ def explain(
                 )
             if name == "--config":
                 schema.check(Source.file(value or ""))
-            elif name not in _FLAGS:
+            elif name not in FLAGS:
                 if value is None:
                     raise MistakeError(f"{name} needs a value", name, [f"write {name} VALUE"])
                 schema.check(Source.option(name, value))
@@ -233,7 +127,7 @@ class _Schema:
                     ],
                 )
         for key, cls in self.classes.items():
-            required = [n for n, p in _parameters(cls).items() if p.default is inspect.Parameter.empty]
+            required = [n for n, p in parameters_of(cls).items() if p.default is inspect.Parameter.empty]
             missing = [name for name in required if name not in self.given.get(key, set())]
             if missing:
                 raise MistakeError(f"{cls.__name__} needs {', '.join(missing)}", key, [f"set {key}.{missing[0]}"])
@@ -241,8 +135,8 @@ class _Schema:
     def _check(
         self, annotation: Any, value: Any, key: str, source: Source, path: tuple[str | int, ...], section: bool = False
     ) -> None:
-        bases = _classes_in(annotation)
-        if value is None and not _allows_none(annotation):
+        bases = classes_in(annotation)
+        if value is None and not allows_none(annotation):
             hints = [f"set it to {readable(annotation)}, or leave the key out"]
             raise MistakeError(f"{key} is empty (null)", self._where(source, path, key), hints)
         if get_origin(annotation) is dict and isinstance(value, dict):
@@ -255,9 +149,9 @@ class _Schema:
             self._check_tree(
                 bases, {"class_path": value} if isinstance(value, str) else value, key, source, path, section
             )
-        elif not bases and (_holds_nan(value) or not takes(annotation, value)):
+        elif not bases and (holds_nan(value) or not takes(annotation, value)):
             hints = [f"it must be {readable(annotation)}"]
-            hints += _did_you_mean(str(value), _choices(annotation))
+            hints += did_you_mean(str(value), choices(annotation))
             raise MistakeError(f"{key} cannot be {value!r}", self._where(source, path, key), hints)
 
     def _check_tree(
@@ -275,11 +169,11 @@ class _Schema:
             if self.classes.get(key) is not cls:
                 self.classes[key] = cls
         elif key not in self.classes:
-            if section and not _is_concrete(bases[0]):
+            if section and not is_concrete(bases[0]):
                 hints = [f"put --config FILE, or --{key} CLASS, before it"]
                 raise MistakeError(f"{key} has no class yet", self._where(source, path, key), hints)
-            if not _is_concrete(bases[0]):
-                names = sorted({cls.__name__ for base in bases for cls in _subclasses(base) if _is_concrete(cls)})
+            if not is_concrete(bases[0]):
+                names = sorted({cls.__name__ for base in bases for cls in subclasses(base) if is_concrete(cls)})
                 hints = [f"set {key}.class_path to one of: {', '.join(names)}"]
                 raise MistakeError(f"{key} has no class", self._where(source, path, key), hints)
             self.classes[key] = bases[0]
@@ -291,8 +185,8 @@ class _Schema:
     def _check_arguments(
         self, cls: type, arguments: dict[str, Any], key: str, source: Source, path: tuple[str | int, ...]
     ) -> None:
-        parameters = _parameters(cls)
-        hints = _hints(cls)
+        parameters = parameters_of(cls)
+        hints = annotations_of(cls)
         for name, value in arguments.items():
             plain_name = str(name).removesuffix("+")
             if plain_name in ("init_args", "help", "class_path"):
@@ -300,7 +194,7 @@ class _Schema:
                     self._check_arguments(cls, value, key, source, (*path, name))
                 continue
             if plain_name not in parameters:
-                if _takes_anything(cls):
+                if takes_anything(cls):
                     continue
                 where = self._where(source, (*path, name), f"{key}.{name}")
                 raise self._unknown(f"unknown key '{name}'", plain_name, list(parameters), where, cls.__name__)
@@ -311,7 +205,7 @@ class _Schema:
 
     def _resolve(self, bases: list[type], class_path: Any, key: str, where: str) -> type:
         module_name, _, name = str(class_path).rpartition(".")
-        known = {cls.__name__: cls for base in bases for cls in (base, *_subclasses(base))}
+        known = {cls.__name__: cls for base in bases for cls in (base, *subclasses(base))}
         if not module_name and name in known:
             return known[name]
         if module_name:
@@ -321,7 +215,7 @@ class _Schema:
                 cls = None
             if isinstance(cls, type) and issubclass(cls, tuple(bases)):
                 return cls
-        candidates = {name for name, cls in known.items() if _is_concrete(cls)}
+        candidates = {name for name, cls in known.items() if is_concrete(cls)}
         raise self._unknown(f"unknown class '{class_path}'", name, sorted(candidates), where, key)
 
     @staticmethod
@@ -330,111 +224,8 @@ class _Schema:
 
     @staticmethod
     def _unknown(what: str, name: str, known: Sequence[str], where: str, owner: str) -> MistakeError:
-        hints = _did_you_mean(name, known)
+        hints = did_you_mean(name, known)
         shown = [word for word in known if not word.startswith("_")]
         most = 12 if hints else 40
         more = f", ... ({len(shown)} in all)" if len(shown) > most else ""
         return MistakeError(what, where, [*hints, f"{owner} takes: {', '.join(shown[:most])}{more}"])
-
-
-def _class_paths(tree: Any) -> Iterator[str]:
-    if isinstance(tree, dict) and isinstance(tree.get("class_path"), str):
-        yield tree["class_path"]
-    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
-        yield from _class_paths(value)
-
-
-def _nearest(name: str, known: Sequence[str]) -> list[str]:
-    lower = {word.lower(): word for word in known}
-    return [lower[word] for word in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.6)]
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> list[str]:
-    near = _nearest(name, known)
-    return [f"did you mean: {', '.join(near)}"] if near else []
-
-
-def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    skipped = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    parameters = list(inspect.signature(cls.__init__).parameters.items())[1:]  # type: ignore[misc]
-    return {name: parameter for name, parameter in parameters if parameter.kind not in skipped}
-
-
-def _takes_anything(cls: type) -> bool:
-    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:  # names that another package imports for type checking only
-        return {}
-
-
-def _classes_in(annotation: Any) -> list[type]:
-    """Classes whose instances are configured by class_path, anywhere in an annotation."""
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return [] if annotation.__module__.partition(".")[0] in _PLAIN_TYPES else [annotation]
-    if get_origin(annotation) is Literal:
-        return []
-    return [cls for argument in get_args(annotation) for cls in _classes_in(argument)]
-
-
-def _subclasses(cls: type) -> Iterator[type]:
-    children: list[type] = cls.__subclasses__()
-    for child in children:
-        yield child
-        yield from _subclasses(child)
-
-
-def _is_concrete(cls: type) -> bool:
-    return not inspect.isabstract(cls) and cls.__name__ not in _ABSTRACT
-
-
-def _allows_none(annotation: Any) -> bool:
-    if annotation in (Any, None, type(None)):
-        return True
-    return get_origin(annotation) in (Union, types.UnionType) and any(map(_allows_none, get_args(annotation)))
-
-
-def _holds_nan(value: Any) -> bool:
-    return value != value or (isinstance(value, list) and any(map(_holds_nan, value)))
-
-
-def takes(annotation: Any, value: Any) -> bool:
-    """Whether jsonargparse takes a value for an annotation."""
-    if annotation is Any:
-        return True
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
-    try:
-        parser.parse_object({"value": value})
-    except ArgumentError:
-        return False
-    return True
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [str(choice) for choice in get_args(annotation)]
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [choice for part in get_args(annotation) for choice in _choices(part)]
-    return []
-
-
-def readable(annotation: Any) -> str:
-    """What an annotation permits, in words."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    if annotation in words:
-        return words[annotation]
-    if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(map(str, get_args(annotation)))
-    if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(readable(part) for part in get_args(annotation))
-    if get_origin(annotation) in (list, tuple):
-        parts = [readable(part) for part in get_args(annotation) if part is not Ellipsis]
-        if get_origin(annotation) is list:
-            return f"a list, each {' '.join(parts)}"
-        return f"a list [{', '.join(parts)}]"
-    return str(getattr(annotation, "__name__", annotation))

@@ -24,11 +24,12 @@ from d2v_lightning.callbacks.run_summary import RunSummary
 from d2v_lightning.callbacks.save_at_end import SaveAtEnd
 from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
-from d2v_lightning.commands.cli_errors import CommandLine, Section, Source, explain
+from d2v_lightning.commands.cli_errors import Section, explain
 from d2v_lightning.commands.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
 from d2v_lightning.commands.ending import FirstError
 from d2v_lightning.commands.resuming import StoredRun, StoreRun, changed_settings, differences, said
 from d2v_lightning.commands.running import one_line, run_command
+from d2v_lightning.commands.settings import CommandLine, Source
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.support.atomic import UNFINISHED, atomic_write, remove
 from d2v_lightning.support.errors import UsageError, UserError, flat

@@ -27,8 +27,8 @@ from d2v_lightning.checkpoints.backbones import load_backbone
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.own import RUN_KEY
 from d2v_lightning.checkpoints.pretrained import read_pretrained
-from d2v_lightning.commands.cli_errors import readable, takes
 from d2v_lightning.commands.running import USAGE, run_command
+from d2v_lightning.commands.signatures import readable, takes
 from d2v_lightning.flavour import pl, rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
