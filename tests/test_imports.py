@@ -101,7 +101,6 @@ def test_a_folder_shows_the_architecture() -> None:
 
 
 LONG = {  # on their way to be split
-    "d2v_lightning.commands.command_line",
     *("datamodules.image.datamodule", "datamodules.speech.datamodule", "datamodules.text.glue"),
 }
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import logging
-import math
-import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.callbacks.preemption import Preemption
@@ -26,81 +21,25 @@ from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from d2v_lightning.commands.cli_errors import Section, explain
 from d2v_lightning.commands.cli_help import ABOUT, EXAMPLES, MORE, OPTIONS
+from d2v_lightning.commands.constructing import ConstructorError, construct
 from d2v_lightning.commands.ending import FirstError
-from d2v_lightning.commands.resuming import StoredRun, StoreRun, changed_settings, differences, said
-from d2v_lightning.commands.running import one_line, run_command
+from d2v_lightning.commands.noise import leave_out_noise
+from d2v_lightning.commands.parser import Parser, check_order, import_named_classes, refuse_values
+from d2v_lightning.commands.resuming import StoredRun, StoreRun, compare
+from d2v_lightning.commands.run_folder import (
+    SaveConfig,
+    default_folder,
+    held,
+    last_checkpoint,
+    refuse_other_run,
+    remove_unfinished,
+)
+from d2v_lightning.commands.running import run_command
 from d2v_lightning.commands.settings import CommandLine, Source
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
-from d2v_lightning.support.atomic import UNFINISHED, atomic_write, remove
-from d2v_lightning.support.errors import UsageError, UserError, flat
-from d2v_lightning.support.locks import only_one_in
+from d2v_lightning.support.errors import UsageError, UserError
 
 importlib.import_module(f"{pl.__name__}.cli")  # a part that its package does not load
-
-CONFIG_NAME = "config.yaml"
-
-# What a constructor raises that was written without a thought of the value at hand.
-_OF_VALUES = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
-
-# Lightning divides by them.
-_MORE_THAN_ZERO = ("trainer.accumulate_grad_batches", "trainer.check_val_every_n_epoch", "trainer.val_check_interval")
-
-# Lightning says these in every run. The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test;
-# the rest is about its own code and its maker's services.
-_NOT_FOR_PEOPLE = (
-    r"Found \d+ module\(s\) in eval mode",
-    r"Be aware that when using `ckpt_path`, callbacks",
-    r".*isinstance\(treespec, LeafSpec\)",
-    r".*(litlogger|litmodels)",
-    r"Couldn't infer the batch indices",
-    r"Checkpoint directory .* exists and is not empty",
-    r"Restor(ing|ed all) states from",
-)
-
-
-class Parser(pl.cli.LightningArgumentParser):
-    """Raises on a mistake instead of printing pages, and has short help."""
-
-    short_help: str | None = None
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise (UsageError(message) if self.exit_on_error else ArgumentError(None, message)) from ex
-
-    def format_help(self) -> str:
-        return self.short_help or self.full_help()
-
-    def full_help(self) -> str:
-        text: str = super().format_help()
-        return text
-
-
-class SaveConfig(pl.cli.SaveConfigCallback):
-    """Writes the configuration to the run's folder, and gives it to the loggers as hyper-parameters.
-
-    A run that goes on in its folder leaves the first configuration as it is and adds its own beside it.
-
-    Args:
-        settings: the configuration as plain data.
-    """
-
-    def __init__(self, parser: pl.cli.LightningArgumentParser, config: Namespace, settings: dict[str, Any]) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)
-        self.settings = settings
-
-    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage != "fit":
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, resumes = folder / CONFIG_NAME, 0
-        while path.exists():
-            resumes += 1
-            path = folder / f"config_resumed_{resumes}.yaml"
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        settings = {"model": getattr(pl_module, "config", self.settings["model"]), "data": self.settings["data"]}
-        for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
 
 
 class D2VCLI(pl.cli.LightningCLI):
@@ -167,7 +106,7 @@ class D2VCLI(pl.cli.LightningCLI):
         """
         commands = "\n".join(f"  {name:9} {about}" for name, about in ABOUT.items())
         parser.short_help = f"{commands}\n\nFor options and examples: python cli.py fit --help\n"
-        self._check_order()
+        check_order(self.line)
         subparser = self._subcommand_parsers.get(self.line.subcommand or "")
         if subparser is not None and self.line.has("--help_all"):
             print(subparser.full_help())
@@ -177,7 +116,7 @@ class D2VCLI(pl.cli.LightningCLI):
                 raise UsageError(source.problem)
         before = Source("checkpoint", {})
         if subparser is not None and not self.line.has("--help"):
-            self._import_named_classes()
+            import_named_classes(self.line)
             before = self._read_checkpoint()
             subparser.set_defaults(before.value)
         try:
@@ -186,42 +125,7 @@ class D2VCLI(pl.cli.LightningCLI):
             if subparser is None:
                 raise
             raise UsageError(self._explain(subparser, str(error), before)) from error
-        for name, value in self.config.get(str(self.line.subcommand), Namespace()).items(branches=True):
-            if value is None and name in ("trainer", "model_checkpoint", "predictions"):
-                raise UsageError(f"{name} is empty (null): give it settings, or leave it out")
-            if isinstance(value, float) and math.isnan(value):
-                raise UsageError(f"{name} is nan: it must be a number")
-            if name in _MORE_THAN_ZERO and isinstance(value, (int, float)) and value <= 0:
-                raise UsageError(f"{name} is {value}: it must be more than 0")
-        seed = self.config.get(f"{self.line.subcommand}.seed_everything")
-        if seed is not None and not 0 <= seed < 2**32:
-            raise UsageError(f"seed_everything is {seed}: permitted is 0 to {2**32 - 1}, true or false")
-
-    def _check_order(self) -> None:
-        """Refuse what jsonargparse takes for something else."""
-        names = [name for name, _ in self.line.options]
-        if self.line.subcommand is None and not {"--help", "-h"} & set(names):
-            raise UsageError(f"say first what to do: python cli.py {'|'.join(ABOUT)} ...")
-        if self.line.subcommand is not None and self.line.subcommand not in ABOUT:
-            raise UsageError(f"'{self.line.subcommand}' is not a command: choose {', '.join(ABOUT)}")
-        last_config = max((place for place, name in enumerate(names) if name == "--config"), default=0)
-        for name in names[:last_config]:
-            if "." in name or name in ("--model", "--data"):
-                raise UsageError(
-                    f"{name} stands before --config\n  the file would override it: put all --config first, then {name}"
-                )
-
-    def _import_named_classes(self) -> None:
-        """Import what the command line and its files name, before a checkpoint is looked through: it may name the same."""
-        for class_path in self.line.class_paths():
-            module = class_path.rpartition(".")[0]
-            try:
-                if module:
-                    importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                if not f"{module}.".startswith(f"{error.name}."):  # it is there, but lacks something that it needs
-                    raise
-                # Otherwise the parser says so, with the place and the nearest name.
+        refuse_values(self.config, str(self.line.subcommand))
 
     def _read_checkpoint(self) -> Source:
         """Look the checkpoint through, and give what the command line leaves to it: model, data, length of the run."""
@@ -269,7 +173,7 @@ class D2VCLI(pl.cli.LightningCLI):
         """Choose the folder, and refuse to mix two runs before anything expensive happens."""
         trainer = self._settings.trainer
         if trainer.default_root_dir is None:
-            trainer.default_root_dir = str(self._default_folder())
+            trainer.default_root_dir = str(default_folder(str(self.subcommand), self.line.configs, self.stored))
         folder = Path(trainer.default_root_dir)
         self._share_out_foreign_data()
         # What is stored and saved is the configuration without the places below: it can be used for another folder.
@@ -281,7 +185,11 @@ class D2VCLI(pl.cli.LightningCLI):
         if self._settings.model_checkpoint.dirpath is None:
             self._settings.model_checkpoint.dirpath = str(folder / "checkpoints")
         if self.subcommand == "fit":
-            self._find_last()
+            if self._settings.ckpt_path == "last":
+                # It goes on if the folder has a checkpoint: a scheduler can send one command again and again.
+                last = last_checkpoint(Path(self._settings.model_checkpoint.dirpath))
+                self.stored = self.stored if last is None else StoredRun(str(last))
+                self._settings.ckpt_path = None if last is None else str(last)
             if not trainer.fast_dev_run:
                 self._refuse_other_run(folder)
         elif self.line.value("ckpt_path") == "last":
@@ -300,46 +208,9 @@ class D2VCLI(pl.cli.LightningCLI):
         bases = getattr(sys.modules[module], cls).__mro__
         self._settings.trainer[name] = not any(base.__module__.startswith("datamodules.") for base in bases)
 
-    def _default_folder(self) -> Path:
-        configs = self.line.configs
-        if self.stored is not None and not (self.subcommand == "fit" and configs):
-            return self.stored.run_folder
-        if self.subcommand != "fit":
-            return Path.cwd()
-        return Path("runs", Path(configs[0].name).stem if configs else "data2vec")
-
-    def _find_last(self) -> None:
-        """`--ckpt_path last` goes on if the folder has a checkpoint: a scheduler can send one command again and again."""
-        if self._settings.ckpt_path != "last":
-            return
-        folder = Path(self._settings.model_checkpoint.dirpath)
-        last = folder / "last.ckpt"
-        others = sorted(folder.glob("*.ckpt"), key=os.path.getmtime) if not os.path.lexists(last) else []
-        if others:  # killed after the first checkpoint of a run, before last.ckpt was written beside it
-            rank_zero_info(f"no checkpoint at {last} yet: the run goes on from {others[-1]}")
-            last = others[-1]
-        if last.is_file():
-            self.stored = StoredRun(str(last))
-            self._settings.ckpt_path = str(last)
-        else:
-            self._settings.ckpt_path = None
-            rank_zero_info(f"no checkpoint at {last} yet: the run starts from the beginning")
-
     def _refuse_other_run(self, folder: Path) -> None:
         checkpoints = Path(self._settings.model_checkpoint.dirpath)
-        saved = any(checkpoints.glob("*.ckpt"))
-        if not saved and (self.line.value("ckpt_path") == "last" or not (folder / CONFIG_NAME).exists()):
-            return  # also where a run was killed before its first checkpoint, and is sent again
-        if self.stored is not None:
-            source = Path(self.stored.path).resolve()
-            if source.is_relative_to(folder.resolve()) or source.is_relative_to(checkpoints.resolve()):
-                return
-        last = checkpoints / "last.ckpt"
-        go_on = f"go on with that run (--ckpt_path {last}), or " if last.exists() else ""
-        raise UsageError(
-            f"{folder} holds another run, which this one would overwrite: {go_on}choose another folder with "
-            "--trainer.default_root_dir DIR, or delete it"
-        )
+        refuse_other_run(folder, checkpoints, self.stored, sent_again=self.line.value("ckpt_path") == "last")
 
     def before_fit(self) -> None:
         """Hold the folder until the run ends, look again, and take away what a killed run left half-written."""
@@ -348,12 +219,9 @@ class D2VCLI(pl.cli.LightningCLI):
         folder, checkpoints = map(Path, names)
         if given.fast_dev_run or not self.trainer.is_global_zero or any("://" in name for name in names):
             return
-        self.held.enter_context(only_one_in(folder))
-        if not checkpoints.resolve().is_relative_to(folder.resolve()):
-            self.held.enter_context(only_one_in(checkpoints))
+        self.held.enter_context(held(folder, checkpoints))
         self._refuse_other_run(folder)
-        for left in [*checkpoints.rglob(f".*.ckpt{UNFINISHED}"), *folder.glob(f".config*.yaml{UNFINISHED}")]:
-            remove(left)
+        remove_unfinished(folder, checkpoints)
 
     # ---- building ----------------------------------------------------------------------------------------------------
 
@@ -361,52 +229,19 @@ class D2VCLI(pl.cli.LightningCLI):
         # Where one of several classes may stand, jsonargparse tries each and joins what they say.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # what stands in its place is new in jsonargparse 4.49
-            self.parser.add_instantiator(_construct, object)
+            self.parser.add_instantiator(construct, object)
         try:
             super().instantiate_classes()
-        except _ConstructorError as stopped:
+        except ConstructorError as stopped:
             raise stopped.error from stopped.error.__cause__
         if self.stored is not None:
-            self._compare(self.stored)
+            compare(self.model, self._plain_settings, self.stored, goes_on=self.subcommand == "fit")
             if self.subcommand == "fit":
                 rank_zero_info(f"going on from {self.stored.path}, after optimiser step {self.stored.step}")
             if self.stored.tokenizer is not None:  # the data needs it before Lightning loads the checkpoint
                 self.model.backbone.tokenizer = self.stored.tokenizer
         elif self.subcommand != "fit":
             rank_zero_warn("no --ckpt_path: these are the weights that the model starts with")
-
-    def _compare(self, stored: StoredRun) -> None:
-        """Refuse to go on with another model; say what else has changed."""
-        now = getattr(self.model, "config", None)
-        if now is None:
-            raise UsageError(f"{type(self.model).__name__} is not a module of d2v_lightning, {stored.path} holds one")
-        changes = list(differences(now, stored.model, "model"))
-        if changes and (self.subcommand == "fit" or changes[0][0] == "model"):
-            raise UsageError(
-                f"{stored.path} holds another model: {said(changes)}. Leave --model and the model section of --config out to "
-                "take it from the checkpoint, or start a new run without --ckpt_path"
-            )
-        if changes:
-            rank_zero_warn(f"the command line's model is used, not that of {stored.path}: {said(changes)}")
-        if self.subcommand == "fit":
-            self._say_changed_settings(stored)
-
-    def _say_changed_settings(self, stored: StoredRun) -> None:
-        words: list[str] = []
-        reorders = False
-        data = self._plain_settings.get("data")
-        if data and stored.data and data["class_path"] == stored.data["class_path"]:
-            mine, theirs = data["init_args"], dict(stored.data["init_args"])
-            if "tokenizer" in mine and stored.tokenizer is not None:  # compared by what it does, wherever it lies
-                theirs["tokenizer"] = mine.get("tokenizer")
-            words, reorders = changed_settings(mine, theirs, "data")
-        now = {name: self._plain_settings["trainer"].get(name) for name in stored.trainer}
-        words += changed_settings(now, stored.trainer, "trainer")[0]
-        if words:
-            order = (
-                ". The rest of the run sees other samples, or in another order, than it would have" if reorders else ""
-            )
-            rank_zero_warn(f"going on from {stored.path} with changed settings: {', '.join(words)}{order}")
 
     @property
     def _plain_settings(self) -> dict[str, Any]:
@@ -436,7 +271,7 @@ class D2VCLI(pl.cli.LightningCLI):
             )
         kinds = {type(callback) for callback in callbacks}
         callbacks += [callback for callback in self._own_callbacks(given, bool(loggers)) if type(callback) not in kinds]
-        return _construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": [FirstError(), *callbacks]}, [])
+        return construct(self._instantiate_trainer, {**given, **kwargs, "callbacks": [FirstError(), *callbacks]}, [])
 
     def _own_callbacks(self, given: Namespace, has_logger: bool) -> list[pl.Callback]:
         if self.subcommand == "predict":
@@ -466,44 +301,10 @@ class D2VCLI(pl.cli.LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command line; a mistake ends with a few lines and exit status 2, a refusal of ours with one line and 1."""
-    _leave_out_noise()
+    leave_out_noise()
     status = run_command(lambda: D2VCLI(args))
     if status:
         raise SystemExit(status)
-
-
-class _ConstructorError(BaseException):
-    """Carries what a constructor raised past jsonargparse, which catches every `Exception`."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-def _construct(cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """An instance; what comes of a value that its constructor cannot use is said with the name of the class."""
-    try:
-        return cls(*args, **kwargs)
-    except _OF_VALUES as error:
-        if one_line(error) is not None:
-            raise _ConstructorError(error) from error
-        name = cls.__name__ if isinstance(cls, type) else "Trainer"
-        reason = flat(error) or type(error).__name__
-        refusal = UserError(f"{name} cannot be made with these settings: {reason}")
-        refusal.__cause__ = error
-        raise _ConstructorError(refusal) from error
-    except Exception as error:
-        raise _ConstructorError(error) from error
-
-
-def _leave_out_noise() -> None:
-    for message in _NOT_FOR_PEOPLE:
-        warnings.filterwarnings("ignore", message)
-    logging.getLogger(f"{pl.__name__}.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
-
-
-def _is_no_noise(record: logging.LogRecord) -> bool:
-    return not any(re.match(pattern, record.getMessage()) for pattern in _NOT_FOR_PEOPLE)
 
 
 def _has(callbacks: Any, kind: type) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 from d2v_lightning.checkpoints.own import RUN_KEY, read_checkpoint, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
-from d2v_lightning.flavour import pl
-from d2v_lightning.support.errors import UserError, naming
+from d2v_lightning.flavour import pl, rank_zero_warn
+from d2v_lightning.support.errors import UsageError, UserError, naming
 
 # They say how a step is computed, or where weights came from, not which model it is.
 _FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
@@ -141,7 +141,7 @@ def differences(now: Any, stored: Any, key: str, parameters: Any = None) -> Iter
         yield key, now, stored
 
 
-def said(changes: list[tuple[str, Any, Any]], most: int = 4) -> str:
+def describe_changes(changes: list[tuple[str, Any, Any]], most: int = 4) -> str:
     """Differences in words: key, value now, value in the checkpoint."""
     words = [f"{key} is {now!r} now and {stored!r} in the checkpoint" for key, now, stored in changes[:most]]
     return "; ".join(words) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
@@ -152,6 +152,49 @@ def changed_settings(now: dict[str, Any], stored: dict[str, Any], prefix: str) -
     names = [name for name in dict.fromkeys([*now, *stored]) if _plain(now.get(name)) != _plain(stored.get(name))]
     words = [f"{prefix}.{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names]
     return words, bool(_ORDER & set(names))
+
+
+def compare(module: pl.LightningModule, settings: dict[str, Any], stored: StoredRun, goes_on: bool) -> None:
+    """Refuse to go on with another model; say what else has changed.
+
+    Args:
+        module: of this run.
+        settings: of this run, as plain data.
+        stored: what the checkpoint says.
+        goes_on: the run trains on, and does not only test or predict.
+
+    Raises:
+        UsageError: the model is another one, or none of ours.
+    """
+    now = getattr(module, "config", None)
+    if now is None:
+        raise UsageError(f"{type(module).__name__} is not a module of d2v_lightning, {stored.path} holds one")
+    changes = list(differences(now, stored.model, "model"))
+    if changes and (goes_on or changes[0][0] == "model"):
+        raise UsageError(
+            f"{stored.path} holds another model: {describe_changes(changes)}. Leave --model and the model section of "
+            "--config out to take it from the checkpoint, or start a new run without --ckpt_path"
+        )
+    if changes:
+        rank_zero_warn(f"the command line's model is used, not that of {stored.path}: {describe_changes(changes)}")
+    if goes_on:
+        _say_changed_settings(settings, stored)
+
+
+def _say_changed_settings(settings: dict[str, Any], stored: StoredRun) -> None:
+    words: list[str] = []
+    reorders = False
+    data = settings.get("data")
+    if data and stored.data and data["class_path"] == stored.data["class_path"]:
+        mine, theirs = data["init_args"], dict(stored.data["init_args"])
+        if "tokenizer" in mine and stored.tokenizer is not None:  # compared by what it does, wherever it lies
+            theirs["tokenizer"] = mine.get("tokenizer")
+        words, reorders = changed_settings(mine, theirs, "data")
+    now = {name: settings["trainer"].get(name) for name in stored.trainer}
+    words += changed_settings(now, stored.trainer, "trainer")[0]
+    if words:
+        order = ". The rest of the run sees other samples, or in another order, than it would have" if reorders else ""
+        rank_zero_warn(f"going on from {stored.path} with changed settings: {', '.join(words)}{order}")
 
 
 def _is_setting(name: str, value: Any) -> bool:

@@ -1,0 +1,32 @@
+"""What Lightning says in every run, and nobody needs to read."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+
+from d2v_lightning.flavour import pl
+
+# The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test; the rest is about Lightning's own
+# code and its maker's services.
+_NOT_FOR_PEOPLE = (
+    r"Found \d+ module\(s\) in eval mode",
+    r"Be aware that when using `ckpt_path`, callbacks",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*(litlogger|litmodels)",
+    r"Couldn't infer the batch indices",
+    r"Checkpoint directory .* exists and is not empty",
+    r"Restor(ing|ed all) states from",
+)
+
+
+def leave_out_noise() -> None:
+    """Leave it out of warnings and logs."""
+    for message in _NOT_FOR_PEOPLE:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger(f"{pl.__name__}.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not any(re.match(pattern, record.getMessage()) for pattern in _NOT_FOR_PEOPLE)
