@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import PRETRAIN, write
 
 import cli
 from d2v_lightning import Data2Vec
 from d2v_lightning.commands import checkpoint as checkpoints
-from tests.commands.test_command_line import PRETRAIN, write
 
 ROOT = Path(__file__).parents[1]
 USE = """

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import PRETRAIN, fails, write
 
 import cli
 from d2v_lightning.flavour import pl
-from tests.commands.test_command_line import PRETRAIN, fails, write
 
 LAST = Path("checkpoints/last.ckpt")
 

@@ -287,7 +287,7 @@ def test_the_command_line_writes_through_it(tmp_path: Path, monkeypatch: pytest.
         original(self, content, path, storage_options)
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", note)
-    from tests.commands.test_command_line import PRETRAIN, write
+    from tiny_runs import PRETRAIN, write
 
     config = write(tmp_path / "tiny.yaml", PRETRAIN)
     cli.main(["fit", "--config", config, "--trainer.max_steps", "1"])
@@ -303,7 +303,7 @@ def _hold(folder: Path, pipe: Any) -> None:
 def test_a_folder_belongs_to_one_run_until_its_process_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.commands.test_command_line import PRETRAIN, write
+    from tiny_runs import PRETRAIN, write
 
     monkeypatch.chdir(tmp_path)
     command = ["fit", "--config", write(tmp_path / "tiny.yaml", PRETRAIN), "--trainer.max_steps", "1"]

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny_runs import PRETRAIN, fails, write
 
 import cli
 from d2v_lightning.commands.yaml_files import parsed, read_yaml
 from d2v_lightning.support.errors import UsageError
-from tests.commands.test_command_line import PRETRAIN, fails, write
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefg", "bcdefgh", strict=True)
