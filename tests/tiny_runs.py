@@ -1,7 +1,8 @@
-"""Settings of runs that take milliseconds, and what a command line that must fail prints."""
+"""Settings, a model and a checkpoint of runs that take milliseconds, and what a command line that must fail prints."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,18 @@ import torch
 import yaml
 
 import cli
+from d2v_lightning import (
+    Backbone,
+    Data2Vec,
+    EMATeacher,
+    ImageEncoder,
+    LinearDecoder,
+    MaskTokenStudent,
+    Optimization,
+    RegressionLoss,
+    Targets,
+    Transformer,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,3 +96,19 @@ def fails(capsys: pytest.CaptureFixture[str], status: int, *args: str) -> str:
 def weights(path: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
     return state
+
+
+def model() -> Data2Vec:
+    backbone = Backbone(ImageEncoder(8, 4, 1, 8), Transformer(8, 1, 2))
+    student = MaskTokenStudent(backbone, LinearDecoder(8))
+    return Data2Vec(student, Targets(1), RegressionLoss(), EMATeacher(), Optimization())
+
+
+def checkpoint() -> dict[str, Any]:
+    """A good checkpoint, as Lightning writes them."""
+    module = model()
+    content: dict[str, Any] = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.4"}
+    module.on_save_checkpoint(content)
+    data = {"class_path": "datamodules.ImageDataModule", "init_args": {"dataset": "digits", "num_workers": 0}}
+    content["run"] = {"data": data, "trainer": {"max_steps": 1}}
+    return copy.deepcopy(content)

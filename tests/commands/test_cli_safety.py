@@ -1,8 +1,7 @@
-"""What a checkpoint names is never run, and what a kill leaves behind is a whole file."""
+"""What a checkpoint names is never run, a bad one is one line, and a folder belongs to one run."""
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import signal
@@ -11,46 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import checkpoint, model
 
 import cli
 from d2v_lightning import (
-    Backbone,
     Data2Vec,
     EMATeacher,
     ImageClassifier,
-    ImageEncoder,
-    LinearDecoder,
-    MaskTokenStudent,
     Optimization,
-    RegressionLoss,
-    Targets,
-    Transformer,
     load_backbone,
 )
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from d2v_lightning.commands import command_line
-from d2v_lightning.commands.resuming import StoredRun
 from d2v_lightning.flavour import pl
-from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.locks import only_one_in
 
 COMMANDS = ["fit", "validate", "test", "predict"]
-
-
-def model() -> Data2Vec:
-    backbone = Backbone(ImageEncoder(8, 4, 1, 8), Transformer(8, 1, 2))
-    student = MaskTokenStudent(backbone, LinearDecoder(8))
-    return Data2Vec(student, Targets(1), RegressionLoss(), EMATeacher(), Optimization())
-
-
-def checkpoint() -> dict[str, Any]:
-    """A good checkpoint, as Lightning writes them."""
-    module = model()
-    content: dict[str, Any] = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.4"}
-    module.on_save_checkpoint(content)
-    data = {"class_path": "datamodules.ImageDataModule", "init_args": {"dataset": "digits", "num_workers": 0}}
-    content["run"] = {"data": data, "trainer": {"max_steps": 1}}
-    return copy.deepcopy(content)
 
 
 class Bomb:
@@ -214,25 +189,6 @@ def test_a_bad_file_is_one_line(
     assert len(printed.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("run", "reason"),
-    [
-        (["data"], "run is a list, where a mapping is expected"),
-        ({"data": [1]}, "run.data is a list, where a mapping is expected"),
-        ({"data": {"init_args": {}}}, "run.data is not whole: it lacks the class or its arguments"),
-        (
-            {"data": {"class_path": "datamodules.ImageDataModule", "init_args": {}}, "trainer": [1]},
-            "run.trainer is a list",
-        ),
-    ],
-)
-def test_settings_of_another_form_are_one_line(run: Any, reason: str, tmp_path: Path) -> None:
-    torch.save({**checkpoint(), "run": run}, tmp_path / "odd.ckpt")
-    with pytest.raises(UserError, match=reason) as error:
-        StoredRun(str(tmp_path / "odd.ckpt"))
-    assert str(error.value).startswith(str(tmp_path / "odd.ckpt: "))
-
-
 def test_a_checkpoint_is_given_as_text_or_as_a_path(tmp_path: Path) -> None:
     path = tmp_path / "good.ckpt"
     torch.save(checkpoint(), path)
@@ -249,30 +205,6 @@ def test_a_checkpoint_is_given_as_text_or_as_a_path(tmp_path: Path) -> None:
         classifier = ImageClassifier(num_classes=10, checkpoint=given)  # type: ignore[arg-type]
         assert warm.config["init_args"]["checkpoint"] is None
         assert classifier.config["init_args"]["checkpoint"] is None
-
-
-def _die_in_the_middle(path: str) -> None:
-    def half(content: Any, file: Any) -> None:
-        file.write(b"half of a new checkpoint")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    torch.save = half  # type: ignore[assignment]  # in a process of its own
-    AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
-
-
-def test_a_kill_while_writing_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints" / "last.ckpt"
-    writer = AtomicCheckpointIO()
-    writer.save_checkpoint({"step": 1}, path)
-    process = multiprocessing.get_context("fork").Process(target=_die_in_the_middle, args=(str(path),))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    writer.save_checkpoint({"step": 3}, path)
-    assert torch.load(path, weights_only=True) == {"step": 3}
-    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_the_command_line_writes_through_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

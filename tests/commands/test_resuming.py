@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_runs import CLASSIFY, TRAINER, fails, weights, write
+from tiny_runs import CLASSIFY, TRAINER, checkpoint, fails, weights, write
 
 import cli
+from d2v_lightning.commands.resuming import StoredRun
+from d2v_lightning.support.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
 
@@ -99,3 +102,22 @@ def test_changed_data_and_trainer_settings_are_said(pretrained: Path, config: st
     with pytest.warns(UserWarning, match="changed settings: data.batch_size 16 -> 8, trainer.max_steps 4 -> 5.*order"):
         cli.main(["fit", "--config", config, "--ckpt_path", last, *free])
     assert torch.load(tmp_path / "runs/tiny/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (["data"], "run is a list, where a mapping is expected"),
+        ({"data": [1]}, "run.data is a list, where a mapping is expected"),
+        ({"data": {"init_args": {}}}, "run.data is not whole: it lacks the class or its arguments"),
+        (
+            {"data": {"class_path": "datamodules.ImageDataModule", "init_args": {}}, "trainer": [1]},
+            "run.trainer is a list",
+        ),
+    ],
+)
+def test_settings_of_another_form_are_one_line(run: Any, reason: str, tmp_path: Path) -> None:
+    torch.save({**checkpoint(), "run": run}, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match=reason) as error:
+        StoredRun(str(tmp_path / "odd.ckpt"))
+    assert str(error.value).startswith(str(tmp_path / "odd.ckpt: "))

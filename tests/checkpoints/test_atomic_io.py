@@ -1,0 +1,37 @@
+"""A checkpoint is there as a whole or not at all, and nothing in it is run when it is read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
+
+
+def _die_in_the_middle(path: str) -> None:
+    def half(content: Any, file: Any) -> None:
+        file.write(b"half of a new checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half  # type: ignore[assignment]  # in a process of its own
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint_whole(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    writer = AtomicCheckpointIO()
+    writer.save_checkpoint({"step": 1}, path)
+    process = multiprocessing.get_context("fork").Process(target=_die_in_the_middle, args=(str(path),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    writer.save_checkpoint({"step": 3}, path)
+    assert torch.load(path, weights_only=True) == {"step": 3}
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
