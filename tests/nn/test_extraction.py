@@ -7,15 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from d2v_lightning import Backbone, TextEncoder, Transformer
+from d2v_lightning import AudioEncoder, Backbone, TextEncoder, Transformer
 from d2v_lightning.nn.extraction import Extraction
 
 
 @pytest.fixture
 def backbone() -> Backbone:
-    """Released padding, which leaks."""
     torch.manual_seed(0)
-    encoder = TextEncoder(16, 40, 20, mask_id=39, padding="released_2")
+    encoder = TextEncoder(16, 40, 20, mask_id=39)
     return Backbone(encoder, Transformer(16, 2, 2, layer_scale=None))
 
 
@@ -35,7 +34,6 @@ def test_a_row_is_the_mean_over_the_tokens_of_its_sample(backbone: Backbone, ids
         alone = backbone.features(sample[None, :length], layers=[1, 0]).layers
         expected = torch.stack([layer[0].mean(dim=0) for layer in alone])
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-5)
-    assert backbone.encoder.padding == "released_2"
 
 
 def test_frames_are_every_token_but_padding(backbone: Backbone, ids: torch.Tensor) -> None:
@@ -45,6 +43,23 @@ def test_frames_are_every_token_but_padding(backbone: Backbone, ids: torch.Tenso
     assert [tuple(row.shape) for row in rows] == [(1, 8, 16), (1, 3, 16), (1, 5, 16)]
     alone = backbone.features(ids[1:2, :3], layers=[-1]).layers[0]
     torch.testing.assert_close(rows[1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_released_padding_which_leaks_does_not_leak_here() -> None:
+    torch.manual_seed(0)
+    convs = [(8, 10, 5), (8, 3, 2), (8, 2, 2)]
+    encoder = AudioEncoder(
+        16, convs, "group", position_depth=3, position_width=9, position_groups=4, padding="released_1"
+    )
+    backbone = Backbone(encoder, Transformer(16, 2, 2, layer_scale=None))
+    clips = torch.randn(2, 1500)
+    padding_mask = torch.arange(1500) >= torch.tensor([[900], [1500]])
+    _, rows = Extraction()(backbone, {"inputs": clips, "padding_mask": padding_mask})
+    _, alone = Extraction()(backbone, {"inputs": clips[:1, :900]})
+    torch.testing.assert_close(rows[0], alone[0], atol=1e-5, rtol=1e-5)
+    leaking = backbone.features(clips, padding_mask, layers=[-1])
+    assert not torch.allclose(leaking.layers[0][0, : leaking.lengths[0]].mean(dim=0), alone[0][0], atol=1e-3)
+    assert encoder.padding == "released_1"
 
 
 @pytest.mark.parametrize("frames", [False, True])

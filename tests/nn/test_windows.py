@@ -33,6 +33,8 @@ def test_a_recording_comes_with_its_last_window_and_holds_the_frames_that_are_ke
         5: [20, 21, 22, 23],
         7: [0, 1, 2, 41],
     }
+    ((_, pieces),) = joined.add(windows((7, (0, 1), True)), [said(5)])
+    assert torch.cat(pieces).flatten().tolist() == [50], "the next time it begins anew"
 
 
 def test_what_a_stopped_run_left_is_forgotten() -> None:
