@@ -24,7 +24,7 @@ from d2v_lightning import GLUEClassifier, Progress
 from d2v_lightning.finetune.glue_tasks import TASKS
 from d2v_lightning.support.atomic import atomic_write
 from datamodules import GLUEDataModule
-from datamodules.text.glue import SPLITS
+from datamodules.text.glue_rows import SPLITS
 
 NAMES = {"dev": "", "test_matched": "-m", "test_mismatched": "-mm", "test": ""}
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -14,41 +12,19 @@ from d2v_lightning.configurable import Configurable
 from d2v_lightning.finetune.glue_tasks import TASKS, GlueTask, Stored
 from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.recipes import FromRecipe
-from d2v_lightning.support.errors import NotFoundError, UserError, at_least
-from d2v_lightning.support.lines import decoded, listed, numbered_lines
+from d2v_lightning.support.errors import UserError, at_least
+from d2v_lightning.support.lines import listed
 from datamodules.shared.accumulation import accumulate_to
 from datamodules.shared.arguments import enough_for_a_batch
 from datamodules.shared.budget_batches import BudgetBatchSampler
 from datamodules.shared.files import expanded
 from datamodules.shared.loader import ResumableLoader, resume_exactly
 from datamodules.shared.samplers import EpochBatchSampler, Key
-from datamodules.shared.tables import cell_text, cells_of, json_record, open_table
 from datamodules.text.collators import TextCollator
+from datamodules.text.glue_rows import SPLITS, Rows, folder_rows, label_of, read_rows, table_rows, text_of
 from datamodules.text.vocabulary import agreed_tokenizer
 
-Row = dict[str, Any]
 NAMED = 3  # bad lines in a warning
-
-
-class Rows(NamedTuple):
-    """Rows of one file or table.
-
-    name: of it.
-    rows: each with the place that messages call it.
-    bad: "place: reason" of lines that cannot be read.
-    """
-
-    name: str
-    rows: list[tuple[str, Row]]
-    bad: list[str]
-
-
-# MNLI has two development and two test sets.
-SPLITS = {
-    "train": ("train",),
-    "val": ("dev", "dev_matched", "dev_mismatched"),
-    "test": ("test", "test_matched", "test_mismatched"),
-}
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -181,46 +157,9 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             return [read_rows(expanded(self.predict_file), None)]
         names = SPLITS["test" if split == "predict" else split]
         if self.dataset is not None:
-            return self._read_table(names)
+            return table_rows(self.dataset, self.task, self.files, names)
         assert self.root is not None
-        folder = expanded(self.root) / self.files.folder
-        found = [path for name in names for end in (".tsv", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
-        if not found:
-            there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
-            raise NotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
-        header = self.files.header if "test" not in found[0].name else None
-        return [read_rows(path, header) for path in found]
-
-    def _read_table(self, names: Sequence[str]) -> list[Rows]:
-        assert self.dataset is not None
-        tables = open_table(self.dataset, self.task, streaming=False)
-        wanted = [name for name in (*names, *(name.replace("dev", "validation") for name in names)) if name in tables]
-        if not wanted:
-            raise NotFoundError(
-                f"{self.dataset} ({self.task}) has none of {', '.join(names)}: it has {', '.join(tables)}"
-            )
-        found = []
-        for name in wanted:
-            texts = [
-                column for column in (*self.files.texts, "sentence1", "sentence2") if column in tables[name].features
-            ]
-            columns = dict(zip(self.files.texts, texts, strict=False))
-            table = f"{self.dataset}[{name}]"
-            read = {*columns.values(), *({self.files.label, "label"} & set(tables[name].features))}
-            cells = zip(*(cells_of(tables[name], column) for column in read), strict=True)
-            rows = [dict(zip(read, row, strict=True)) for row in cells]
-            places = [(f"{table} row {n}", self._table_row(row, columns)) for n, row in enumerate(rows)]
-            found.append(Rows(table, places, []))
-        return found
-
-    def _table_row(self, row: dict[str, Any], columns: dict[str, str]) -> Row:
-        """A row of a table under the names of GLUE's files; classes there are numbers in the order of ours."""
-        made = {ours: row[theirs] for ours, theirs in columns.items()}
-        label = row.get(self.files.label, row.get("label", -1))
-        if label not in (-1, None):
-            number = isinstance(label, int) and len(self.files.classes) > label >= 0
-            made[self.files.label] = self.files.classes[label] if number else str(label)
-        return made
+        return folder_rows(self.root, self.files, names)
 
     def _encode(self, found: Rows, split: str, tokenizer: Any, length: int) -> Examples:
         """Tokenises the rows that can be used.
@@ -240,9 +179,9 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         places: list[str] = []
         for place, row in found.rows:
             try:
-                texts.append([_text(row, column) for column in self.files.texts])
+                texts.append([text_of(row, column) for column in self.files.texts])
                 if labelled:
-                    labels.append(self._label(row.get(self.files.label)))
+                    labels.append(label_of(row.get(self.files.label), self.files.classes))
             except UserError as error:
                 bad.append(f"{place}: {error}")
                 del texts[len(places) :]
@@ -259,19 +198,6 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         columns = [list(column) for column in zip(*texts, strict=True)]
         ids = tokenizer(*columns, truncation=True, max_length=length, padding=False)["input_ids"]
         return Examples(ids, labels if labelled else None, places)
-
-    def _label(self, given: Any) -> int | float:
-        if self.files.classes:
-            if str(given) not in self.files.classes:
-                raise UserError(f"label {given!r}, permitted are {', '.join(self.files.classes)}")
-            return self.files.classes.index(str(given))
-        try:
-            number = float("" if given is None else given)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"label {given!r}, a number is needed") from error
-        if not math.isfinite(number):
-            raise UserError(f"label {given!r}, a finite number is needed")
-        return number
 
     # ------------------------------------------------------------------ loaders
 
@@ -337,55 +263,3 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
                 "devices: lower batch_tokens"
             )
         return sampler
-
-
-def read_rows(path: Path, header: Sequence[str] | None) -> Rows:
-    """Rows of a `.tsv` (without quoting, as GLUE's) or `.jsonl` file.
-
-    Args:
-        header: names of the columns, for files whose first line is a row.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it has another ending, is not text, or its header cannot be read.
-    """
-    if not path.is_file():
-        raise NotFoundError(f"no file at {path}")
-    if path.suffix not in (".tsv", ".jsonl"):
-        raise UserError(f"{path} must end in .tsv (with a header) or .jsonl")
-    names = list(header) if header is not None else None
-    found = Rows(str(path), [], [])
-    for number, line in numbered_lines(path):
-        place = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            text = decoded(line)
-            if path.suffix == ".jsonl":
-                found.rows.append((place, json_record(text)))
-            elif names is None:
-                names = text.split("\t")
-            else:
-                found.rows.append((place, dict(zip(names, _as_many(text.split("\t"), len(names)), strict=True))))
-        except UserError as error:
-            if path.suffix == ".tsv" and names is None:
-                raise UserError(f"{place}: {error}") from error
-            found.bad.append(f"{place}: {error}")
-    return found
-
-
-def _text(row: Row, column: str) -> str:
-    """One text of a row.
-
-    Raises:
-        ValueError: it is missing, no text, or not whole.
-    """
-    if column not in row:
-        raise UserError(f"there is no column {column!r}, only {', '.join(name[:40] for name in row)}")
-    return cell_text(row[column])
-
-
-def _as_many(fields: list[str], number: int) -> list[str]:
-    if len(fields) != number:
-        raise UserError(f"{len(fields)} fields, the header has {number}")
-    return fields
