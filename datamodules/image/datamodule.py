@@ -1,4 +1,4 @@
-"""Images for pre-training and classification, from folders, Hugging Face data sets or scikit-learn's digits."""
+"""Images from folders, data sets or scikit-learn's digits. Long because one constructor documents every setting."""
 
 from __future__ import annotations
 

@@ -1,18 +1,17 @@
-"""SpeechDataModule: recordings for pre-training, for fine-tuning with transcripts, and to transcribe."""
+"""Recordings to pre-train on, to fine-tune on and to transcribe. Long because one constructor documents every setting."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.letters import BLANK, SEPARATOR
-from d2v_lightning.nn.encoders.audio import CONV_LAYERS, RATE, feature_lengths, shortest_input
+from d2v_lightning.nn.encoders.audio import CONV_LAYERS, RATE, shortest_input
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import UserError, at_least
 from d2v_lightning.support.lines import listed
@@ -28,18 +27,18 @@ from datamodules.shared.streaming import StreamingLoader, count_rows
 from datamodules.shared.workers import SafeLoader
 from datamodules.speech.collators import SpanMaskCollator, SpeechCollator, TranscriptCollator
 from datamodules.speech.keyed_clips import KeyedClips
-from datamodules.speech.manifests import Clip
 from datamodules.speech.sources import (
     JoinedSource,
     SpeechSource,
     find_split,
+    leave_out,
     open_audio_table,
     open_split,
     open_table_split,
     recordings_of,
-    tidy,
 )
 from datamodules.speech.streaming import StreamedClips
+from datamodules.speech.transcripts import refuse_unknown, with_transcripts
 from datamodules.speech.windows import SpeechWindows
 
 CONTEXT_SECONDS = 5  # before and after a window of a long recording
@@ -215,13 +214,15 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         source = opened[0] if len(opened) == 1 else JoinedSource(opened)
         least = self._least_samples()
         most = None if self.max_seconds is None or self.task == "pretrain" else int(self.max_seconds * RATE)
-        source = _left_out(source, split, lambda clip: clip.samples < least, f"shorter than {least / RATE:.2f} s")
+        source = leave_out(source, split, lambda clip: clip.samples < least, f"shorter than {least / RATE:.2f} s")
         if most is not None:
-            source = _left_out(source, split, lambda clip: clip.samples > most, f"longer than {most / RATE:.1f} s")
+            source = leave_out(source, split, lambda clip: clip.samples > most, f"longer than {most / RATE:.1f} s")
         if not len(source):
             raise UserError(f"no clip of the {split} split is left: lower min_seconds or raise max_seconds")
         if self.task == "ctc":
-            source = self._check_transcripts(source, split)
+            vocabulary = getattr(attached_model(self), "vocabulary", None)
+            known = vocabulary if isinstance(vocabulary, list) else None
+            source = with_transcripts(source, split, self.upper, self._conv_layers(), known)
         longest = max(self._lengths(source))
         if longest > self.batch_samples:
             raise UserError(
@@ -280,45 +281,6 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         layers: Sequence[Sequence[int]] = getattr(encoder, "conv_layers", CONV_LAYERS)
         return layers
 
-    def _check_transcripts(self, source: SpeechSource, split: str) -> SpeechSource:
-        """The clips with tidy transcripts; those without any are left out, counted and named."""
-        if self.upper and any("\u0131" in (clip.text or "") for clip in source.clips):
-            rank_zero_warn(
-                f"transcripts of the {split} split have the letters i and \u0131, which data.upper makes one, I: set it to "
-                "false for Turkish and Azerbaijani"
-            )
-        for number, clip in enumerate(source.clips):
-            source.clips[number] = clip._replace(text=tidy(clip.text, self.upper))
-        if all(not clip.text for clip in source.clips):
-            raise UserError(
-                f"{len(source)} of {len(source)} clips of the {split} split have no transcript, the first is "
-                f"{source.clips[0].name}: fine-tuning needs them"
-            )
-        source = _left_out(source, split, lambda clip: not clip.text, "without a transcript")
-        layers = self._conv_layers()
-        hasty = [clip.name for clip in source.clips if _frames_needed(clip) > feature_lengths(clip.samples, layers)]
-        if hasty:
-            rank_zero_warn(
-                f"{len(hasty)} of {len(source)} transcripts of the {split} split have more letters than their clips have "
-                f"frames, and count 0 in the loss: {listed(hasty, 3)}. Do sound and transcript belong together?"
-            )
-        vocabulary = getattr(attached_model(self), "vocabulary", None)
-        if isinstance(vocabulary, list):
-            remedy = "set data.upper to false for small letters and true for capitals, or model.vocabulary to data"
-            self._refuse_unknown(source, split, set(vocabulary), "the model's vocabulary", remedy)
-        return source
-
-    @staticmethod
-    def _refuse_unknown(source: SpeechSource, split: str, known: set[str], whose: str, remedy: str) -> None:
-        foreign = [(clip, letters) for clip in source.clips if (letters := set(clip.text or "") - known - {" "})]
-        if foreign:
-            strange = " ".join(sorted(set().union(*(letters for _, letters in foreign))))
-            first = foreign[0][0]
-            raise UserError(
-                f"{len(foreign)} transcripts of the {split} split have letters that {whose} lacks: {strange} (first in "
-                f"{first.name}: {first.text}). Clean the transcripts, or {remedy}"
-            )
-
     def letters(self) -> list[str]:
         """Letters of the training transcripts, most frequent first.
 
@@ -331,7 +293,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             self._sources["train"] = self._open("train")
         counts = Counter(letter for clip in self._sources["train"].clips for letter in (clip.text or ""))
         for split, source in self._sources.items():
-            self._refuse_unknown(source, split, set(counts), "the training split", "give model.vocabulary as a list")
+            refuse_unknown(source, split, set(counts), "the training split", "give model.vocabulary as a list")
         return [
             letter for letter, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if letter not in " |"
         ]
@@ -447,20 +409,5 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         return TranscriptCollator(vocabulary, dim, *self.time_mask, *self.channel_mask, layers, self.seed)
 
 
-def _frames_needed(clip: Clip) -> int:
-    """CTC needs a frame a letter, and one between two of the same."""
-    text = clip.text or ""
-    return len(text) + sum(one == other for one, other in pairwise(text))
-
-
 def _names(split: str | list[str] | None) -> list[str]:
     return [] if split is None else [split] if isinstance(split, str) else list(split)
-
-
-def _left_out(source: SpeechSource, split: str, unwanted: Any, why: str) -> SpeechSource:
-    """The source without unwanted clips, which are counted and named."""
-    out: list[Clip] = [clip for clip in source.clips if unwanted(clip)]
-    if out:
-        names = listed([clip.name for clip in out], 3)
-        rank_zero_warn(f"{len(out)} of {len(source)} clips of the {split} split left out, {why}: {names}")
-    return source.kept(lambda clip: not unwanted(clip))

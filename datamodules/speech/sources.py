@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from d2v_lightning.flavour import rank_zero_info, rank_zero_warn
 from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import NotFoundError, UserError, reason_of
-from d2v_lightning.support.lines import listed, whole_text
+from d2v_lightning.support.lines import listed
 from datamodules.shared.files import RECORDINGS, TRANSCRIPTS, composed, expanded, files_below, files_of, refuse_gone
 from datamodules.shared.tables import cells_of, open_table
 from datamodules.speech.manifests import Clip, is_piece, read_manifest, transcripts_of
@@ -245,15 +244,6 @@ def open_audio_table(
     return wanted.cast_column(column, Audio(decode=False)), column, text
 
 
-def tidy(text: Any, upper: bool) -> str:
-    """A transcript with single spaces, composed letters and, if asked for, in capitals; "" where it is no whole text."""
-    try:
-        words = unicodedata.normalize("NFC", " ".join(whole_text(text).split())) if isinstance(text, str) else ""
-    except UserError:
-        return ""
-    return words.upper() if upper else words
-
-
 def open_table_split(
     dataset: str, config: str | None, split: str, text_column: str | None = None, streaming: bool = False
 ) -> SpeechSource:
@@ -304,3 +294,12 @@ def _with_lengths(clips: list[Clip], where: str, open_file: Callable[[Any], Any]
         resampled = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(others.items()))
         rank_zero_info(f"{where}: {resampled} are resampled to {RATE} Hz")
     return [clip for clip, _ in good]
+
+
+def leave_out(source: SpeechSource, split: str, unwanted: Callable[[Clip], bool], why: str) -> SpeechSource:
+    """The source without unwanted clips, which are counted and named."""
+    out: list[Clip] = [clip for clip in source.clips if unwanted(clip)]
+    if out:
+        names = listed([clip.name for clip in out], 3)
+        rank_zero_warn(f"{len(out)} of {len(source)} clips of the {split} split left out, {why}: {names}")
+    return source.kept(lambda clip: not unwanted(clip))

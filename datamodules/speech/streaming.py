@@ -10,7 +10,8 @@ import torch
 from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.errors import UserError
 from datamodules.shared.streaming import Stream
-from datamodules.speech.sources import cell_of, tidy
+from datamodules.speech.sources import cell_of
+from datamodules.speech.transcripts import normalize_transcript
 from datamodules.speech.waveform import UNREADABLE, Waveform, normalise, read_waveform
 
 
@@ -69,4 +70,4 @@ class StreamedClips(Stream):
             raise UserError(f"letters that the vocabulary lacks: {' '.join(unknown)}")
 
     def _text(self, row: dict[str, Any]) -> str:
-        return tidy(row[self.text_column] if self.text_column else None, self.upper)
+        return normalize_transcript(row[self.text_column] if self.text_column else None, self.upper)
