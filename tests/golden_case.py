@@ -84,3 +84,10 @@ class GoldenCase:
         if not batch.get("padding_mask", torch.zeros(1)).any():
             batch.pop("padding_mask", None)
         return batch
+
+
+def changed(name: str, folder: Path, change: Any) -> tuple[Path, Path]:
+    """An official file, and the same after `change`, which gets and gives the content."""
+    path, other = GoldenCase(name).write_official_file(folder), folder / "changed.pt"
+    torch.save(change(torch.load(path, weights_only=False)), other)
+    return path, other

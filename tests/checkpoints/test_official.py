@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_case import GoldenCase
+from golden_case import changed
 
 from d2v_lightning.checkpoints.backbones import load_backbone, load_mask_token
 from d2v_lightning.checkpoints.pretrained import FromPretrained
@@ -17,13 +17,6 @@ from d2v_lightning.support.tensor_files import unwrapped
 
 CASES = ("vision_shared_relpos", "audio_unpadded", "text_unpadded_variant", "d2v2_image")
 OF_PRE_TRAINING = ("mask_token", "mask_emb", "lm_head", "final_proj", "regression_head", ".decoder.")
-
-
-def changed(name: str, folder: Path, change: Any) -> tuple[Path, Path]:
-    """An official file, and the same after `change`, which gets and gives the content."""
-    path, other = GoldenCase(name).write_official_file(folder), folder / "changed.pt"
-    torch.save(change(torch.load(path, weights_only=False)), other)
-    return path, other
 
 
 def assert_same_backbone(path: Path, other: Path) -> None:
@@ -75,13 +68,3 @@ def test_a_backbone_needs_no_more_of_a_file_than_itself(name: str, tmp_path: Pat
     assert load_mask_token(other) is None
     with pytest.raises(UserError, match="weights missing"):
         FromPretrained.from_pretrained(other)
-
-
-def test_an_index_of_positions_of_another_grid_is_refused(tmp_path: Path) -> None:
-    def turn(file: dict[str, Any]) -> dict[str, Any]:
-        index = file["model"]["rel_pos_bias.relative_position_index"]
-        file["model"]["rel_pos_bias.relative_position_index"] = index.T.contiguous()
-        return file
-
-    with pytest.raises(UserError, match=r"relative_position_index' is not that of \d+x\d+ patches"):
-        FromPretrained.from_pretrained(changed(CASES[0], tmp_path, turn)[1])
