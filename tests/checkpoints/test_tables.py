@@ -58,7 +58,11 @@ def test_weights_go_out_and_come_back_and_each_has_its_row() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("layer.1.k.bias", None, r"file: weights missing \['layer.1.k.bias'\], not expected \['layer.1.q.bias', 'more'\]"),
+        (
+            "layer.1.k.bias",
+            None,
+            r"file: weights missing \['layer.1.k.bias'\], not expected \['layer.1.q.bias', 'more'\]",
+        ),
         ("mask", torch.zeros(4), r"file: weight 'mask' has shape \(4,\), which does not fit \(3,\)"),
         ("mask", torch.zeros(3, dtype=torch.int64), "holds torch.int64, where real numbers are expected"),
         ("mask", torch.tensor([0.0, 1.0, float("nan")]), "file: weight 'mask' holds NaN or infinity"),
