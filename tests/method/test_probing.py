@@ -17,22 +17,21 @@ def test_the_nearest_vote_and_a_tie_goes_to_the_closer_ones() -> None:
     angles = torch.tensor([0.0, 0.1, 0.5, 0.6, 0.7])
     train = torch.stack([angles.cos(), angles.sin()], dim=1)
     train = torch.cat([train, -train])  # so that the mean is 0
-    labels = torch.tensor([0, 0, 1, 1, 1, *[2] * 5])
+    labels = torch.tensor([1, 1, 0, 0, 0, *[2] * 5])
     test = torch.tensor([[0.98, 0.2]])  # at an angle of .2
-    votes = [knn_accuracy(train, labels, test, torch.tensor([0]), k=k) for k in (1, 3, 4, 5)]
+    votes = [knn_accuracy(train, labels, test, torch.tensor([1]), k=k) for k in (1, 3, 4, 5)]
     assert votes == [1.0, 1.0, 1.0, 0.0], "two of two, of three, of four with two others, and of five"
 
 
 def test_only_directions_around_the_mean_count() -> None:
-    torch.manual_seed(0)
-    train = torch.cat([torch.tensor([[1.0, 0.0]]).repeat(5, 1), torch.tensor([[-1.0, 0.0]]).repeat(5, 1)])
+    train = torch.tensor([[1.0, 0.0]] * 5 + [[-1.0, 0.0]] * 5)
     labels = torch.tensor([0] * 5 + [1] * 5)
-    test = torch.tensor([[3.0, 0.1], [-0.2, 0.01], [0.1, 0.0], [-7.0, 1.0]])
-    expected = torch.tensor([0, 1, 0, 0])
-    far = torch.tensor([[100.0, 50.0]])
-    for shift in (0.0 * far, far):
-        assert knn_accuracy(train + shift, labels, test + shift, expected, k=3) == 0.75
-    assert knn_accuracy(train, labels, test, expected, k=100) == knn_accuracy(train, labels, test, expected, k=10)
+    test, expected = torch.tensor([[3.0, 0.1], [-0.2, 0.01], [0.1, 0.0], [-7.0, 1.0]]), torch.tensor([0, 1, 0, 1])
+    for shift in (torch.zeros(2), torch.tensor([50.0, 0.0])):
+        assert knn_accuracy(train + shift, labels, test + shift, expected, k=3) == 1.0
+        assert knn_accuracy(train + shift, labels, test + shift, 1 - expected, k=3) == 0.0
+    every = [knn_accuracy(train, labels, test, expected, k=k) for k in (10, 100)]
+    assert every[0] == every[1], "there are no more than ten"
 
 
 def test_a_linear_probe_finds_a_line_at_any_scale() -> None:
