@@ -33,6 +33,7 @@ FILES = {
 }
 # Rooms each of whose files has its tests at the same place under `tests`.
 TESTED = {
+    "commands",
     *("configurable", "flavour", "letters", "metrics", "recipes", "types"),
     *("support", "nn", "method", "optim", "callbacks", "pretrain"),
     "finetune",
@@ -43,6 +44,7 @@ TESTED = {
     "datamodules.multimodal",
 }
 WITHOUT_TESTS = {  # and why
+    "d2v_lightning.commands.cli_help": "texts, whose options test_parser tries",
     "d2v_lightning.finetune.glue_tasks": "a table, which test_glue of model and of data read",
     "d2v_lightning.letters": "names and a list",
     "d2v_lightning.support.version": "a number",

@@ -1,10 +1,7 @@
-"""What a checkpoint names is never run, a bad one is one line, and a folder belongs to one run."""
+"""What a checkpoint names is never run, and a bad one is one line."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from d2v_lightning import (
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
 from d2v_lightning.commands import command_line
 from d2v_lightning.flavour import pl
-from d2v_lightning.support.locks import only_one_in
 
 COMMANDS = ["fit", "validate", "test", "predict"]
 
@@ -224,45 +220,6 @@ def test_the_command_line_writes_through_it(tmp_path: Path, monkeypatch: pytest.
     config = write(tmp_path / "tiny.yaml", PRETRAIN)
     cli.main(["fit", "--config", config, "--trainer.max_steps", "1"])
     assert "last.ckpt" in written
-
-
-def _hold(folder: Path, pipe: Any) -> None:
-    with only_one_in(folder):
-        pipe.send("held")
-        signal.pause()
-
-
-def test_a_folder_belongs_to_one_run_until_its_process_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tiny_runs import PRETRAIN, write
-
-    monkeypatch.chdir(tmp_path)
-    command = ["fit", "--config", write(tmp_path / "tiny.yaml", PRETRAIN), "--trainer.max_steps", "1"]
-    run = tmp_path / "runs" / "tiny"
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_hold, args=(run, theirs))
-    process.start()
-    assert ours.recv() == "held"
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(command)
-    printed = capsys.readouterr().err
-    assert stopped.value.code == 1
-    assert printed[printed.index("error: ") :].startswith(
-        f"error: {Path('runs/tiny')} is in use by another run (process {process.pid} on "
-    )
-    assert [path.name for path in run.iterdir()] == [".lock"]
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    half, foreign = run / "checkpoints" / ".step=1.ckpt.unfinished", run / "checkpoints" / ".notes.unfinished"
-    half.parent.mkdir()
-    for path in (half, foreign):
-        path.write_text("half of a file")
-    cli.main(command)
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics"]
-    assert foreign.exists()
-    assert not half.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command line: help, what a run leaves in its folder, evaluating, predicting."""
+"""The command line: what it makes of settings, and how it trains, evaluates and predicts."""
 
 from __future__ import annotations
 
@@ -49,35 +49,6 @@ def test_an_unexpected_error_keeps_its_traceback(config: str) -> None:
         cli.main(["fit", "--config", config, "--trainer.callbacks+", f"{__name__}.Breaks"])
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_help_is_short_and_its_options_exist(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for word in ("--help", "--help_all"):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([command, word])
-        assert not stopped.value.code
-    short, _, full = capsys.readouterr().out.partition("\nusage: ")
-    assert len(short.splitlines()) < 25
-    assert short.count(f"python cli.py {command} ") == 2
-    for option in re.findall(r"--\w+(?:\.[a-z_]+)?\b", short):
-        if (
-            option not in ("--help_all", "--trainer", "--model", "--data", "--model_checkpoint")
-            and "--data." not in option
-        ):
-            assert option in full or option.startswith("--model."), option
-
-
-def test_print_config_is_a_configuration(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for path in (config, str(tmp_path / "printed.yaml")):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["fit", "--config", path, "--model.optimization.lr", "0.5", "--print_config"])
-        assert not stopped.value.code
-        printed = capsys.readouterr().out
-        (tmp_path / "printed.yaml").write_text(printed)
-    settings = yaml.safe_load(printed)
-    assert settings["model"]["init_args"]["optimization"]["init_args"]["lr"] == 0.5
-    assert settings["seed_everything"] == 0
-
-
 # ---- a run and its folder ------------------------------------------------------------------------------------------
 
 
@@ -105,20 +76,6 @@ def test_lightning_shares_out_the_samples_of_foreign_data_only(
     assert yaml.safe_load(Path("out/config.yaml").read_text())["trainer"]["use_distributed_sampler"] is shared_out
 
 
-def test_a_run_leaves_config_metrics_and_checkpoints(pretrained: Path) -> None:
-    assert {path.name for path in pretrained.iterdir()} == {"checkpoints", "config.yaml", "metrics"}
-    names = {path.name for path in (pretrained / "checkpoints").iterdir()}
-    assert names == {"epoch=0-step=2.ckpt", "epoch=0-step=4.ckpt", "last.ckpt"}
-    settings = yaml.safe_load((pretrained / "config.yaml").read_text())
-    assert settings["data"]["init_args"]["batch_size"] == 16
-    assert settings["model_checkpoint"]["dirpath"] is None  # so that it can be used for another folder
-    rows = list(csv.DictReader((pretrained / "metrics" / "version_0" / "metrics.csv").open()))
-    assert sum(bool(row["train/loss"]) for row in rows) == 4
-    assert any(row.get("train/lr/x1_decay") or row.get("train/lr") for row in rows)
-    logged = yaml.safe_load((pretrained / "metrics" / "version_0" / "hparams.yaml").read_text())
-    assert logged["model"]["init_args"]["optimization"]["init_args"]["lr"] == 0.001
-
-
 def test_the_last_checkpoint_is_the_end_of_the_run(
     config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -128,25 +85,6 @@ def test_the_last_checkpoint_is_the_end_of_the_run(
     assert not re.search("litlogger|in eval mode", said)
     last = torch.load(tmp_path / "runs" / "tiny" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 3
-
-
-def test_a_second_run_in_the_folder_is_refused(
-    pretrained: Path, config: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()}
-    printed = fails(capsys, 2, "fit", "--config", config, "--trainer.default_root_dir", str(pretrained))
-    assert "holds another run" in printed
-    assert "--trainer.default_root_dir" in printed
-    assert "--ckpt_path" in printed
-    assert {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()} == before
-
-
-def test_a_trial_run_leaves_the_folder_alone(pretrained: Path, config: str) -> None:
-    before = {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()}
-    cli.main(
-        ["fit", "--config", config, "--trainer.default_root_dir", str(pretrained), "--trainer.fast_dev_run", "true"]
-    )
-    assert {path: path.read_bytes() for path in pretrained.rglob("*") if path.is_file()} == before
 
 
 class NeverRun(D2VCLI):

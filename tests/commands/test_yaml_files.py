@@ -59,52 +59,6 @@ def test_an_option_is_a_value_or_text() -> None:
         parsed("{" + BOMB.replace("\n", ", ") + "}")
 
 
-@pytest.mark.parametrize(
-    ("options", "status", "said"),
-    [
-        (["--model.optimization.lr", "null"], 2, "error: model.optimization.lr is empty (null)"),
-        (["--model.optimization.lr", ".nan"], 2, "lr is nan: it must be a number"),
-        (
-            ["--model.optimization.betas=[.9,.nan]"],
-            2,
-            "error: model.optimization.betas cannot be [0.9, nan]\n  where: --",
-        ),
-        (
-            ["--trainer.val_check_interval", "00:00:00:01", "--trainer.accelerator", "abacus"],
-            1,
-            "error: Trainer cannot",
-        ),
-        (["--model.optimization.lr", ".inf"], 1, "error: lr is inf: Optimization needs a finite number"),
-        (["--model.loss", "null"], 2, "error: model.loss is empty (null)"),
-        (["--config", "empty_section.yaml"], 2, "error: model_checkpoint is empty (null)"),
-        (["--config", "folder.yaml"], 2, "error: cannot read folder.yaml: Is a directory: give the path of a file\n"),
-        (["--data", "latin.yaml"], 2, "error: latin.yaml:1 is not UTF-8"),
-        (["--trainer.accumulate_grad_batches", "0"], 2, "accumulate_grad_batches is 0: it must be more than 0"),
-        (["--trainer.accelerator", "abacus"], 1, "error: Trainer cannot be made with these settings: You selected"),
-        (
-            ["--trainer.callbacks", "LearningRateFinder"],
-            1,
-            "error: LearningRateFinder sets `lr` of a module",
-        ),
-    ],
-)
-def test_values_that_no_run_can_have(
-    options: list[str],
-    status: int,
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("folder.yaml").mkdir()
-    Path("latin.yaml").write_bytes("# é".encode("latin-1"))
-    Path("empty_section.yaml").write_text("model_checkpoint:\n")
-    printed = fails(capsys, status, "fit", "--config", write(tmp_path / "tiny.yaml", PRETRAIN), *options)
-    assert said in printed
-    assert len(printed.splitlines()) <= 3
-
-
 def test_a_metric_that_nobody_logs_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
