@@ -1,4 +1,4 @@
-"""Arguments that no network can be made of: one line that names them, before anything is computed."""
+"""Configurable: arguments that nothing can be made of, and trees that are built again, of classes of ours alone."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def run(model: pl.LightningModule, monitor: CollapseMonitor, steps: int = 12) ->
     ("kind", "status", "cause"),
     [("healthy", "healthy", ""), ("position", "collapsed", "position-only"), ("constant", "collapsed", "constant")],
 )
-def test_encoders_are_called_by_their_names(kind: str, status: str, cause: str) -> None:
+def test_a_collapse_is_called_by_its_cause(kind: str, status: str, cause: str) -> None:
     model = tiny_model(learned_positions=kind != "constant")
     monitor = CollapseMonitor(every_n_steps=4)
     run(model if kind == "healthy" else blind(model), monitor)

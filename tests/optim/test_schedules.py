@@ -1,4 +1,4 @@
-"""Learning rates, EMA decays and layer-wise rates against tables made by the official code."""
+"""Learning rates of every step against tables made by the official code."""
 
 from __future__ import annotations
 
