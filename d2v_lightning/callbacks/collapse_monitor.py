@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from d2v_lightning.callbacks.aside import aside
 from d2v_lightning.callbacks.collapse_statistics import Spread, spread
-from d2v_lightning.callbacks.watched import watched
+from d2v_lightning.callbacks.objective_of import objective_of
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_only, rank_zero_warn
 from d2v_lightning.support.errors import UserError
@@ -154,7 +154,7 @@ class CollapseMonitor(Configurable, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = self._last_check = trainer.global_step
-        watched(pl_module, self.modality, "CollapseMonitor")
+        objective_of(pl_module, self.modality, "CollapseMonitor")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -165,12 +165,12 @@ class CollapseMonitor(Configurable, pl.Callback):
         if not (stepped and mine) or step // self.every_n_steps == since:
             return
         self._last_check = step
-        with aside(trainer, pl_module):
-            reading = read(trainer, watched(pl_module, self.modality, "CollapseMonitor"), batch)
+        with without_side_effects(trainer, pl_module):
+            reading = measure(trainer, objective_of(pl_module, self.modality, "CollapseMonitor"), batch)
         if reading is None:
             rank_zero_warn(f"{self._name} sees a single sample a step and can say nothing: use a larger batch")
             return
-        self.consider(reading, step)
+        self.update(reading, step)
         prefix = "collapse/" if self.modality is None else f"collapse/{self.modality}/"
         values = {f"{prefix}{name}": value for name, value in self.reading.items()}
         # Past the Trainer's log_every_n_steps, which would drop most checks; `log` puts them into callback_metrics.
@@ -184,12 +184,12 @@ class CollapseMonitor(Configurable, pl.Callback):
         if self.verdict is not None:
             self._say(f"at the end, step {trainer.global_step}", self.verdict)
 
-    def consider(self, reading: Mapping[str, float], step: int) -> None:
+    def update(self, reading: Mapping[str, float], step: int) -> None:
         """Take in one check: remember it, and change the verdict once it has come often enough."""
         self._first = self._first or dict(reading)
         for name in ("target_input_share", "target_rank"):
             self._best[name] = max(reading[name], self._best.get(name, 0.0))
-        finding = judge(reading, self._first, self._best, step)
+        finding = diagnose(reading, self._first, self._best, step)
         self._times = self._times + 1 if finding == self._candidate else 1
         self._candidate = finding
         passing = telling_share(reading)[0] > NOTHING_LEFT and self._times < LASTING * self.patience
@@ -211,7 +211,7 @@ class CollapseMonitor(Configurable, pl.Callback):
             rank_zero_only(log.warning)(line)
 
 
-def judge(reading: Mapping[str, float], first: Mapping[str, float], best: Mapping[str, float], step: int) -> Finding:
+def diagnose(reading: Mapping[str, float], first: Mapping[str, float], best: Mapping[str, float], step: int) -> Finding:
     """The verdict that one check suggests.
 
     Args:
@@ -277,7 +277,7 @@ def describe(finding: Finding, reading: Mapping[str, float]) -> str:
     return f"{word}, {cause} ({facts}). Try: {remedy}"
 
 
-def read(trainer: pl.Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
+def measure(trainer: pl.Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
     """All values of one check, reduced over ranks; None where all ranks together have a single sample."""
 
     def add_up(x: Tensor) -> Tensor:
@@ -292,12 +292,12 @@ def read(trainer: pl.Trainer, objective: Any, batch: Any) -> dict[str, float] | 
     positions_everywhere = int(trainer.strategy.reduce(longest, reduce_op="max"))
     samples, positions = _places(num_samples, length, padding_mask, targets.device)
 
-    def measure(x: Tensor, ranks: bool = False) -> Spread:
+    def spread_of(x: Tensor, ranks: bool = False) -> Spread:
         return spread(x[samples, positions], samples, positions, num_samples, positions_everywhere, add_up, ranks)
 
-    target = measure(targets, ranks=True)
+    target = spread_of(targets, ranks=True)
     results = objective.teacher_layer_results(batch)
-    layers = [measure(result) for result in results]
+    layers = [spread_of(result) for result in results]
     predictions, hidden = objective.predictions(batch)
     rows, columns = hidden // (batch["mask"].shape[1] * length), hidden % length
     prediction = spread(predictions, rows, columns, num_samples, positions_everywhere, add_up)

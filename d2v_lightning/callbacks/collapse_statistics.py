@@ -49,7 +49,7 @@ class Spread(NamedTuple):
         return self.over_batch / self.total if self.total > 0.0 else 0.0
 
 
-def alone(x: Tensor) -> Tensor:
+def no_reduction(x: Tensor) -> Tensor:
     """The sum over one rank."""
     return x
 
@@ -61,7 +61,7 @@ def spread(
     positions: Tensor,
     num_samples: int,
     num_positions: int,
-    add_up: Sum = alone,
+    add_up: Sum = no_reduction,
     ranks: bool = False,
 ) -> Spread:
     """Moments of tokens that stand at given places.

@@ -18,7 +18,7 @@ class NonFiniteLossError(UserError):
     """The loss of a batch was NaN or infinite; the message names the batch."""
 
 
-class _Look:
+class _Pending:
     """A flag "this loss is finite" on its way from the device, and what is to be said if it is not."""
 
     def __init__(self, loss: Tensor, where: str, batch: Any) -> None:
@@ -62,7 +62,7 @@ class FiniteLoss(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self._pending: _Look | None = None
+        self._pending: _Pending | None = None
         self._batch: Any = None
         self._batch_idx = 0
 
@@ -73,9 +73,9 @@ class FiniteLoss(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         where = f"epoch {trainer.current_epoch}, batch {self._batch_idx}, optimiser step {trainer.global_step + 1}"
-        previous, self._pending = self._pending, _Look(loss, where, _names(self._batch, inputs=not loss.is_cuda))
+        previous, self._pending = self._pending, _Pending(loss, where, _names(self._batch, inputs=not loss.is_cuda))
         if previous is not None:
-            self._look(trainer, previous)
+            self._check(trainer, previous)
         if not loss.is_cuda:
             self._settle(trainer)
 
@@ -95,11 +95,11 @@ class FiniteLoss(pl.Callback):
     def _settle(self, trainer: pl.Trainer) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._look(trainer, pending)
+            self._check(trainer, pending)
 
-    def _look(self, trainer: pl.Trainer, look: _Look) -> None:
+    def _check(self, trainer: pl.Trainer, pending: _Pending) -> None:
         try:
-            look.check()
+            pending.check()
         except NonFiniteLossError:
             self._pending = None
             # A new list: the one at hand is being walked through.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
-from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.nn.transformer import Transformer
 
@@ -46,7 +46,7 @@ class HalfPrecisionCheck(pl.Callback):
         for name, part in pl_module.named_modules():
             compared.listen(name, part)
         try:
-            with aside(trainer, pl_module), torch.compiler.set_stance("force_eager"):
+            with without_side_effects(trainer, pl_module), torch.compiler.set_stance("force_eager"):
                 pl_module.run_through(first_samples(batch, _SAMPLES))  # type: ignore[operator]
         finally:
             compared.stop()

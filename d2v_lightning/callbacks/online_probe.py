@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from d2v_lightning.callbacks.aside import aside
-from d2v_lightning.callbacks.watched import watched
+from d2v_lightning.callbacks.objective_of import objective_of
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl
 from d2v_lightning.method.probing import Part, knn_accuracy, linear_accuracy, pooled_features
@@ -68,7 +68,7 @@ class OnlineProbe(Configurable, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = trainer.global_step
-        watched(pl_module, self.modality, "OnlineProbe")
+        objective_of(pl_module, self.modality, "OnlineProbe")
         if self.loaders is None:
             datamodule: Any = getattr(trainer, "datamodule", None)
             if self.modality is not None and datamodule is not None:
@@ -98,9 +98,9 @@ class OnlineProbe(Configurable, pl.Callback):
         assert self.loaders is not None, "the run has not started"
         if trainer.is_global_zero:
             accuracies: dict[str, float] = {}
-            objective = watched(pl_module, self.modality, "OnlineProbe")
+            objective = objective_of(pl_module, self.modality, "OnlineProbe")
             prefix = "probe/" if self.modality is None else f"probe/{self.modality}/"
-            with aside(trainer, pl_module):
+            with without_side_effects(trainer, pl_module):
                 train, train_labels = self._features(objective, pl_module.device, self.loaders[0])
                 test, test_labels = self._features(objective, pl_module.device, self.loaders[1])
                 for part in self.parts:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2v_lightning.callbacks.aside import aside
-from d2v_lightning.callbacks.watched import watched
+from d2v_lightning.callbacks.objective_of import objective_of
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
@@ -47,7 +47,7 @@ class PictureLogger(Configurable, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step, self._shown = trainer.global_step, None
-        watched(pl_module, self.modality, "PictureLogger")
+        objective_of(pl_module, self.modality, "PictureLogger")
         self._folder = os.path.join(trainer.log_dir or trainer.default_root_dir, "pictures")  # asks all ranks
 
     def on_train_batch_start(
@@ -70,10 +70,10 @@ class PictureLogger(Configurable, pl.Callback):
         self._last_step = step
         if not trainer.is_global_zero:
             return
-        with aside(trainer, pl_module):
-            panels = look(watched(pl_module, self.modality, "PictureLogger"), self._shown)
+        with without_side_effects(trainer, pl_module):
+            shown = panels(objective_of(pl_module, self.modality, "PictureLogger"), self._shown)
         path = os.path.join(self._folder, f"step_{step:06d}.png")
-        image = draw(panels, f"optimiser step {step:,}")
+        image = draw(shown, f"optimiser step {step:,}")
         os.makedirs(self._folder, exist_ok=True)
         from PIL import Image
 
@@ -81,7 +81,7 @@ class PictureLogger(Configurable, pl.Callback):
         _send(trainer, image, path, step)
 
 
-def look(objective: Any, batch: dict[str, Tensor]) -> list[Tensor]:
+def panels(objective: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     """The five columns, each (B, rows, columns, 3) float in 0..1, for images (B, C, H, W) and masks (B, M, N)."""
     inputs, mask = batch["inputs"], batch["mask"]
     grid = tuple(objective.encoder.grid)
@@ -146,17 +146,17 @@ def heat(error: Tensor) -> Tensor:
     return colours
 
 
-def draw(panels: list[Tensor], title: str) -> np.ndarray[Any, Any]:
+def draw(shown: list[Tensor], title: str) -> np.ndarray[Any, Any]:
     """Columns of pictures (B, rows, columns, 3) -> one picture (height, width, 3) uint8 with headings."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = len(panels[0])
-    figure = Figure(figsize=(1.5 * len(panels), 1.5 * rows + 0.6), dpi=100, layout="constrained")
+    rows = len(shown[0])
+    figure = Figure(figsize=(1.5 * len(shown), 1.5 * rows + 0.6), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=9)
-    axes = figure.subplots(rows, len(panels), squeeze=False)
-    for column, (name, pictures) in enumerate(zip(COLUMNS, panels, strict=True)):
+    axes = figure.subplots(rows, len(shown), squeeze=False)
+    for column, (name, pictures) in enumerate(zip(COLUMNS, shown, strict=True)):
         axes[0, column].set_title(name, fontsize=8)
         for row in range(rows):
             axes[row, column].imshow(pictures[row].numpy(), interpolation="nearest", vmin=0, vmax=1)

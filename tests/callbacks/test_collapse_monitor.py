@@ -17,8 +17,8 @@ from torch.utils.data import default_collate
 
 from d2v_lightning import Targets
 from d2v_lightning.callbacks import CollapseMonitor
-from d2v_lightning.callbacks.aside import aside
-from d2v_lightning.callbacks.collapse_monitor import describe, judge, read
+from d2v_lightning.callbacks.collapse_monitor import describe, diagnose, measure
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.flavour import pl
 
 HEALTHY = {
@@ -88,8 +88,8 @@ def test_it_measures_without_dropout() -> None:
     readings = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        with aside(runner, model):
-            readings.append(read(runner, model, batch))
+        with without_side_effects(runner, model):
+            readings.append(measure(runner, model, batch))
     assert readings[0] == readings[1]
 
 
@@ -99,13 +99,13 @@ def test_what_the_position_explains_is_sought_where_it_still_is() -> None:
     model.make_targets = Targets(layers, norm_each=["position", "layer"], norm_after=[])
     batch = default_collate([Blobs()[index] for index in range(8)])
     with torch.no_grad():
-        reading = read(runner, model, batch)
+        reading = measure(runner, model, batch)
     assert reading is not None
     shares = [value for name, value in reading.items() if name.startswith("layer") and name.endswith("_input_share")]
     assert reading["raw_input_share"] == pytest.approx(sum(shares) / len(shares))
     assert reading["raw_input_share"] < 0.95 < reading["target_input_share"]
     collapsed = {**HEALTHY, "target_input_share": 1.0, "raw_input_share": 0.004, "prediction_error": 0.97}
-    finding = judge(collapsed, HEALTHY, {"target_input_share": 1.0, "target_rank": 12.0}, 450)
+    finding = diagnose(collapsed, HEALTHY, {"target_input_share": 1.0, "target_rank": 12.0}, 450)
     assert finding == ("collapsed", "position-only results")
     assert "0 % of the variance of the teacher's results" in describe(finding, collapsed)
 
@@ -115,7 +115,7 @@ def test_a_verdict_is_said_when_it_changes_and_not_again(caplog: pytest.LogCaptu
     bad = {**HEALTHY, "target_input_share": 0.02}
     with caplog.at_level(logging.INFO):
         for step, reading in enumerate([HEALTHY, HEALTHY, HEALTHY, bad, HEALTHY, bad, bad, bad, HEALTHY, HEALTHY]):
-            monitor.consider(reading, 100 * (step + 1))
+            monitor.update(reading, 100 * (step + 1))
     said = [record.getMessage() for record in caplog.records if "CollapseMonitor" in record.getMessage()]
     assert [line.partition(":")[0].split()[-1] for line in said] == ["200", "700", "1000"]
     assert monitor.verdict == ("healthy", "")
@@ -125,8 +125,8 @@ def test_state_survives_a_resume() -> None:
     whole, first, second = CollapseMonitor(patience=3), CollapseMonitor(patience=3), CollapseMonitor(patience=3)
     readings = [HEALTHY, HEALTHY, HEALTHY, *[{**HEALTHY, "target_rank": 1.5}] * 3]
     for step, reading in enumerate(readings):
-        whole.consider(reading, 100 * step)
-        (first if step < 4 else second).consider(reading, 100 * step)
+        whole.update(reading, 100 * step)
+        (first if step < 4 else second).update(reading, 100 * step)
         if step == 3:
             second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert whole.verdict == second.verdict == ("collapsed", "low-rank")
@@ -159,7 +159,7 @@ def test_state_survives_a_resume() -> None:
 def test_judgement(changes: dict[str, float], first: dict[str, float], step: int, expected: tuple[str, str]) -> None:
     start, now = {**HEALTHY, **first}, {**HEALTHY, **changes}
     best = {name: max(start[name], now[name]) for name in ("target_input_share", "target_rank")}
-    assert judge(now, start, best, step) == expected
+    assert diagnose(now, start, best, step) == expected
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_two_speech_runs_of_the_official_code_are_told_apart(
     verdicts = {}
     for step, loss, std in points:
         error = loss / width**0.5 / std**2  # the loss is the squared error summed over the width, / sqrt(width)
-        verdicts[step] = judge({**HEALTHY, "prediction_error": error}, HEALTHY, best, step).status
+        verdicts[step] = diagnose({**HEALTHY, "prediction_error": error}, HEALTHY, best, step).status
     assert verdicts.pop(500, "healthy") == "healthy"
     assert set(verdicts.values()) == {status}
 
@@ -208,11 +208,11 @@ def test_a_position_only_phase_that_passes_is_no_collapse() -> None:
     monitor = CollapseMonitor(every_n_steps=50, patience=2)
     said = []
     for step, reading in enumerate([healthy, healthy, phase, phase, phase, healthy, healthy] + 6 * [phase], start=1):
-        monitor.consider(reading, 50 * step)
+        monitor.update(reading, 50 * step)
         said.append(monitor.verdict.status if monitor.verdict else "")
     assert said == ["", *2 * ["healthy"], *3 * ["warning"], "healthy", "healthy", *4 * ["warning"], "collapsed"]
     nothing_left = CollapseMonitor(every_n_steps=50, patience=2)
     for step in (1, 2):
-        nothing_left.consider({**phase, "target_input_share": 0.001}, 50 * step)
+        nothing_left.update({**phase, "target_input_share": 0.001}, 50 * step)
     assert nothing_left.verdict is not None
     assert nothing_left.verdict.status == "collapsed"

@@ -9,7 +9,7 @@ import torch
 from tiny import Blobs, loader, tiny_model, trainer
 
 from d2v_lightning.callbacks import FiniteLoss, NonFiniteLossError
-from d2v_lightning.callbacks.finite_loss import _Look
+from d2v_lightning.callbacks.finite_loss import _Pending
 from d2v_lightning.flavour import pl
 
 
@@ -47,7 +47,7 @@ def test_the_batch_is_named_before_the_weights_are_touched_and_nothing_is_saved_
 def test_all_samples_are_named_where_inputs_are_fine() -> None:
     batch = {"inputs": torch.zeros(20, 1, 8, 8), "index": torch.arange(100, 120)}
     with pytest.raises(NonFiniteLossError, match=r"loss is inf at step 3; samples 100, .*, 115 and 4 more"):
-        _Look(torch.tensor(float("inf")), "step 3", batch).check()
+        _Pending(torch.tensor(float("inf")), "step 3", batch).check()
 
 
 def test_what_is_pending_is_looked_at_before_a_checkpoint_is_written(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_what_is_pending_is_looked_at_before_a_checkpoint_is_written(tmp_path: P
     runner.fit(tiny_model(), loader())
     callback = next(callback for callback in runner.callbacks if isinstance(callback, FiniteLoss))  # Data2Vec's own
     files = sorted(tmp_path.rglob("*.ckpt"))
-    callback._pending = _Look(torch.tensor(float("nan")), "epoch 0, batch 1, optimiser step 2", {})
+    callback._pending = _Pending(torch.tensor(float("nan")), "epoch 0, batch 1, optimiser step 2", {})
     with pytest.raises(NonFiniteLossError, match="optimiser step 2"):
         runner.save_checkpoint(tmp_path / "polluted.ckpt")
     assert sorted(tmp_path.rglob("*.ckpt")) == files

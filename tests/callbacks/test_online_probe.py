@@ -9,7 +9,7 @@ import torch
 from tiny import Losses, loader, probe_loaders, tiny_model, trainer
 
 from d2v_lightning.callbacks import OnlineProbe
-from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.flavour import pl
 from d2v_lightning.method.probing import pooled_features
 
@@ -64,7 +64,7 @@ def test_features_of_the_student_are_those_of_the_backbone() -> None:
     model, runner = tiny_model(), trainer([], 1)
     inputs = probe_loaders()[0][0]["inputs"]
     expected = model.backbone.features(inputs, layers=[-1]).layers[0].mean(dim=1)
-    with aside(runner, model):
+    with without_side_effects(runner, model):
         torch.testing.assert_close(pooled_features(model, inputs, None, "student"), expected)
         # before the first step the teacher is a copy
         torch.testing.assert_close(pooled_features(model, inputs, None, "teacher"), expected)

@@ -13,7 +13,7 @@ from tiny import GRID, Blobs, loader, tiny_model, trainer
 from torch.utils.data import DataLoader, default_collate
 
 from d2v_lightning.callbacks import PictureLogger
-from d2v_lightning.callbacks.pictures import HIDDEN_GREY, components, heat, look, to_rgb
+from d2v_lightning.callbacks.pictures import HIDDEN_GREY, components, heat, panels, to_rgb
 from d2v_lightning.flavour import pl
 
 BoringModel = importlib.import_module(f"{pl.__name__}.demos.boring_classes").BoringModel
@@ -23,7 +23,7 @@ def test_columns_show_what_was_hidden_and_what_was_predicted_wrongly() -> None:
     model = tiny_model().eval()
     batch = default_collate([Blobs()[index] for index in range(3)])
     with torch.no_grad():
-        pictures, seen, teacher, student, error = look(model, batch)
+        pictures, seen, teacher, student, error = panels(model, batch)
     hidden = batch["mask"][:, 0].view(3, *GRID)
     pixels = hidden.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     assert (seen[pixels] == HIDDEN_GREY).all()
@@ -43,7 +43,7 @@ def test_error_is_measured_at_the_token_it_belongs_to() -> None:
     perfect[0] += 10.0
     model.predictions = lambda batch: (perfect, hidden)  # type: ignore[method-assign]
     with torch.no_grad():
-        error = look(model, batch)[-1].flatten(0, 2)
+        error = panels(model, batch)[-1].flatten(0, 2)
     assert torch.equal(error[hidden[0]], heat(torch.ones(1))[0])
     assert torch.equal(error[hidden[1:]], heat(torch.zeros(len(hidden) - 1)))
 

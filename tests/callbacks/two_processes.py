@@ -23,7 +23,7 @@ from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
 from d2v_lightning.callbacks import CollapseMonitor, Preemption
-from d2v_lightning.callbacks.collapse_monitor import read
+from d2v_lightning.callbacks.collapse_monitor import measure
 from d2v_lightning.method.positions import hidden_positions
 
 LENGTHS = {0: [6, 6, 6], 1: [9, 7, 4]}
@@ -91,7 +91,7 @@ def main(folder: Path) -> None:
     """Both runs."""
     alone = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda x, reduce_op: x))
     seeds = [0, 1, 2, 10, 11, 12]
-    joint = read(alone, Fake(), batch_of(LENGTHS[0] + LENGTHS[1], seeds))  # type: ignore[arg-type]
+    joint = measure(alone, Fake(), batch_of(LENGTHS[0] + LENGTHS[1], seeds))  # type: ignore[arg-type]
     assert joint is not None
     (folder / "joint.json").write_text(json.dumps({**joint, "verdict": 0.0}))
     monitor = CollapseMonitor(every_n_steps=3)

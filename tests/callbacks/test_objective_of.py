@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from d2v_lightning.callbacks.watched import watched
+from d2v_lightning.callbacks.objective_of import objective_of
 from d2v_lightning.support.errors import UserError
 
 ONE: Any = SimpleNamespace()
@@ -15,8 +15,8 @@ SEVERAL: Any = SimpleNamespace(modalities={"image": "of images", "speech": "of s
 
 
 def test_the_module_itself_or_what_is_named_is_looked_at() -> None:
-    assert watched(ONE, None, "Probe") is ONE
-    assert watched(SEVERAL, "speech", "Probe") == "of speech"
+    assert objective_of(ONE, None, "Probe") is ONE
+    assert objective_of(SEVERAL, "speech", "Probe") == "of speech"
 
 
 @pytest.mark.parametrize(
@@ -29,4 +29,4 @@ def test_the_module_itself_or_what_is_named_is_looked_at() -> None:
 )
 def test_a_modality_that_is_not_there_is_refused(module: Any, modality: str | None, said: str) -> None:
     with pytest.raises(UserError, match=rf"^Probe looks at one modality: {said}$"):
-        watched(module, modality, "Probe")
+        objective_of(module, modality, "Probe")

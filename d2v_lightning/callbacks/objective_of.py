@@ -8,7 +8,7 @@ from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
 
-def watched(pl_module: pl.LightningModule, modality: str | None, callback: str) -> Any:
+def objective_of(pl_module: pl.LightningModule, modality: str | None, callback: str) -> Any:
     """The module itself, or what it trains one of its modalities for.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from tiny import trainer
 from torch import nn
 
-from d2v_lightning.callbacks.aside import aside
+from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.flavour import pl
 
 
@@ -36,13 +36,13 @@ def test_random_states_and_modes_are_as_before_even_where_it_fails() -> None:
     module, runner = Module(), trainer([], 1)
     first, second = seeded(), draws()
     seeded()
-    with aside(runner, module):
+    with without_side_effects(runner, module):
         assert not any(part.training for part in module.modules())
         assert not module.trained(torch.ones(1, 2)).requires_grad
         assert draws() == second, "they begin where training is"
     assert draws() == second
     assert seeded() == first
-    with pytest.raises(KeyError), aside(runner, module):  # noqa: PT012
+    with pytest.raises(KeyError), without_side_effects(runner, module):  # noqa: PT012
         draws()
         raise KeyError
     assert draws() == second
@@ -52,6 +52,6 @@ def test_random_states_and_modes_are_as_before_even_where_it_fails() -> None:
 
 def test_it_computes_at_the_precision_of_the_run() -> None:
     module = Module()
-    with aside(trainer([], 1, precision="bf16-mixed"), module):
+    with without_side_effects(trainer([], 1, precision="bf16-mixed"), module):
         assert module.trained(torch.ones(1, 2)).dtype == torch.bfloat16
     assert module.trained(torch.ones(1, 2)).dtype == torch.float32

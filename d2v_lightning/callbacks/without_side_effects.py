@@ -14,7 +14,7 @@ from d2v_lightning.nn.backbone import evaluating
 
 
 @contextmanager
-def aside(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+def without_side_effects(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
     """Eval mode, no gradients, the Trainer's precision; modes and all random states are afterwards what they were."""
     devices = [pl_module.device] if pl_module.device.type == "cuda" else []
     python_state, numpy_state = random.getstate(), np.random.get_state()
