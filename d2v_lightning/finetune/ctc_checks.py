@@ -60,7 +60,7 @@ def _spread(inputs: Tensor, padding: Tensor | None) -> Tensor:
     return (((inputs - mean) * inside).square().sum(dim=1) / count[:, 0]).sqrt().cpu()
 
 
-class Heard:
+class HypothesisStats:
     """A few hypotheses of one evaluation beside what was said, and how many frames were blank."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.checkpoints.backbones import load_backbone, load_mask_token, load_normalize, regularised
 from d2v_lightning.checkpoints.pretrained import FromPretrained
-from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
+from d2v_lightning.finetune.ctc_checks import HypothesisStats, check_first_batch
 from d2v_lightning.finetune.decoding import BeamSearch, Hypothesis, greedy
 from d2v_lightning.flavour import pl, rank_zero_info
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR, read_vocabulary, spelt
@@ -143,7 +143,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         self.head: nn.Linear | None = None
         if vocabulary != "data":
             self._set_vocabulary(LIBRISPEECH if vocabulary is None else vocabulary)
-        self._heard = Heard()
+        self._hypotheses = HypothesisStats()
         self._joined = Joined()
 
     def _set_vocabulary(self, vocabulary: list[str] | str) -> None:
@@ -193,7 +193,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
                 tokens = tokens.masked_fill(channel_mask[:, None, :], 0.0)
             x, _ = self.backbone.contextualize(tokens, padding)
         if self.trunk_is_frozen:  # as above
-            x = x + 0.0 * torch.stack([parameter.sum() for parameter in self._waiting()]).sum().to(x.dtype)
+            x = x + 0.0 * torch.stack([parameter.sum() for parameter in self._frozen_at_first()]).sum().to(x.dtype)
         return self.head(x).float().log_softmax(dim=-1), padding
 
     @property
@@ -201,7 +201,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
         """Whether only the head is trained at this step."""
         return self.training and self.global_step < self.freeze_trunk_steps
 
-    def _waiting(self) -> list[nn.Parameter]:
+    def _frozen_at_first(self) -> list[nn.Parameter]:
         """What is not trained while the trunk is frozen, and is afterwards."""
         return [parameter for parameter in (*self.backbone.parameters(), self.mask_token) if parameter.requires_grad]
 
@@ -234,7 +234,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         if self.trunk_is_frozen:  # gradients of 0 would still move AdamW's averages
-            for parameter in self._waiting():
+            for parameter in self._frozen_at_first():
                 parameter.grad = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -266,7 +266,7 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
             log_probs, padding = log_probs[rows], None if padding is None else padding[rows]
         for name in ("wer", "cer") if said else ():
             figures[name].update(found, said)
-        self._heard.add(said, found, log_probs, padding)
+        self._hypotheses.add(said, found, log_probs, padding)
 
     def new_figures(self, label: str) -> dict[str, Metric]:
         """The loss, and error rates of words and letters."""
@@ -282,8 +282,8 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
 
     def _show(self, stage: str) -> None:
         if not self.trainer.sanity_checking:
-            self._heard.show(self.trainer, stage)
-        self._heard = Heard()
+            self._hypotheses.show(self.trainer, stage)
+        self._hypotheses = HypothesisStats()
 
     def decode(self, log_probs: Tensor, padding: Tensor | None, decoder: BeamSearch | None = None) -> list[Hypothesis]:
         """Log probabilities (B, N, V) and the frames' padding (B, N), True = padding -> a hypothesis for each clip."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from d2v_lightning.finetune import ctc_checks
-from d2v_lightning.finetune.ctc_checks import Heard, check_first_batch
+from d2v_lightning.finetune.ctc_checks import HypothesisStats, check_first_batch
 from d2v_lightning.types import Batch
 
 CONVS = [(8, 10, 5), (8, 8, 8), (8, 8, 8)]  # a frame each 20 ms
@@ -64,7 +64,7 @@ def test_a_few_hypotheses_are_shown_and_only_a_silent_model_is_complained_of(mon
     monkeypatch.setattr(ctc_checks, "rank_zero_info", shown.append)
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[])
     blank, letter = torch.tensor([0.0, -9.0]), torch.tensor([-9.0, 0.0])
-    heard = Heard()
+    heard = HypothesisStats()
     speaks = torch.stack([torch.stack([blank] * 3 + [letter])] * 2)  # (2, 4, 2), the last frame of each a letter
     heard.add(["A", "B"], ["A", ""], speaks, None)
     with warnings.catch_warnings():
@@ -73,7 +73,7 @@ def test_a_few_hypotheses_are_shown_and_only_a_silent_model_is_complained_of(mon
     assert shown == ["said:  A\nheard: A", "said:  B\nheard: (nothing)"]
     assert (heard.frames, heard.blanks) == (8, 6)
 
-    heard = Heard()
+    heard = HypothesisStats()
     padding = torch.tensor([[False, False, False, True]] * 2)  # what is said in the padding does not count
     heard.add(["A", "B"], ["", ""], speaks, padding)
     heard.add(["C", "D"], ["", ""], speaks, padding)

@@ -204,7 +204,7 @@ def test_a_frozen_trunk_keeps_no_activations() -> None:
         with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
             loss = model._losses(*model(batch["inputs"], batch["padding_mask"]), batch).mean()  # type: ignore[arg-type]
         loss.backward()
-        waiting = [parameter.grad for parameter in model._waiting()]
+        waiting = [parameter.grad for parameter in model._frozen_at_first()]
         assert all(grad is not None for grad in waiting), "plain DDP would wait for it"
         assert any(grad is not None and grad.any() for grad in waiting) != frozen
         assert (len(held) < 12) == frozen
