@@ -11,7 +11,7 @@ import torch
 
 from d2v_lightning.checkpoints.directory import read_json
 from d2v_lightning.checkpoints.options import truth
-from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.checkpoints.tables import Names, State, weight_and_bias
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.letters import BLANK, SEPARATOR, UNKNOWN
 from d2v_lightning.nn.backbone import Backbone
@@ -27,22 +27,22 @@ HEAD = re.compile(r"^(masked_spec_embed|(lm_head|projector|classifier|quantizer|
 NORM_EPS = 1e-5  # of the norm after the convolutions, which theirs shares with the trunk
 _THEIRS = "encoder.layers.#."
 NAMES: Names = {
-    **both("encoder.convs.#", "feature_extractor.conv_layers.#.conv"),
-    **both("encoder.conv_norms.#", "feature_extractor.conv_layers.#.layer_norm"),
-    **both("encoder.norm", "feature_projection.layer_norm"),
-    **both("encoder.proj", "feature_projection.projection"),
-    **both("encoder.position.convs.#", "encoder.pos_conv_embed.layers.#.conv"),
-    **both("transformer.input_norm", "encoder.layer_norm"),
-    **both("transformer.norm", "encoder.layer_norm"),
-    **both(
+    **weight_and_bias("encoder.convs.#", "feature_extractor.conv_layers.#.conv"),
+    **weight_and_bias("encoder.conv_norms.#", "feature_extractor.conv_layers.#.layer_norm"),
+    **weight_and_bias("encoder.norm", "feature_projection.layer_norm"),
+    **weight_and_bias("encoder.proj", "feature_projection.projection"),
+    **weight_and_bias("encoder.position.convs.#", "encoder.pos_conv_embed.layers.#.conv"),
+    **weight_and_bias("transformer.input_norm", "encoder.layer_norm"),
+    **weight_and_bias("transformer.norm", "encoder.layer_norm"),
+    **weight_and_bias(
         "transformer.blocks.#.attn.qkv",
         *(f"{_THEIRS}attention.{part}_proj" for part in ("q", "k", "v")),
     ),
-    **both("transformer.blocks.#.attn.proj", f"{_THEIRS}attention.out_proj"),
-    **both("transformer.blocks.#.norm1", f"{_THEIRS}layer_norm"),
-    **both("transformer.blocks.#.norm2", f"{_THEIRS}final_layer_norm"),
-    **both("transformer.blocks.#.mlp.fc1", f"{_THEIRS}feed_forward.intermediate_dense"),
-    **both("transformer.blocks.#.mlp.fc2", f"{_THEIRS}feed_forward.output_dense"),
+    **weight_and_bias("transformer.blocks.#.attn.proj", f"{_THEIRS}attention.out_proj"),
+    **weight_and_bias("transformer.blocks.#.norm1", f"{_THEIRS}layer_norm"),
+    **weight_and_bias("transformer.blocks.#.norm2", f"{_THEIRS}final_layer_norm"),
+    **weight_and_bias("transformer.blocks.#.mlp.fc1", f"{_THEIRS}feed_forward.intermediate_dense"),
+    **weight_and_bias("transformer.blocks.#.mlp.fc2", f"{_THEIRS}feed_forward.output_dense"),
 }
 _CONV = "encoder.pos_conv_embed.conv."
 ONE_POSITION: Names = {
@@ -100,7 +100,7 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
         "normalize": truth(extractor.get("do_normalize", True), f"do_normalize of {directory}"),
         "sample_rate": int(extractor.get("sampling_rate", RATE)),
     }
-    return "SpeechCTC", arguments, {**both("head", "lm_head"), "mask_token": (token,)}
+    return "SpeechCTC", arguments, {**weight_and_bias("head", "lm_head"), "mask_token": (token,)}
 
 
 def _letters(directory: Path, size: int) -> tuple[list[str], str]:
@@ -184,9 +184,9 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
     config.architectures = ["Wav2Vec2ForCTC" if prefix == "wav2vec2." else "Data2VecAudioForCTC"]
     config.vocab_size, config.pad_token_id = len(module.vocabulary), 0
     if module.time_mask == "noise":  # theirs masks with a token only, and has none where it never masks
-        return both("head", "lm_head"), ("mask_token",)
+        return weight_and_bias("head", "lm_head"), ("mask_token",)
     config.mask_time_prob = 0.05  # the library's own default: it has the token only where this is set
-    return {**both("head", "lm_head"), "mask_token": (f"{prefix}masked_spec_embed",)}, ()
+    return {**weight_and_bias("head", "lm_head"), "mask_token": (f"{prefix}masked_spec_embed",)}, ()
 
 
 def write_processor(module: Any, directory: Path) -> None:

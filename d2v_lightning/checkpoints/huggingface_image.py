@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning.checkpoints.labels import labels_of
-from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.checkpoints.tables import Names, State, weight_and_bias
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders.image import ImageEncoder, patch_grid
 from d2v_lightning.nn.position import Alibi, RelativePositionBias, is_index_of
@@ -90,12 +90,12 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
         return None
     outputs = head["classifier.weight"].shape[0]
     arguments = {"num_classes": outputs, "class_names": labels_of(config, outputs, directory)}
-    names = both("head", "classifier")
+    names = weight_and_bias("head", "classifier")
     if not config.use_mean_pooling:
         return "ImageClassifier", {**arguments, "pooling": "class_token"}, names
     below = next((prefix for prefix in (*PREFIXES, "") if f"{prefix}pooler.layernorm.weight" in head), PREFIXES[0])
     arguments["norm_eps"] = config.layer_norm_eps
-    return "ImageClassifier", arguments, names | both("norm", f"{below}pooler.layernorm")
+    return "ImageClassifier", arguments, names | weight_and_bias("norm", f"{below}pooler.layernorm")
 
 
 def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:
@@ -105,13 +105,13 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
     if module.class_names:
         config.id2label = dict(enumerate(module.class_names))
         config.label2id = {name: number for number, name in enumerate(module.class_names)}
-    names = both("head", "classifier")
+    names = weight_and_bias("head", "classifier")
     if module.pooling == "class_token":
         return names, ("norm.",)
     if module.norm.eps != config.layer_norm_eps:
         raise UserError(f"transformers has no such network: norm_eps is {module.norm.eps}, not {config.layer_norm_eps}")
     config.use_mean_pooling = True
-    return names | both("norm", f"{prefix}pooler.layernorm"), ("backbone.transformer.norm.",)
+    return names | weight_and_bias("norm", f"{prefix}pooler.layernorm"), ("backbone.transformer.norm.",)
 
 
 def untrained(config: Any, name: str) -> Backbone:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from d2v_lightning.checkpoints.labels import labels_of
-from d2v_lightning.checkpoints.tables import Names, State, both
+from d2v_lightning.checkpoints.tables import Names, State, weight_and_bias
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders.text import TextEncoder
@@ -27,16 +27,16 @@ _TYPES, _POSITIONS = "embeddings.token_type_embeddings.weight", "embeddings.posi
 NAMES: Names = {
     "encoder.embedding.weight": ("embeddings.word_embeddings.weight",),
     "encoder.position.embedding.weight": (_POSITIONS,),
-    **both("encoder.position.norm", "embeddings.LayerNorm"),
-    **both(
+    **weight_and_bias("encoder.position.norm", "embeddings.LayerNorm"),
+    **weight_and_bias(
         "transformer.blocks.#.attn.qkv",
         *(f"{_THEIRS}attention.self.{part}" for part in ("query", "key", "value")),
     ),
-    **both("transformer.blocks.#.attn.proj", f"{_THEIRS}attention.output.dense"),
-    **both("transformer.blocks.#.norm1", f"{_THEIRS}attention.output.LayerNorm"),
-    **both("transformer.blocks.#.mlp.fc1", f"{_THEIRS}intermediate.dense"),
-    **both("transformer.blocks.#.mlp.fc2", f"{_THEIRS}output.dense"),
-    **both("transformer.blocks.#.norm2", f"{_THEIRS}output.LayerNorm"),
+    **weight_and_bias("transformer.blocks.#.attn.proj", f"{_THEIRS}attention.output.dense"),
+    **weight_and_bias("transformer.blocks.#.norm1", f"{_THEIRS}attention.output.LayerNorm"),
+    **weight_and_bias("transformer.blocks.#.mlp.fc1", f"{_THEIRS}intermediate.dense"),
+    **weight_and_bias("transformer.blocks.#.mlp.fc2", f"{_THEIRS}output.dense"),
+    **weight_and_bias("transformer.blocks.#.norm2", f"{_THEIRS}output.LayerNorm"),
 }
 
 
@@ -80,7 +80,11 @@ def task(head: State, config: Any, directory: Path) -> tuple[str, dict[str, Any]
     labels = head["classifier.out_proj.weight"].shape[0]
     names = labels_of(config, labels, directory) if labels > 1 else None
     arguments = {"task": "custom", "num_classes": labels, "head_dropout": dropout, "class_names": names}
-    return "GLUEClassifier", arguments, both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj")
+    return (
+        "GLUEClassifier",
+        arguments,
+        weight_and_bias("dense", "classifier.dense") | weight_and_bias("out_proj", "classifier.out_proj"),
+    )
 
 
 def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ...]]:
@@ -91,7 +95,7 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
     if module.class_names:
         config.id2label = dict(enumerate(module.class_names))
         config.label2id = {name: number for number, name in enumerate(module.class_names)}
-    return both("dense", "classifier.dense") | both("out_proj", "classifier.out_proj"), ()
+    return weight_and_bias("dense", "classifier.dense") | weight_and_bias("out_proj", "classifier.out_proj"), ()
 
 
 def untrained(config: Any, name: str) -> Backbone:

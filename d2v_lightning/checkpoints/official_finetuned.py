@@ -11,7 +11,7 @@ from d2v_lightning.checkpoints import official_v1_audio_text, official_v1_image,
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_v1_audio_text_options import audio_backbone, text_backbone
 from d2v_lightning.checkpoints.options import as_options, model_options, option, plain_options
-from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, prefixed, to_ours
+from d2v_lightning.checkpoints.tables import Names, Row, State, drop, prefixed, to_ours, weight_and_bias
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR, UNKNOWN
@@ -24,7 +24,7 @@ CTC, CTC_HEAD = "w2v_encoder.w2v_model.", "w2v_encoder.proj"
 HEADS = "classification_heads."
 PRETRAINED_AT = ("w2v_path", "model_path")  # where a fine-tuned file says that it started from
 V2_PREFIX = "model."  # what 2.0 puts before the network's names in images and text
-IMAGE_HEAD: Names = both("head", "head") | both("norm", "fc_norm")
+IMAGE_HEAD: Names = weight_and_bias("head", "head") | weight_and_bias("norm", "fc_norm")
 # What their pictures were normalised with: 1.0's command leaves out `--imagenet_default_mean_and_std`; 2.0's
 # `mae_finetuning_image_dataset.py` takes ImageNet's.
 NORMALISED = {1: ([0.5] * 3, [0.5] * 3), 2: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
@@ -77,7 +77,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
         "time_mask": "noise" if v2 else "token",
         "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
     }
-    table = prefixed(_table(backbone, v2), "backbone.", CTC) | both("head", CTC_HEAD)
+    table = prefixed(_table(backbone, v2), "backbone.", CTC) | weight_and_bias("head", CTC_HEAD)
     table["mask_token"] = (f"{CTC}mask_emb",)
     if v2:  # masks with noise, and has no token
         weights[f"{CTC}mask_emb"] = torch.zeros(backbone.dim)
@@ -130,7 +130,7 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     official_v1_audio_text.drop_version(weights, rows)
     names = _table(backbone, v2=bool(prefix))
     table = prefixed(names, "backbone.", prefix)
-    table |= both("dense", f"{below}.dense") | both("out_proj", f"{below}.out_proj")
+    table |= weight_and_bias("dense", f"{below}.dense") | weight_and_bias("out_proj", f"{below}.out_proj")
     arguments = {
         "task": "custom",
         "num_classes": weights.sizes(f"{below}.out_proj.weight", 2)[0],

@@ -11,7 +11,17 @@ import torch
 from d2v_lightning.checkpoints.content import FREE, Content
 from d2v_lightning.checkpoints.official_v1_audio_text_options import TEXT_PREFIX, audio_tree, text_tree
 from d2v_lightning.checkpoints.options import as_options, model_options
-from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, needed_of, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Names,
+    Row,
+    State,
+    drop,
+    needed_of,
+    prefixed,
+    to_ours,
+    to_theirs,
+    weight_and_bias,
+)
 from d2v_lightning.configurable import build
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.objective import Objective
@@ -22,39 +32,39 @@ from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.tensor_files import Weights, named_tensors
 
 TRUNK: Names = {
-    **both(
+    **weight_and_bias(
         "blocks.#.attn.qkv",
         "layers.#.self_attn.q_proj",
         "layers.#.self_attn.k_proj",
         "layers.#.self_attn.v_proj",
     ),
-    **both("blocks.#.attn.proj", "layers.#.self_attn.out_proj"),
-    **both("blocks.#.norm1", "layers.#.self_attn_layer_norm"),
-    **both("blocks.#.norm2", "layers.#.final_layer_norm"),
-    **both("blocks.#.mlp.fc1", "layers.#.fc1"),
-    **both("blocks.#.mlp.fc2", "layers.#.fc2"),
-    **both("input_norm", "layer_norm"),  # post-norm trunks have the one,
-    **both("norm", "layer_norm"),  # pre-norm trunks the other
+    **weight_and_bias("blocks.#.attn.proj", "layers.#.self_attn.out_proj"),
+    **weight_and_bias("blocks.#.norm1", "layers.#.self_attn_layer_norm"),
+    **weight_and_bias("blocks.#.norm2", "layers.#.final_layer_norm"),
+    **weight_and_bias("blocks.#.mlp.fc1", "layers.#.fc1"),
+    **weight_and_bias("blocks.#.mlp.fc2", "layers.#.fc2"),
+    **weight_and_bias("input_norm", "layer_norm"),  # post-norm trunks have the one,
+    **weight_and_bias("norm", "layer_norm"),  # pre-norm trunks the other
 }
 # Speech: convolutions with a layer norm each, or with one group norm after the first.
 AUDIO_FEATURES: Names = {
-    **both("convs.#", "feature_extractor.conv_layers.#.0"),
-    **both("norm", "layer_norm"),
-    **both("proj", "post_extract_proj"),
+    **weight_and_bias("convs.#", "feature_extractor.conv_layers.#.0"),
+    **weight_and_bias("norm", "layer_norm"),
+    **weight_and_bias("proj", "post_extract_proj"),
 }
-LAYER_NORMS = both("conv_norms.#", "feature_extractor.conv_layers.#.2.1")
-GROUP_NORM = both("conv_norms.0", "feature_extractor.conv_layers.0.2")
-POSITIONS = both("convs.#", "pos_conv.#.0")
+LAYER_NORMS = weight_and_bias("conv_norms.#", "feature_extractor.conv_layers.#.2.1")
+GROUP_NORM = weight_and_bias("conv_norms.0", "feature_extractor.conv_layers.0.2")
+POSITIONS = weight_and_bias("convs.#", "pos_conv.#.0")
 ONE_POSITION: Names = {
     "convs.0.bias": ("pos_conv.0.bias",),
     "convs.0.parametrizations.weight.original0": ("pos_conv.0.weight_g",),
     "convs.0.parametrizations.weight.original1": ("pos_conv.0.weight_v",),
 }
-AUDIO_HEAD: Names = {"mask_token": ("mask_emb",), **both("decoder.proj", "final_proj")}
+AUDIO_HEAD: Names = {"mask_token": ("mask_emb",), **weight_and_bias("decoder.proj", "final_proj")}
 TEXT_EMBEDDING: Names = {
     "embedding.weight": ("embed_tokens.weight",),
     "position.embedding.weight": ("embed_positions.weight",),
-    **both("position.norm", "layernorm_embedding"),
+    **weight_and_bias("position.norm", "layernorm_embedding"),
 }
 TEXT_VERSION = "version"  # a number that fairseq keeps among the weights
 # How older text files call the same; fairseq renames them too. Teachers were a module once.
@@ -164,9 +174,9 @@ def _student_table(model: Objective) -> Names:
     head: Names = AUDIO_HEAD
     if isinstance(model.encoder, TextEncoder):
         decoder = model.student.decoder
-        head = both("decoder.proj", "encoder.regression_head.0")
+        head = weight_and_bias("decoder.proj", "encoder.regression_head.0")
         for layer in range(decoder.config["init_args"]["depth"] if isinstance(decoder, MlpDecoder) else 0):
-            head |= both(f"decoder.layers.{layer}", f"encoder.regression_head.{2 * layer}")
+            head |= weight_and_bias(f"decoder.layers.{layer}", f"encoder.regression_head.{2 * layer}")
     return head | prefixed(backbone_table(model.backbone), "backbone.")
 
 

@@ -11,7 +11,17 @@ import torch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.options import as_options, option, refuse_contradictions
-from d2v_lightning.checkpoints.tables import Row, State, both, depth_of, drop, needed_of, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Row,
+    State,
+    depth_of,
+    drop,
+    needed_of,
+    prefixed,
+    to_ours,
+    to_theirs,
+    weight_and_bias,
+)
 from d2v_lightning.configurable import Tree, build, plain
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.losses import RegressionLoss
@@ -31,7 +41,7 @@ from d2v_lightning.support.tensor_files import Weights, named_tensors
 BACKBONE = {
     "encoder.position.class_token": ("cls_token",),
     "encoder.position.embedding": ("pos_embed",),
-    **both("encoder.patch_embed", "patch_embed.proj"),
+    **weight_and_bias("encoder.patch_embed", "patch_embed.proj"),
     "transformer.position_bias.shared_table": ("rel_pos_bias.relative_position_bias_table",),
     "transformer.position_bias.block_tables.#": ("blocks.#.attn.relative_position_bias_table",),
     "transformer.blocks.#.scale1.gamma": ("blocks.#.gamma_1",),
@@ -39,11 +49,11 @@ BACKBONE = {
     "transformer.blocks.#.attn.qkv.weight": ("blocks.#.attn.qkv.weight",),
     "transformer.blocks.#.attn.q_bias": ("blocks.#.attn.q_bias",),
     "transformer.blocks.#.attn.v_bias": ("blocks.#.attn.v_bias",),
-    **both("transformer.norm", "norm"),
+    **weight_and_bias("transformer.norm", "norm"),
 }
 for _part in ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2"):
-    BACKBONE |= both(f"transformer.blocks.#.{_part}", f"blocks.#.{_part}")
-HEAD = {"mask_token": ("mask_token",), **both("decoder.proj", "lm_head")}
+    BACKBONE |= weight_and_bias(f"transformer.blocks.#.{_part}", f"blocks.#.{_part}")
+HEAD = {"mask_token": ("mask_token",), **weight_and_bias("decoder.proj", "lm_head")}
 STUDENT = HEAD | prefixed(BACKBONE, "backbone.")
 DERIVED = re.compile(r"(^|\.)relative_position_index$")  # a function of the grid
 

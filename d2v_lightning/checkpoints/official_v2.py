@@ -10,7 +10,17 @@ from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_v1_audio_text import split_teacher
 from d2v_lightning.checkpoints.official_v2_options import FIXED, grid_of, tree_of
 from d2v_lightning.checkpoints.options import as_options, model_options
-from d2v_lightning.checkpoints.tables import Names, Row, State, both, drop, needed_of, prefixed, to_ours, to_theirs
+from d2v_lightning.checkpoints.tables import (
+    Names,
+    Row,
+    State,
+    drop,
+    needed_of,
+    prefixed,
+    to_ours,
+    to_theirs,
+    weight_and_bias,
+)
 from d2v_lightning.configurable import build
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.objective import Objective
@@ -23,25 +33,25 @@ from d2v_lightning.support.tensor_files import named_tensors
 _BLOCK_PARTS = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 # Below "modality_encoders.<MODALITY>.":
 CONTEXT: Names = {
-    **both("transformer.input_norm", "context_encoder.norm"),
+    **weight_and_bias("transformer.input_norm", "context_encoder.norm"),
     "transformer.position_bias.scale": ("alibi_scale",),
 }
 IMAGE: Names = {
-    **both("encoder.patch_embed", "local_encoder.proj"),
+    **weight_and_bias("encoder.patch_embed", "local_encoder.proj"),
     "encoder.position.class_token": ("extra_tokens",),
 }
 AUDIO: Names = {
-    **both("encoder.convs.#", "local_encoder.conv_layers.#.0"),
-    **both("encoder.norm", "project_features.1"),
-    **both("encoder.proj", "project_features.2"),
-    **both("encoder.position.convs.#", "relative_positional_encoder.#+1.0"),
+    **weight_and_bias("encoder.convs.#", "local_encoder.conv_layers.#.0"),
+    **weight_and_bias("encoder.norm", "project_features.1"),
+    **weight_and_bias("encoder.proj", "project_features.2"),
+    **weight_and_bias("encoder.position.convs.#", "relative_positional_encoder.#+1.0"),
 }
-LAYER_NORMS = both("encoder.conv_norms.#", "local_encoder.conv_layers.#.2.1")
-GROUP_NORM = both("encoder.conv_norms.0", "local_encoder.conv_layers.0.2")
+LAYER_NORMS = weight_and_bias("encoder.conv_norms.#", "local_encoder.conv_layers.#.2.1")
+GROUP_NORM = weight_and_bias("encoder.conv_norms.0", "local_encoder.conv_layers.0.2")
 TEXT: Names = {
     "encoder.embedding.weight": ("local_encoder.embed_tokens.weight",),
     "encoder.position.embedding.weight": ("local_encoder.embed_positions.weight",),
-    **both("encoder.position.norm", "local_encoder.layernorm_embedding"),
+    **weight_and_bias("encoder.position.norm", "local_encoder.layernorm_embedding"),
 }
 KINDS = {"AUDIO": "speech", "IMAGE": "images", "TEXT": "text"}
 
@@ -141,11 +151,11 @@ def _student_table(model: Objective) -> Names:
     below = f"modality_encoders.{_modality(model.encoder)}."
     decoder = model.student.decoder.config["init_args"]
     convs, projections = decoder["depth"], decoder["projection_depth"]
-    names: Names = both("decoder.proj.0", f"{below}decoder.proj")
+    names: Names = weight_and_bias("decoder.proj.0", f"{below}decoder.proj")
     for layer in range(projections if projections > 1 else 0):
-        names |= both(f"decoder.proj.{layer}", f"{below}decoder.proj.{2 * layer}")
+        names |= weight_and_bias(f"decoder.proj.{layer}", f"{below}decoder.proj.{2 * layer}")
     for layer in range(convs):
-        names |= both(f"decoder.convs.{layer}", f"{below}decoder.blocks.{layer}.0")
+        names |= weight_and_bias(f"decoder.convs.{layer}", f"{below}decoder.blocks.{layer}.0")
     return names | prefixed(backbone_table(model.backbone), "backbone.")
 
 
@@ -174,5 +184,5 @@ def backbone_table(backbone: Backbone) -> Names:
     for layer in range(backbone.transformer.depth):
         theirs = f"{below}context_encoder.blocks.{layer}" if layer < prenet else f"blocks.{layer - prenet}"
         for part in _BLOCK_PARTS:
-            names |= both(f"transformer.blocks.{layer}.{part}", f"{theirs}.{part}")
-    return names | both("transformer.norm", "norm")
+            names |= weight_and_bias(f"transformer.blocks.{layer}.{part}", f"{theirs}.{part}")
+    return names | weight_and_bias("transformer.norm", "norm")

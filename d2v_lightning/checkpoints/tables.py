@@ -33,7 +33,7 @@ class Row(NamedTuple):
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def both(ours: str, *theirs: str) -> Names:
+def weight_and_bias(ours: str, *theirs: str) -> Names:
     """Table rows for the weight and the bias of one module."""
     return {f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs) for part in ("weight", "bias")}
 
