@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from d2v_lightning.checkpoints import stored_tokenizer
 from d2v_lightning.checkpoints.card import card
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.own import FORMAT_VERSION, refuse_other_format
-from d2v_lightning.checkpoints.stored_tokenizer import of_directory, restored
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
 from d2v_lightning.support.atomic import atomic_write
@@ -116,7 +116,7 @@ def read_directory(directory: Path) -> Content:
         rows,
         stamp.get("data"),
         stamp.get("metrics") or {},
-        of_directory(directory),
+        stored_tokenizer.from_directory(directory),
     )
 
 
@@ -238,7 +238,7 @@ def fill_beside(content: Content, source: Path | None, folder: Path) -> None:
         if (source / name).is_file() and not (folder / name).exists():
             shutil.copyfile(source / name, folder / name)
     if content.tokenizer is not None and not (folder / "tokenizer.json").exists():
-        restored(content.tokenizer).save_pretrained(folder)
+        stored_tokenizer.load(content.tokenizer).save_pretrained(folder)
 
 
 def write_whole(out: str | Path, fill: Callable[[Path], None]) -> None:

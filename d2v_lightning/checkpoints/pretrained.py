@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from d2v_lightning.checkpoints import hub
+from d2v_lightning.checkpoints import hub, stored_tokenizer
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import is_own, read_directory, write_directory
 from d2v_lightning.checkpoints.huggingface import huggingface_content
@@ -23,7 +23,6 @@ from d2v_lightning.checkpoints.own import (
     refuse_others,
     stored_settings,
 )
-from d2v_lightning.checkpoints.stored_tokenizer import of_directory
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.configurable import build, own_class, refuse_foreign
 from d2v_lightning.nn.backbone import Backbone
@@ -57,7 +56,7 @@ def read_pretrained(
         directory = hub.directory_of(path)
         if not is_own(directory):
             return huggingface_content(directory, str(path), whole)._replace(
-                tokenizer=of_directory(directory), path=str(path)
+                tokenizer=stored_tokenizer.from_directory(directory), path=str(path)
             )
         content = read_directory(directory)
         _refuse_unfit(content, str(path), whole)

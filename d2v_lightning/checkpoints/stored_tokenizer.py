@@ -10,7 +10,7 @@ from d2v_lightning.support.errors import UserError
 StoredTokenizer = dict[str, Any]  # {"json": of `tokenizers`, "special_tokens": {use: token}, "model_max_length": int}
 
 
-def stored(tokenizer: Any) -> StoredTokenizer:
+def to_dict(tokenizer: Any) -> StoredTokenizer:
     """A fast tokenizer of `transformers` as plain data, without padding and truncation."""
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
@@ -36,7 +36,7 @@ def load_fast(name: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         if tokenizer.is_fast:
-            stored(tokenizer)
+            to_dict(tokenizer)
             tokenizer("a word", "another")
     except BaseException as error:  # `tokenizers` raises nothing narrower than Exception, and panics
         raise UserError(f"tokenizer {name!r} cannot be loaded ({_reason(error)})") from error
@@ -55,8 +55,8 @@ def _reason(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def restored(plain: StoredTokenizer) -> Any:
-    """The tokenizer that was `stored`, as a `PreTrainedTokenizerFast`.
+def load(plain: StoredTokenizer) -> Any:
+    """The tokenizer that `to_dict` stored, as a `PreTrainedTokenizerFast`.
 
     Raises:
         ValueError: the data is damaged.
@@ -77,7 +77,7 @@ def restored(plain: StoredTokenizer) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=length, **special)
 
 
-def of_directory(directory: Path) -> StoredTokenizer | None:
+def from_directory(directory: Path) -> StoredTokenizer | None:
     """That of a directory of `transformers` or of ours; None where it has none.
 
     Raises:
@@ -88,7 +88,7 @@ def of_directory(directory: Path) -> StoredTokenizer | None:
     if not (directory / "tokenizer.json").is_file():
         return None
     try:
-        return stored(PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False))
+        return to_dict(PreTrainedTokenizerFast.from_pretrained(directory, trust_remote_code=False))
     except BaseException as error:  # as above
         raise UserError(f"the tokenizer in {directory} is damaged: {_reason(error)}") from error
 

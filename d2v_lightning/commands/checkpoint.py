@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from d2v_lightning.checkpoints import stored_tokenizer
 from d2v_lightning.checkpoints.backbones import backbone_part
 from d2v_lightning.checkpoints.card import card, licence_said, settings
 from d2v_lightning.checkpoints.content import Content
@@ -28,7 +29,6 @@ from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
 from d2v_lightning.checkpoints.own import load_exactly
 from d2v_lightning.checkpoints.pretrained import read_pretrained
-from d2v_lightning.checkpoints.stored_tokenizer import restored
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.configurable import build, own_class
@@ -202,7 +202,7 @@ def _say(found: Content) -> None:
     print(f"  licence     {licence_said(found.licence)}")
     print(f"  module      {_short(found.tree)}")
     if found.tokenizer is not None:
-        print(f"  tokenizer   {len(restored(found.tokenizer)):,} ids, in the file")
+        print(f"  tokenizer   {len(stored_tokenizer.load(found.tokenizer)):,} ids, in the file")
     groups: dict[str, list[Tensor]] = {}
     for name, tensor in found.state.items():
         groups.setdefault(name.partition(".")[0], []).append(tensor)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer, load_fast, refuse_another, restored, stored
+from d2v_lightning.checkpoints import stored_tokenizer
+from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.support.errors import UserError
 
 PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -54,7 +55,7 @@ def load_tokenizer(name: str) -> Any:
     if (name.startswith((".", "/")) or name.count("/") > 1) and not os.path.isdir(name):
         raise UserError(f"no tokenizer at {name!r}: {remedy}")
     try:
-        return load_fast(name)
+        return stored_tokenizer.load_fast(name)
     except UserError as error:
         raise UserError(f"{error}: {remedy}") from error
 
@@ -76,11 +77,11 @@ def agreed_tokenizer(name: str | None, backbone: Any) -> Any:
                 "no tokenizer is given, and none is stored with the model: set data.tokenizer to the directory, or the "
                 "name on the Hugging Face hub, of the one that the model was trained with"
             )
-        return restored(models)
+        return stored_tokenizer.load(models)
     tokenizer = load_tokenizer(name)
     if backbone is not None:
-        mine = stored(tokenizer)
-        refuse_another(repr(name), mine, models)
+        mine = stored_tokenizer.to_dict(tokenizer)
+        stored_tokenizer.refuse_another(repr(name), mine, models)
         backbone.tokenizer = mine
     return tokenizer
 

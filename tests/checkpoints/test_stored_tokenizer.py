@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from d2v_lightning import Data2Vec, GLUEClassifier, load_backbone
-from d2v_lightning.checkpoints.stored_tokenizer import restored, stored
+from d2v_lightning.checkpoints import stored_tokenizer
 from d2v_lightning.commands.command_line import D2VCLI
 from d2v_lightning.commands.features import main as features
 from d2v_lightning.commands.tokenizer import save_tokenizer, train_tokenizer
@@ -100,12 +100,12 @@ def last(folder: Path, name: str) -> Path:
 
 def test_it_is_the_same_tokenizer(folder: Path) -> None:
     plain = torch.load(last(folder, "pre"), weights_only=True)["d2v_lightning"]["tokenizer"]
-    ours, theirs = restored(plain), load_tokenizer(str(folder / "moved"))
+    ours, theirs = stored_tokenizer.load(plain), load_tokenizer(str(folder / "moved"))
     texts = ["the cat", "a <mask> dog", "Ünïcode\n"]
     assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
     assert ours("a", "b")["input_ids"] == theirs("a", "b")["input_ids"]
     assert (ours.pad_token_id, ours.mask_token_id, ours.cls_token_id) == (1, 279, 0)
-    assert stored(ours) == plain == stored(theirs)
+    assert stored_tokenizer.to_dict(ours) == plain == stored_tokenizer.to_dict(theirs)
 
 
 def test_predict_needs_a_checkpoint_alone(folder: Path, tmp_path: Path) -> None:
