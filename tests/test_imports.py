@@ -33,6 +33,7 @@ FILES = {
 }
 # Rooms each of whose files has its tests at the same place under `tests`.
 TESTED = {
+    "checkpoints",
     "commands",
     *("configurable", "flavour", "letters", "metrics", "recipes", "types"),
     *("support", "nn", "method", "optim", "callbacks", "pretrain"),

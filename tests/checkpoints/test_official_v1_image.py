@@ -20,3 +20,23 @@ def test_an_index_of_positions_of_another_grid_is_refused(tmp_path: Path) -> Non
 
     with pytest.raises(UserError, match=r"relative_position_index' is not that of \d+x\d+ patches"):
         FromPretrained.from_pretrained(changed("vision_shared_relpos", tmp_path, turn)[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "averaged"),
+    [("[1, 2]", 2), ([2, 1], 2), ([-1], 1), ("[0,2]", [0, 2]), ([5], None), ("none", None), ([], None)],
+)
+def test_blocks_to_average_are_a_list_or_the_text_of_one(given: Any, averaged: Any, tmp_path: Path) -> None:
+    """Of three blocks: the last ones are a number, others a list, and such as are not there are refused."""
+
+    def change(file: dict[str, Any]) -> dict[str, Any]:
+        file["args"].target_layers = given
+        return file
+
+    path = changed("vision_shared_relpos", tmp_path, change)[1]
+    if averaged is None:
+        with pytest.raises(UserError, match="its option target_layers is"):
+            FromPretrained.from_pretrained(path)
+    else:
+        targets = FromPretrained.from_pretrained(path).config["init_args"]["targets"]["init_args"]  # type: ignore[attr-defined]
+        assert targets["average_top_k_layers"] == averaged
