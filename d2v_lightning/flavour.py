@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
+
+_NAMES = ("pytorch_lightning", "lightning.pytorch")
+_CHOSEN = next((name for name in sys.modules if name in _NAMES), _NAMES[0])
 
 
-def chosen(imported: Iterable[str]) -> str:
-    """The name of the Lightning to use, from the names of imported modules in the order of their import."""
-    return next((name for name in imported if name in ("pytorch_lightning", "lightning.pytorch")), "pytorch_lightning")
+class _TooLate:
+    """Says why a Trainer is going to refuse our modules, where the program imports the other Lightning later."""
 
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name in _NAMES and name != _CHOSEN:
+            warnings.warn(
+                f"modules of d2v_lightning belong to {_CHOSEN}, and a Trainer of {name} refuses them: import {name} before "
+                "d2v_lightning",
+                stacklevel=2,
+            )
+
+
+sys.meta_path.insert(0, _TooLate)
 
 if TYPE_CHECKING:
     import lightning_fabric as fabric
@@ -25,8 +38,8 @@ if TYPE_CHECKING:
     import pytorch_lightning.cli  # noqa: F401
     from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 else:
-    pl = importlib.import_module(chosen(sys.modules))
-    fabric = importlib.import_module("lightning_fabric" if pl.__name__ == "pytorch_lightning" else "lightning.fabric")
+    pl = importlib.import_module(_CHOSEN)
+    fabric = importlib.import_module("lightning_fabric" if _NAMES[0] == _CHOSEN else "lightning.fabric")
     rank_zero_info, rank_zero_warn = pl.utilities.rank_zero_info, pl.utilities.rank_zero_warn
     rank_zero_only = pl.utilities.rank_zero_only
 

@@ -82,3 +82,16 @@ def test_the_name_that_is_imported_first_is_taken(before: str, expected: list[st
     )
     printed = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [*expected, expected[0]]
+
+
+def test_the_other_lightning_is_said_to_come_too_late(tmp_path: Path) -> None:
+    for name in ("pytorch_lightning", "lightning", "lightning/pytorch", "lightning_fabric"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(UTILITIES)
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({flavour.__file__!r}); "
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code + "import lightning.pytorch"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "UserWarning: modules of d2v_lightning belong to pytorch_lightning" in done.stderr
+    assert "import lightning.pytorch before d2v_lightning" in done.stderr
