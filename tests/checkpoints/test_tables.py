@@ -8,7 +8,6 @@ import torch
 from d2v_lightning.checkpoints.tables import (
     Row,
     State,
-    both,
     depth_of,
     drop,
     needed_of,
@@ -16,10 +15,11 @@ from d2v_lightning.checkpoints.tables import (
     their_names,
     to_ours,
     to_theirs,
+    weight_and_bias,
 )
 from d2v_lightning.support.errors import UserError
 
-TABLE = {**both("blocks.#.qkv", "layer.#.q", "layer.#.k"), "out.weight": ("head.#+1.w",), "token": ("mask",)}
+TABLE = {**weight_and_bias("blocks.#.qkv", "layer.#.q", "layer.#.k"), "out.weight": ("head.#+1.w",), "token": ("mask",)}
 TABLE["out.#.weight"] = ("head.#+1.w",)
 
 
