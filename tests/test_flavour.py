@@ -39,20 +39,26 @@ torch.save([gone_on.state_dict(), tuned.state_dict()], folder + "/end.pt")
 """
 
 
-def run(package: str, folder: Path) -> None:
-    folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
-    module = "lightning.pytorch" if package == "lightning" else package
-    command = [sys.executable, "-c", PROGRAM.format(package=package, module=module), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def program(package: str) -> str:
+    return PROGRAM.format(package=package, module="lightning.pytorch" if package == "lightning" else package)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="needs the package lightning")
-def test_a_program_on_either_lightning_trains_and_goes_on_alike(tmp_path: Path) -> None:
-    for package in ("lightning", "pytorch_lightning"):
-        run(package, tmp_path / package)
-    ours, theirs = (torch.load(tmp_path / name / "end.pt") for name in ("pytorch_lightning", "lightning"))
+def test_a_program_on_either_lightning_trains_and_goes_on_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = flavour.pl.__name__.partition(".")[0]
+    elsewhere = "lightning" if here == "pytorch_lightning" else "pytorch_lightning"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    folders = {package: str(tmp_path / package) for package in (here, elsewhere)}
+    for folder in folders.values():
+        os.mkdir(folder)
+    command = [sys.executable, "-c", program(elsewhere), folders[elsewhere]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["program", folders[here]])
+    exec(program(here), {})
+    ours, theirs = (torch.load(f"{folder}/end.pt") for folder in folders.values())
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
         for name, tensor in one.items():
