@@ -34,5 +34,6 @@ class AtomicCheckpointIO(fabric.plugins.io.torch_io.TorchCheckpointIO):
         with atomic_write(path) as unfinished, open(unfinished, "wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # the archive could not be ended, because the file could not be written to
-                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+            except RuntimeError as error:  # the archive could not be ended: say why its writing was broken off
+                first = error.__context__
+                raise first if isinstance(first, (OSError, KeyboardInterrupt, SystemExit)) else error from None

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from d2v_lightning.checkpoints.atomic_io import AtomicCheckpointIO
@@ -35,3 +36,21 @@ def test_a_kill_while_writing_leaves_the_old_checkpoint_whole(tmp_path: Path) ->
     writer.save_checkpoint({"step": 3}, path)
     assert torch.load(path, weights_only=True) == {"step": 3}
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("first", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")])
+def test_what_breaks_the_writing_off_is_said_and_not_that_the_archive_has_no_end(
+    first: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(content: Any, file: Any) -> None:
+        try:
+            file.write(b"half of a new checkpoint")
+            raise first
+        finally:
+            raise RuntimeError("unexpected pos 2591552 vs 2591444")
+
+    monkeypatch.setattr(torch, "save", broken_off)
+    with pytest.raises(type(first)) as raised:
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+    assert raised.value is first
+    assert not list(tmp_path.iterdir())
