@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 importlib.import_module(os.environ.get("LIGHTNING", "pytorch_lightning"))  # before ours: see d2v_lightning/flavour.py
 
+from d2v_lightning.flavour import fabric, pl  # noqa: E402
 from datamodules.shared.workers import SafeLoader  # noqa: E402
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -27,6 +29,16 @@ def signals_are_handled_as_before() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def loggers_speak_as_before() -> Iterator[None]:
+    """Scripts make Lightning's loggers quiet, since their process ends with them."""
+    loggers = [logging.getLogger(package.__name__) for package in (pl, fabric)]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
