@@ -27,8 +27,13 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 def test_its_own_state_is_taken_and_one_without_a_step(optimizer: torch.optim.Optimizer) -> None:
-    refuse_optimizer_state(optimizer, optimizer.state_dict(), "file")
-    refuse_optimizer_state(optimizer, {**optimizer.state_dict(), "state": {}}, "file")
+    whole = optimizer.state_dict()
+    for state in (whole, {**whole, "state": {}}):
+        before = copy.deepcopy(state)
+        refuse_optimizer_state(optimizer, state, "file")
+        optimizer.load_state_dict(state)  # what is taken can be loaded, and looking at it changed nothing
+        assert optimizer.state_dict()["param_groups"] == before["param_groups"]
+        assert optimizer.state_dict()["state"].keys() == before["state"].keys()
 
 
 @pytest.mark.parametrize(

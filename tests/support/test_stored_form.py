@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -14,11 +15,20 @@ FORM = {"step": 3, "rate": 0.5, "on": True, "name": "x", "pair": (1, 2), "unset"
 GOOD = {"step": 0, "rate": 7, "on": False, "name": "", "pair": [4, 5], "unset": "anything", "state_dict": {}}
 
 
-def test_values_of_the_same_kinds_are_taken() -> None:
-    compare_form(GOOD, FORM, "file")
-    compare_form({**GOOD, "rate": torch.tensor([0.25]), "more": object()}, FORM, "file")
-    compare_form({key: value for key, value in GOOD.items() if key != "state_dict"}, FORM, "file")
-    compare_form({**GOOD, "state_dict": {"w": "another kind"}}, FORM, "file")
+@pytest.mark.parametrize(
+    "found",
+    [
+        GOOD,
+        {**GOOD, "rate": torch.tensor([0.25]), "more": [1]},
+        {key: value for key, value in GOOD.items() if key != "state_dict"},
+        {**GOOD, "state_dict": {"w": "another kind"}},
+    ],
+    ids=["whole", "tensor_and_more", "without_state", "other_state"],
+)
+def test_values_of_the_same_kinds_are_taken_as_they_are(found: dict[str, Any]) -> None:
+    before = copy.deepcopy(found)
+    compare_form(found, FORM, "file")
+    assert found == before
 
 
 @pytest.mark.parametrize(
