@@ -27,12 +27,17 @@ class GoldenCase:
         """All tensors below a prefix, the prefix cut off."""
         return {name[len(prefix) :]: t for name, t in self.tensors.items() if name.startswith(prefix)}
 
+    @property
+    def teacher_key(self) -> str:
+        """Where the official class keeps its teacher among its weights (`state_dict` of fairseq's models)."""
+        return "encoder._ema" if self.json["kind"] == "text" else "_ema"
+
     def write_official_file(self, folder: Path) -> Path:
         """The file that the official trainer would have written."""
         if self.json["kind"] == "vision":
             return self._write_image_file(folder)
         path = folder / f"{self.name}.pt"
-        state: dict[str, Any] = {**self.group("model."), "_ema": self.group("teacher_init.")}
+        state: dict[str, Any] = {**self.group("model."), self.teacher_key: self.group("teacher_init.")}
         torch.save({"model": state, "cfg": {"model": self.json["official_options_set"], "task": {}}}, path)
         return path
 

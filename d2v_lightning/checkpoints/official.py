@@ -128,7 +128,7 @@ def read_dictionary(path: str | Path) -> list[str]:
 
 def official_state_dict(model: Objective) -> dict[str, Any]:
     """Student and teacher under the official names: `{"model": ..., "model_ema": ...}` for 1.0 images, otherwise
-    `{"model": {..., "_ema": {...}}}`.
+    `{"model": {..., "_ema": {...}}}` ("encoder._ema" for 1.0 text).
 
     Raises:
         ValueError: the encoder is none of Meta's.

@@ -149,7 +149,8 @@ def drop_version(rest: State, rows: list[Row]) -> None:
 
 
 def state_dict(model: Objective) -> dict[str, State]:
-    """`{"model": {..., "_ema": {...}}}`, see `official_state_dict`."""
+    """`{"model": {..., "_ema": {...}}}`, see `official_state_dict`; of text it is "encoder._ema", which is what
+    `Data2VecTextEncoder` asserts on loading (fairseq, `examples/data2vec/models/data2vec_text.py`)."""
     flat = {"mask_emb": (-1,)}
     student: dict[str, Any] = to_theirs(model.student.state_dict(), _student_table(model), flat)
     teacher = to_theirs(model.teacher.state_dict(), _teacher_table(model))
@@ -164,7 +165,7 @@ def state_dict(model: Objective) -> dict[str, State]:
     if isinstance(model.encoder, TextEncoder):
         version = torch.tensor([3.0])
         student[TEXT_PREFIX + TEXT_VERSION], teacher[TEXT_VERSION] = version, version.clone()
-    return {"model": {**student, "_ema": teacher}}
+    return {"model": {**student, _TEACHERS[isinstance(model.encoder, TextEncoder)]: teacher}}
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

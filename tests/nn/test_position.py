@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from golden_case import GOLDEN
 
 from d2v_lightning import Alibi, RelativePositionBias
-from d2v_lightning.nn.position import sine_cosine_positions
+from d2v_lightning.nn.position import relative_position_index, sine_cosine_positions
 
 TABLES = json.loads((GOLDEN / "positional_tables.json").read_text())
 
@@ -49,3 +50,25 @@ def test_sine_cosine_positions_are_the_official_ones() -> None:
 def test_a_learned_table_refuses_tokens_that_were_left_out() -> None:
     with pytest.raises(ValueError, match="needs Alibi or position embeddings"):
         RelativePositionBias((2, 2), 2)(3, torch.tensor([[0, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("side", "updates", "decay", "share"),
+    [
+        (14, 2, lambda n: 0.9998, 0.0),  # 1.0 Base (README of data2vec_vision: --ema_decay 0.9998 --ema_start_at 0)
+        (14, 2, lambda n: 0.9999, 0.19),  # Large, second half
+        (14, 3000, lambda n: 0.999 + 0.0008 * n / 25_000, 0.99),  # defaults of run_cyclical.py
+        (8, 1410, lambda n: 0.99 + 0.009 * n / 1410, 0.98),  # RESULTS.md, "Does a run learn"
+    ],
+)
+def test_an_average_of_integers_leaves_the_index_or_lowers_it(
+    side: int, updates: int, decay: Callable[[int], float], share: float
+) -> None:
+    """What the official `_update` (engine_for_cyclical.py) makes of the table; at a constant decay it settles at once."""
+    index, counts = relative_position_index((side, side)).unique(return_counts=True)
+    table = index.clone()
+    for n in range(updates):
+        table.copy_(decay(n) * table + (1.0 - decay(n)) * index)
+    lowered = int(((table == index - 1) * counts).sum()) / int(counts.sum())
+    assert ((table == index) | (table == index - 1)).all()
+    assert round(lowered, 2) == share
