@@ -69,7 +69,7 @@ def network_1(width: int, depth: int, scheduled: int) -> Data2Vec:
         targets=Targets(average_top_k_layers=4),
         loss=RegressionLoss(beta=2.0),
         ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.999, anneal_steps=round(0.3 * scheduled)),
-        optimization=Optimization(lr=1e-3, warmup=round(0.1 * scheduled), inclusive_warmup=False),
+        optimization=Optimization(lr=1e-3, warmup=round(0.1 * scheduled)),
     )
 
 
@@ -95,7 +95,7 @@ def network_2(width: int, depth: int, scheduled: int) -> Data2Vec:
         loss=RegressionLoss(beta=0.0, over_width="sum", scale="rsqrt_width"),
         ema_teacher=EMATeacher(decay_start=0.99, decay_end=0.9999, anneal_steps=round(0.3 * scheduled), first_update=1),
         optimization=Optimization(
-            lr=1e-3, betas=(0.9, 0.95), warmup=round(0.13 * scheduled), final_lr=0.0, inclusive_warmup=False
+            lr=1e-3, betas=(0.9, 0.95), schedule="fairseq_cosine", warmup=round(0.13 * scheduled), final_lr=0.0
         ),
         class_loss=0.01,
     )

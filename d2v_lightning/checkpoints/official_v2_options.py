@@ -144,11 +144,26 @@ def tree_of(state: Weights, modality: str, options: dict[str, Any], cfg: dict[st
             anneal_steps=int(option(options, "ema_anneal_end_step", default=0)),
             first_update=1,
         ),
-        "optimization": Optimization(lr=learning_rate(cfg, 7.5e-4), betas=(0.9, 0.98), eps=1e-6),
+        "optimization": _optimization(modality, learning_rate(cfg, 7.5e-4)),
         "teacher_scope": scope,
         "class_loss": float(option(options, "cls_loss", default=0.0)),
     }
     return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}
+
+
+def _optimization(modality: str, lr: float) -> Optimization:
+    """What `config/v2` says for Base, with the file's rate."""
+    images = modality == "IMAGE"
+    return Optimization(
+        lr=lr,
+        betas=(0.9, 0.95 if images else 0.98),
+        eps=1e-8 if images else 1e-6,
+        weight_decay=0.05 if images else 0.01,
+        decay_all=True,
+        schedule="fairseq_cosine",
+        warmup={"IMAGE": 0.13333334, "AUDIO": 0.02, "TEXT": 0.004}[modality],
+        final_lr=0.0,
+    )
 
 
 def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:

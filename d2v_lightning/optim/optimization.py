@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ from d2v_lightning.optim import schedules
 from d2v_lightning.optim.stored_optimizer import CheckedLambdaLR, checkpoint_name, refuse_optimizer_state
 from d2v_lightning.support.errors import UserError
 
+Schedule = Literal["cosine", "fairseq_cosine", "tri_stage", "polynomial", "constant"]
+
 
 class Optimization(Configurable):
     """AdamW and its schedule, as data.
@@ -25,16 +27,17 @@ class Optimization(Configurable):
     Args:
         lr: peak learning rate for the published batch.
         betas, eps, weight_decay: as in `torch.optim.AdamW`. What fairseq calls Adam decays decoupled, so it is AdamW too.
-        decay_all: apply weight decay to every parameter (released 1.0 speech and text); otherwise biases, norms, other
-            1-D parameters, the class token and learned positions are spared.
+        decay_all: apply weight decay to every parameter, as all of Meta's fairseq code does (1.0 speech and text, 2.0, GLUE);
+            otherwise biases, norms, other 1-D parameters, the class token and learned positions are spared (1.0 images).
         layer_decay: each block's rate is this times the next one's, counted from the head down; None for none.
         encoder_decays: under `layer_decay` the encoder's rate is again this times the lowest block's (1.0, BEiT); otherwise
             the encoder keeps the full rate (2.0 images, whose class token and patch embedding are no blocks).
-        schedule: "cosine" (warm-up then cosine), "tri_stage", "polynomial", or "constant".
+        schedule: "cosine" (1.0 images), "fairseq_cosine" (1.0 text, 2.0), "tri_stage" (speech), "polynomial" (GLUE), or
+            "constant". BEiT's cosine warms up from 0, and its last warm-up step is at the peak. fairseq's warms up from
+            `final_lr`, and the step after the warm-up is at the peak. See `factor` for layers with rates of their own.
         warmup: optimiser steps where a whole number, part of the whole run where below 1 (10 of 800 epochs is .0125).
         final_lr: rate at the end, in the same unit as `lr`.
         hold: for "tri_stage", part of the run at the peak.
-        inclusive_warmup: see `schedules.cosine`.
     """
 
     def __init__(
@@ -46,11 +49,10 @@ class Optimization(Configurable):
         decay_all: bool = False,
         layer_decay: float | None = None,
         encoder_decays: bool = True,
-        schedule: Literal["cosine", "tri_stage", "polynomial", "constant"] = "cosine",
+        schedule: Schedule = "cosine",
         warmup: float = 0.0125,
         final_lr: float = 1e-5,
         hold: float = 0.9,
-        inclusive_warmup: bool = True,
     ) -> None:
         for name, value in (
             ("lr", lr),
@@ -65,12 +67,11 @@ class Optimization(Configurable):
             raise UserError(f"betas is {tuple(betas)}: two numbers from 0 to below 1 are needed")
         if layer_decay is not None and not 0 < layer_decay <= 1:
             raise UserError(f"layer_decay is {layer_decay}: it must lie in (0, 1]")
-        if schedule not in ("cosine", "tri_stage", "polynomial", "constant"):
-            raise UserError(f"schedule is {schedule!r}: choose 'cosine', 'tri_stage', 'polynomial' or 'constant'")
+        if schedule not in get_args(Schedule):
+            raise UserError(f"schedule is {schedule!r}: choose from {', '.join(get_args(Schedule))}")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
         self.decay_all, self.layer_decay, self.encoder_decays = decay_all, layer_decay, encoder_decays
         self.schedule, self.warmup, self.final_lr, self.hold = schedule, warmup, final_lr, hold
-        self.inclusive_warmup = inclusive_warmup
 
     def configure(self, module: nn.Module, total_steps: float) -> dict[str, Any]:
         """What `configure_optimizers` returns, for a run of `total_steps` optimiser steps, see `run_length`.
@@ -97,14 +98,21 @@ class Optimization(Configurable):
             return {**state, "param_groups": [{**group, "fused": fused or None} for group in state["param_groups"]]}
 
         optimizer.register_load_state_dict_pre_hook(keep_kernel)
-        scheduler = CheckedLambdaLR(optimizer, self.factor(total_steps), module)
+        scheduler = CheckedLambdaLR(optimizer, [self.factor(total_steps, group["lr"]) for group in groups], module)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
         }
 
-    def factor(self, total_steps: float) -> Callable[[int], float]:
-        """Step -> learning rate as a part of the peak."""
+    def factor(self, total_steps: float, peak: float | None = None) -> Callable[[int], float]:
+        """Step -> learning rate as a part of the peak.
+
+        Args:
+            total_steps: see `configure`.
+            peak: peak rate of the layer, under `layer_decay`; None for `lr`. BEiT's cosine and "tri_stage" scale a layer's
+                whole schedule. fairseq's cosine and "polynomial" end at the same `final_lr` in every layer (`min_lr` of
+                `cosine_lr_scheduler.py`, which `composite.py` hands to each group with a `lr` of its own).
+        """
         if math.isinf(total_steps):
             if self.schedule != "constant" or 0 < self.warmup < 1:
                 raise UserError(
@@ -123,16 +131,17 @@ class Optimization(Configurable):
         if self.lr == 0:
             return lambda step: 0.0
         floor = self.final_lr / self.lr
+        own_floor = min(1.0, self.final_lr / (peak or self.lr))
         if self.schedule == "cosine":
-            return lambda step: schedules.cosine(
-                step, int(total_steps), 1.0, warmup, floor=floor, inclusive=self.inclusive_warmup
-            )
+            return lambda step: schedules.cosine(step, int(total_steps), 1.0, warmup, floor=floor, inclusive=True)
+        if self.schedule == "fairseq_cosine":
+            return lambda step: schedules.cosine(step, int(total_steps), 1.0, warmup, floor=own_floor, init=own_floor)
         if self.schedule == "tri_stage":
             hold = int(self.hold * total_steps)
             decay = max(1, int(total_steps) - warmup - hold)
             return lambda step: schedules.tri_stage(step, 1.0, warmup, hold, decay, final_scale=floor)
         if self.schedule == "polynomial":
-            return lambda step: schedules.polynomial(step, int(total_steps), 1.0, warmup, end=floor)
+            return lambda step: schedules.polynomial(step, int(total_steps), 1.0, warmup, end=own_floor)
         return lambda step: min(1.0, (step + 1) / max(1, warmup))
 
     def parameter_groups(self, module: nn.Module) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ def cosine(
 
     Args:
         inclusive: the last warm-up step is already at the peak (BEiT and data2vec 1.0 images); otherwise the step after it
-            is (fairseq: 1.0 text, all of 2.0).
+            is (fairseq: 1.0 text, all of 2.0, where `init` is `floor` unless `warmup_init_lr` says otherwise).
     """
     if step < warmup:
         return init + (peak - init) * step / max(1, warmup - inclusive)

@@ -74,12 +74,13 @@ def _refuse_moment(value: Any, parameter: Tensor, key: str) -> None:
 
 
 class CheckedLambdaLR(LambdaLR):
-    """`LambdaLR` with one function for all groups, which refuses a stored state of another form.
+    """`LambdaLR` that refuses a stored state of another form.
 
-    A parameter group that is added in the run, as `BackboneFinetuning` does, follows the schedule in proportion. It starts
-    from the rate that it has, or from one that somebody sets.
+    A parameter group that is added in the run, as `BackboneFinetuning` does, follows the first group's schedule in
+    proportion. It starts from the rate that it has, or from one that somebody sets.
 
     Args:
+        lr_lambda: step -> rate as a part of the peak, one function or one for each group.
         module: what is trained; its Trainer knows the file that messages name.
     """
 
@@ -89,7 +90,8 @@ class CheckedLambdaLR(LambdaLR):
 
     def get_lr(self) -> list[Any]:
         known, factor = len(self.lr_lambdas), self.lr_lambdas[0]
-        rates: list[Any] = [base * factor(self.last_epoch) for base in self.base_lrs[:known]]
+        own = zip(self.base_lrs[:known], self.lr_lambdas, strict=True)
+        rates: list[Any] = [base * part(self.last_epoch) for base, part in own]
         for group in self.optimizer.param_groups[known:]:
             before = factor(self.last_epoch - 1)
             rates.append(group["lr"] * (factor(self.last_epoch) / before if before else 1.0))

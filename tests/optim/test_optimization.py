@@ -13,7 +13,7 @@ import yaml
 from golden_case import GOLDEN
 from tiny import image_batches, ready_loader, tiny_backbone, tiny_image_model, trainer
 
-from d2v_lightning import Data2Vec, ImageClassifier, Optimization
+from d2v_lightning import ImageClassifier, Optimization
 from d2v_lightning.configurable import build
 from d2v_lightning.flavour import pl
 from d2v_lightning.optim.optimization import decays_weight, layer_id
@@ -26,9 +26,8 @@ TABLES = json.loads((GOLDEN / "schedules.json").read_text())
 
 def test_a_recipe_follows_the_published_image_schedule() -> None:
     row = TABLES["lr"]["beit cosine_scheduler d2v1 vision ViT-B pretrain lr"]
-    factor = Data2Vec.from_recipe("image_base", {"student.backbone.transformer.depth": 6}).optimization.factor(
-        800 * 625
-    )
+    recipe = yaml.safe_load((CONFIGS / "pretrain" / "image_base.yaml").read_text())
+    factor = build(recipe["model"]["init_args"]["optimization"]).factor(800 * 625)
     for step, value in row["values"]:
         assert 2e-3 * factor(step) == pytest.approx(value, rel=1e-9, abs=1e-15)
 

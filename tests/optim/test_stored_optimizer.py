@@ -103,6 +103,21 @@ def test_its_state_goes_on_and_one_of_another_form_is_refused(optimizer: torch.o
             again.load_state_dict({**state, **change})
 
 
+def test_groups_with_schedules_of_their_own_go_on(optimizer: torch.optim.Optimizer) -> None:
+    functions: list[Callable[[int], float]] = [lambda step: 1.0 / (1 + step), lambda step: 1.0 - step / 10]
+    made = CheckedLambdaLR(optimizer, functions, nn.Linear(1, 1))
+    for _ in range(3):
+        optimizer.step()
+        made.step()
+    assert rates(optimizer) == [0.25, 0.7]
+    parameters = [{"params": group["params"]} for group in optimizer.param_groups]
+    again = CheckedLambdaLR(torch.optim.AdamW(parameters, lr=1.0), functions, nn.Linear(1, 1))
+    again.load_state_dict(made.state_dict())
+    again.optimizer.step()
+    again.step()
+    assert again.get_last_lr() == [0.2, 0.6]
+
+
 def test_parameters_of_a_group_that_comes_back_are_trained_again(optimizer: torch.optim.Optimizer) -> None:
     made, added = schedule(optimizer), nn.Parameter(torch.zeros(1))
     optimizer.add_param_group({"params": [added], "lr": 0.1})
