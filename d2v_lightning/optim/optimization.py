@@ -36,6 +36,8 @@ class Optimization(Configurable):
             "constant". BEiT's cosine warms up from 0, and its last warm-up step is at the peak. fairseq's warms up from
             `final_lr`, and the step after the warm-up is at the peak. See `factor` for layers with rates of their own.
         warmup: optimiser steps where a whole number, part of the whole run where below 1 (10 of 800 epochs is .0125).
+        schedule_steps: optimiser steps that the schedule spans, by default the whole run. A shorter run ends at a
+            higher rate (released GLUE: RTE), a longer one stays at the last.
         final_lr: rate at the end, in the same unit as `lr`.
         hold: for "tri_stage", part of the run at the peak.
     """
@@ -53,6 +55,7 @@ class Optimization(Configurable):
         warmup: float = 0.0125,
         final_lr: float = 1e-5,
         hold: float = 0.9,
+        schedule_steps: int | None = None,
     ) -> None:
         for name, value in (
             ("lr", lr),
@@ -69,9 +72,12 @@ class Optimization(Configurable):
             raise UserError(f"layer_decay is {layer_decay}: it must lie in (0, 1]")
         if schedule not in get_args(Schedule):
             raise UserError(f"schedule is {schedule!r}: choose from {', '.join(get_args(Schedule))}")
+        if schedule_steps is not None and schedule_steps < 1:
+            raise UserError(f"schedule_steps is {schedule_steps}: it must be 1 or more")
         self.lr, self.betas, self.eps, self.weight_decay = lr, (betas[0], betas[1]), eps, weight_decay
         self.decay_all, self.layer_decay, self.encoder_decays = decay_all, layer_decay, encoder_decays
         self.schedule, self.warmup, self.final_lr, self.hold = schedule, warmup, final_lr, hold
+        self.schedule_steps = schedule_steps
 
     def configure(self, module: nn.Module, total_steps: float) -> dict[str, Any]:
         """What `configure_optimizers` returns, for a run of `total_steps` optimiser steps, see `run_length`.
@@ -113,6 +119,8 @@ class Optimization(Configurable):
                 whole schedule. fairseq's cosine and "polynomial" end at the same `final_lr` in every layer (`min_lr` of
                 `cosine_lr_scheduler.py`, which `composite.py` hands to each group with a `lr` of its own).
         """
+        if self.schedule_steps is not None and total_steps >= 1:
+            total_steps = self.schedule_steps
         if math.isinf(total_steps):
             if self.schedule != "constant" or 0 < self.warmup < 1:
                 raise UserError(
@@ -124,8 +132,9 @@ class Optimization(Configurable):
             return lambda step: 0.0
         warmup = int(self.warmup * total_steps) if 0 < self.warmup < 1 else int(self.warmup)
         if warmup > total_steps:
+            whole = "run" if self.schedule_steps is None else "schedule (schedule_steps)"
             raise UserError(
-                f"warmup is {warmup} steps, the whole run has {total_steps}: give it as a part of the run "
+                f"warmup is {warmup} steps, the whole {whole} has {total_steps}: give it as a part of the run "
                 "(optimization.warmup: 0.05) or train longer"
             )
         if self.lr == 0:

@@ -23,6 +23,8 @@ class BudgetBatchSampler(EpochBatchSampler):
         seed: of the order.
         shuffle: training; otherwise evaluation.
         at_least: clips in a batch; smaller batches are left out.
+        at_most: clips in a batch.
+        by_length: sort by length; otherwise batches are cut from one random order of the seed, as fairseq does for GLUE.
 
     Attributes:
         left_out: numbers of the clips that are in no batch.
@@ -32,7 +34,14 @@ class BudgetBatchSampler(EpochBatchSampler):
     """
 
     def __init__(
-        self, lengths: Sequence[int], budget: int, seed: int = 0, shuffle: bool = True, at_least: int = 1
+        self,
+        lengths: Sequence[int],
+        budget: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        at_least: int = 1,
+        at_most: int | None = None,
+        by_length: bool = True,
     ) -> None:
         super().__init__(len(lengths), budget, seed, shuffle)
         longest = max(lengths)
@@ -43,9 +52,12 @@ class BudgetBatchSampler(EpochBatchSampler):
         generator = torch.Generator().manual_seed(derived_seed("ties", seed))
         ties = torch.randperm(len(lengths), generator=generator).tolist()
         self.batches: list[list[int]] = [[]]
-        for index in sorted(range(len(lengths)), key=lambda index: (lengths[index], ties[index])):
-            if (len(self.batches[-1]) + 1) * lengths[index] > budget:
+        width = 0  # of the last batch
+        for index in sorted(range(len(lengths)), key=lambda index: (lengths[index] if by_length else 0, ties[index])):
+            width, batch = max(width, lengths[index]), self.batches[-1]
+            if (len(batch) + 1) * width > budget or len(batch) == at_most:
                 self.batches.append([])
+                width = lengths[index]
             self.batches[-1].append(index)
         # A clip that is left over alone gets company: statistics over a batch need two.
         if len(self.batches) > 1 and len(self.batches[-1]) == 1 and len(self.batches[-2]) > 2 and 2 * longest <= budget:

@@ -61,6 +61,8 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         batch_size: samples per device; or
         batch_tokens: tokens per device, padding included, of samples of like length.
         effective_batch: samples per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
+        max_tokens: beside `batch_size`, tokens that a training batch holds at most, padding included. Batches are then cut
+            once, from a random order, and every epoch takes them in another order, as fairseq does (released: 4,400).
         predict_file: `.tsv` with a header or `.jsonl` of texts; by default the test set. Labels in it are not looked at.
         num_workers: processes that load.
         seed: of the order.
@@ -82,6 +84,7 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         batch_size: int = 16,
         batch_tokens: int | None = None,
         effective_batch: int | None = None,
+        max_tokens: int | None = None,
         predict_file: str | None = None,
         num_workers: int = 0,
         seed: int = 0,
@@ -95,19 +98,22 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             )
         if root is not None and dataset is not None:
             raise UserError(f"root {root!r} and dataset {dataset!r}: give one of them")
-        at_least(
-            1, max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens, effective_batch=effective_batch
-        )
+        at_least(1, max_length=max_length, batch_size=batch_size, batch_tokens=batch_tokens)
+        at_least(1, effective_batch=effective_batch, max_tokens=max_tokens)
         at_least(0, num_workers=num_workers)
         if batch_tokens is not None and effective_batch is not None:
             raise UserError(
                 "effective_batch counts samples, batch_tokens makes batches of any number: give one of them"
             )
+        if batch_tokens is not None and max_tokens is not None:
+            raise UserError(
+                "max_tokens limits batches of batch_size, batch_tokens stands in its place: give one of them"
+            )
         self.save_hyperparameters(logger=False)
         self.task, self.root, self.dataset, self.tokenizer = task, root, dataset, tokenizer
         self.files = TASKS.get(task) or Stored("", tuple(text_columns or ()), label_column, tuple(classes or ()))
         self.max_length, self.batch_size, self.batch_tokens = max_length, batch_size, batch_tokens
-        self.effective_batch, self.predict_file = effective_batch, predict_file
+        self.effective_batch, self.max_tokens, self.predict_file = effective_batch, max_tokens, predict_file
         self.num_workers, self.seed = num_workers, seed
         self.predict_paths: list[str] = []
         self._pad_id = 1
@@ -236,10 +242,13 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         return self._loader(Examples(examples.ids, None, examples.places))
 
     def _loader(self, examples: Examples, training: bool = False) -> ResumableLoader:
-        if self.batch_tokens is None:
-            sampler = EpochBatchSampler(len(examples), self.batch_size, self.seed, shuffle=training)
-        else:
-            sampler = self._budget_sampler([len(ids) for ids in examples.ids], self.batch_tokens, training)
+        lengths = [len(ids) for ids in examples.ids]
+        sampler = EpochBatchSampler(len(examples), self.batch_size, self.seed, shuffle=training)
+        if self.batch_tokens is not None:
+            sampler = self._budget_sampler(lengths, "batch_tokens", self.batch_tokens, training)
+        elif training and self.max_tokens is not None:
+            limits = {"at_most": self.batch_size, "by_length": False}
+            sampler = self._budget_sampler(lengths, "max_tokens", self.max_tokens, training, **limits)
         return ResumableLoader(
             examples,
             sampler,
@@ -249,17 +258,18 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             endless=training and self.trainer is not None,
         )
 
-    def _budget_sampler(self, lengths: Sequence[int], budget: int, training: bool) -> BudgetBatchSampler:
+    def _budget_sampler(
+        self, lengths: Sequence[int], name: str, budget: int, training: bool, **limits: Any
+    ) -> BudgetBatchSampler:
         if max(lengths) > budget:
             raise UserError(
-                f"batch_tokens {budget} is smaller than the longest text, {max(lengths)} tokens: raise it, or lower "
-                "max_length"
+                f"{name} {budget} is smaller than the longest text, {max(lengths)} tokens: raise it, or lower max_length"
             )
-        sampler = BudgetBatchSampler(lengths, budget, self.seed, training)
+        sampler = BudgetBatchSampler(lengths, budget, self.seed, training, **limits)
         world_size = self.trainer.world_size if self.trainer is not None else 1
         if training and len(sampler.batches) < world_size:
             raise UserError(
                 f"{len(lengths)} training rows make {len(sampler.batches)} batch(es) of {budget} tokens for {world_size} "
-                "devices: lower batch_tokens"
+                f"devices: lower {name}"
             )
         return sampler

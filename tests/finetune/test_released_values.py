@@ -106,9 +106,45 @@ def test_convolutions_that_are_trained_get_their_whole_gradient(tmp_path: Path) 
     assert module.encoder.feature_grad_mult == build(module.config).encoder.feature_grad_mult == 1.0
 
 
-@pytest.mark.parametrize("task", ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"])
-def test_glue_heads_have_no_dropout(task: str, tmp_path: Path) -> None:
-    """`pooler_dropout` 0.0 in data2vec_text.py and data2vec_text_classification.py; rates of config/v2/text_finetuning."""
+# Of fairseq examples/data2vec/config/v2/text_finetuning/{cola,mnli,...,sts_b}.yaml: `lr`, `warmup_updates`, `max_update`,
+# `batch_size`, `best_checkpoint_metric`; and the rate of 1.0, examples/roberta/config/finetuning/*.yaml. The rest is
+# the same there but for the metric, see tests/commands/test_glue_protocol.py.
+GLUE = {
+    "cola": (2e-5, 320, 5336, 16, "mcc", 1e-5),
+    "mnli": (2e-5, 7432, 123873, 32, "accuracy", 1e-5),
+    "mrpc": (2e-5, 137, 2296, 16, "acc_and_f1", 1e-5),
+    "qnli": (2e-5, 1986, 33112, 32, "accuracy", 1e-5),
+    "qqp": (2e-5, 28318, 113272, 32, "acc_and_f1", 1e-5),
+    "rte": (2e-5, 122, 2036, 16, "accuracy", 2e-5),
+    "sst2": (2e-5, 1256, 20935, 32, "accuracy", 1e-5),
+    "stsb": (4e-5, 214, 3598, 16, "pearson_and_spearman", 2e-5),
+}
+SCORES = {"mcc": ("matthews",), "acc_and_f1": ("accuracy", "f1"), "pearson_and_spearman": ("pearson", "spearman")}
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_is_fine_tuned_as_released(task: str, tmp_path: Path) -> None:
+    """And `pooler_dropout` 0.0 in data2vec_text.py and data2vec_text_classification.py."""
+    rate, warmup, updates, batch, metric, first_rate = GLUE[task]
     module = from_recipe(task, "model", {"checkpoint": pretrained("text_base", tmp_path)})
     assert module.dropout.p == 0.0
-    assert module.optimization.lr == {"stsb": 4e-5}.get(task, 2e-5)
+    assert module.kind.num_classes == {"mnli": 3, "stsb": 1}.get(task, 2)
+    assert module.kind.metrics == SCORES.get(metric, ("accuracy",)), "`score` is the mean of these"
+    made = module.optimization
+    assert (made.lr, made.warmup, made.schedule_steps, made.schedule, made.final_lr) == (
+        rate, warmup, updates, "polynomial", 0.0
+    )  # fmt: skip
+    assert (made.betas, made.eps, made.weight_decay, made.decay_all) == ((0.9, 0.98), 1e-6, 0.1, True)
+    text = recipe_path(task).read_text()
+    data, recipe = from_recipe(task, "data"), yaml.safe_load(text)
+    assert (data.batch_size, data.effective_batch, data.max_tokens, data.max_length) == (batch, batch, 4400, 512)
+    assert recipe["model_checkpoint"] == {"monitor": "val/score", "mode": "max", "filename": "best"}
+    assert recipe["trainer"] == {"max_epochs": 10, "precision": "bf16-mixed"}, "and no clipping: `clip_norm` 0.0"
+    assert first_rate == rate or f"the rate is {first_rate:g}".replace("e-0", "e-") in text
+
+
+def test_the_released_rte_ends_before_its_schedule(tmp_path: Path) -> None:
+    module = from_recipe("rte", "model", {"checkpoint": pretrained("text_base", tmp_path)})
+    factor = module.optimization.factor(1560)
+    assert factor(122) == 1.0
+    assert factor(1559) == pytest.approx((2036 - 1559) / (2036 - 122))

@@ -84,6 +84,16 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
         Optimization(warmup=500).configure(torch.nn.Linear(2, 2), total_steps=100)
 
 
+def test_a_schedule_may_be_longer_or_shorter_than_the_run() -> None:
+    factor = Optimization(lr=1.0, schedule="polynomial", warmup=2, schedule_steps=10, final_lr=0.0).factor(6)
+    assert [factor(step) for step in (1, 2, 5, 6)] == [0.5, 1.0, 0.625, 0.5]
+    assert factor(10) == factor(12) == 0.0
+    with pytest.raises(ValueError, match=r"warmup is 5 steps, the whole schedule \(schedule_steps\) has 4: give"):
+        Optimization(warmup=5, schedule_steps=4).factor(100)
+    with pytest.raises(ValueError, match=r"schedule_steps is 0: it must be 1 or more"):
+        Optimization(schedule_steps=0)
+
+
 @pytest.mark.parametrize(("size", "steps"), [("base", 250_200), ("large", 125_200), ("huge", 125_200)])
 def test_the_2_0_rows_of_imagenet_warm_up_for_16_000_steps_of_the_published_length(size: str, steps: int) -> None:
     recipe = yaml.safe_load((CONFIGS / "finetune" / f"imagenet_v2_{size}.yaml").read_text())

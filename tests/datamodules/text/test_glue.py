@@ -119,6 +119,28 @@ def test_length_groups_within_a_budget_of_tokens(tmp_path: Path, tokenizer: str)
         module(tmp_path, "sst2", tokenizer, batch_tokens=4).train_dataloader()
 
 
+def test_batches_of_rows_are_limited_in_tokens_and_stay_the_same_every_epoch(tmp_path: Path, tokenizer: str) -> None:
+    """fairseq: `batch_size` and `max_tokens`, in an order that `SortDataset` draws once (tasks/sentence_prediction.py)."""
+    write(tmp_path, "sst2", "train", 30)
+    write(tmp_path, "sst2", "dev", 5)
+    data = module(tmp_path, "sst2", tokenizer, batch_size=4, max_tokens=150)
+    lengths = [len(ids) for ids in data._examples["train"][0].ids]
+    epochs = []
+    loader = data.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        epochs.append([[index for _, index in batch] for batch in loader.sampler])
+    assert sorted(index for batch in epochs[0] for index in batch) == list(range(30))
+    sizes = [(len(batch), max(lengths[index] for index in batch)) for batch in epochs[0]]
+    assert all(rows <= 4 and rows * longest <= 150 for rows, longest in sizes)
+    assert {3, 4} <= {rows for rows, _ in sizes}, "both limits hold somewhere"
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert [batch["inputs"].shape[0] for batch in data.val_dataloader()[0]] == [2, 3], "evaluation is as before"
+    with pytest.raises(ValueError, match=r"max_tokens 4 is smaller than the longest text, \d+ tokens"):
+        module(tmp_path, "sst2", tokenizer, max_tokens=4).train_dataloader()
+
+
 def test_a_training_set_below_one_batch_is_refused(tmp_path: Path, tokenizer: str) -> None:
     for split, count in (("train", 3), ("dev", 5)):
         write(tmp_path, "sst2", split, count)
@@ -150,6 +172,7 @@ def test_mistakes_get_one_line(tmp_path: Path, tokenizer: str) -> None:
         ({"task": "sst2", "effective_batch": 0}, ValueError, "effective_batch 0: permitted is 1 or more"),
         ({"task": "sst2", "num_workers": -1}, ValueError, "num_workers -1: permitted is 0 or more"),
         ({"task": "sst2", "batch_tokens": 60, "effective_batch": 8}, ValueError, "effective_batch counts samples"),
+        ({"task": "sst2", "batch_tokens": 60, "max_tokens": 60}, ValueError, "max_tokens limits batches of batch_size"),
         ({"task": "sst2", "tokenizer": "/no/where"}, ValueError, "no tokenizer at '/no/where'"),
         (
             {"task": "sst2"},
