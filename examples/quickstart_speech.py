@@ -113,6 +113,7 @@ def finetune(backbone: Backbone, seed: int, name: str, args: argparse.Namespace)
         batch_samples=200_000,
         time_mask_prob=0.2,
         channel_mask_prob=0.1,
+        mask_share="expected",
         num_workers=1,
         seed=seed,
     )

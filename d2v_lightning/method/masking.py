@@ -109,6 +109,34 @@ def num_span_masked(length: int, mask_prob: float, mask_length: int) -> int:
     return min(length - 1, max(1, round(expected)))
 
 
+def drawn_span_count(
+    length: int, mask_prob: float, mask_length: int, min_spans: int = 0, generator: torch.Generator | None = None
+) -> int:
+    """How many tokens of one row fairseq's spans hide before it makes the rows of a batch equal, drawn at random.
+
+    That is `compute_mask_indices` (fairseq/data/data_utils.py): `mask_prob` x length / `mask_length` distinct starts, rounded
+    up or down by chance, and spans that may overlap. With `require_same_masks`, its default, a batch then hides in every row
+    as many as in the row with the fewest: the smallest of these numbers over the rows of the batch.
+
+    Args:
+        length: N, 2 or more.
+        mask_prob: share that would be hidden if spans never overlapped, between 0 and 1.
+        mask_length: of a span.
+        min_spans: least spans of a row (`min_masks`: 1 over time, 0 over channels).
+        generator: source of all randomness; `None` is torch's global one.
+
+    Returns:
+        0..N-1. Where a sequence is hardly longer than a span it is half of it, as in `num_span_masked`.
+    """
+    if length - mask_length < mask_length:
+        return num_span_masked(length, mask_prob, mask_length)
+    spans = int(mask_prob * length / mask_length + float(torch.rand((), generator=generator)))
+    starts = torch.randperm(length - mask_length, generator=generator)[: max(min_spans, spans)].sort().values
+    if not len(starts):
+        return 0
+    return min(length - 1, mask_length + int(starts.diff().clamp_max(mask_length).sum()))
+
+
 def span_mask(
     length: int, num_masked: int, mask_length: int, generator: torch.Generator | None = None, overhang: int = 0
 ) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from d2v_lightning.letters import SEPARATOR
-from d2v_lightning.method.masking import num_span_masked, span_mask
+from d2v_lightning.method.masking import drawn_span_count, num_span_masked, span_mask
 from d2v_lightning.method.positions import hidden_positions, visible_positions
 from d2v_lightning.nn.encoders.audio import CONV_LAYERS, feature_lengths
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch
+from datamodules.shared.arguments import one_of
 from datamodules.speech.crops import Crops, generator_of
 
 
@@ -158,12 +159,25 @@ class SpanMaskCollator(SpeechCollator):
 class TranscriptCollator(SpeechCollator):
     """Adds what fine-tuning with CTC masks: "mask" (B, 1, N) over time and "channel_mask" (B, D), True = hidden.
 
+    Released models were fine-tuned with fairseq's `compute_mask_indices` and its `require_same_masks`, 2.0 as well
+    (fairseq/models/wav2vec/wav2vec2_asr.py, examples/data2vec/models/modalities/base.py). It draws spans in every row, and
+    then uncovers single places until all rows hide as many as the row with the fewest. "smallest" hides that number in every
+    row: each row draws its own by (seed, epoch, index), and the smallest of the batch counts. Here spans stay whole.
+
+    In batches of 16 that is .083 of 768 channels at .1, .165 at .25, .304 at .5; and .361 of 600 frames at .5, .443 at .65,
+    .493 at .75. "expected" hides .099, .229, .404, and .40, .49, .54 in any batch.
+
     Args:
         vocabulary: of the model.
         dim: width D of the model.
         time_mask_prob, time_mask_length: spans of frames that are hidden in training, as in pre-training.
         channel_mask_prob, channel_mask_length: spans of channels that become 0; no longer than D / 12, as 64 of 768.
         conv_layers, seed: see `SpanMaskCollator`.
+        mask_share: "smallest" hides in each row what the row of the batch with the fewest hides (published), "expected" what
+            spans hide on average in a row of its length, see `num_span_masked`.
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -176,12 +190,14 @@ class TranscriptCollator(SpeechCollator):
         channel_mask_length: int = 64,
         conv_layers: Sequence[Sequence[int]] = CONV_LAYERS,
         seed: int = 0,
+        mask_share: Literal["smallest", "expected"] = "smallest",
     ) -> None:
         super().__init__(False, None, vocabulary, seed)
+        one_of(("smallest", "expected"), mask_share=mask_share)
         for prob, span in ((time_mask_prob, time_mask_length), (channel_mask_prob, channel_mask_length)):
             if prob:
                 num_span_masked(1000, prob, span)  # refuses wrong arguments now, not in a worker process
-        self.dim, self.conv_layers = dim, conv_layers
+        self.dim, self.conv_layers, self.mask_share = dim, conv_layers, mask_share
         self.time, self.channels = (time_mask_prob, time_mask_length), (channel_mask_prob, channel_mask_length)
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
@@ -190,6 +206,7 @@ class TranscriptCollator(SpeechCollator):
         if not samples:
             return batch
         generators = [self.generator("mask", sample) for sample in samples]
+        drawing = [self.generator("count", sample) for sample in samples]
         padding_mask = batch.get("padding_mask")
         length = feature_lengths(batch["inputs"].shape[1], self.conv_layers)
         frames = [length] * len(samples)
@@ -197,11 +214,27 @@ class TranscriptCollator(SpeechCollator):
             frames = feature_lengths((~padding_mask).sum(dim=1), self.conv_layers).tolist()
         if self.time[0]:
             batch["mask"] = torch.zeros(len(samples), 1, length, dtype=torch.bool)
-            for row, own, generator in zip(batch["mask"][:, 0], frames, generators, strict=True):
-                count = num_span_masked(own, *self.time)
+            counts = self._counts(frames, *self.time, 1, drawing)
+            for row, own, count, generator in zip(batch["mask"][:, 0], frames, counts, generators, strict=True):
                 row[:own] = span_mask(own, count, self.time[1], generator)
         if self.channels[0]:
             span = max(1, min(self.channels[1], self.dim // 12))
-            count = num_span_masked(self.dim, self.channels[0], span)
-            batch["channel_mask"] = torch.stack([span_mask(self.dim, count, span, g) for g in generators])
+            counts = self._counts([self.dim] * len(samples), self.channels[0], span, 0, drawing)
+            rows = zip(counts, generators, strict=True)
+            batch["channel_mask"] = torch.stack(
+                [
+                    span_mask(self.dim, count, span, generator) if count else torch.zeros(self.dim, dtype=torch.bool)
+                    for count, generator in rows
+                ]
+            )
         return batch
+
+    def _counts(
+        self, lengths: Sequence[int], prob: float, span: int, least: int, drawing: Sequence[torch.Generator | None]
+    ) -> list[int]:
+        """How many of so many places each row hides, which has `least` spans or more."""
+        if self.mask_share == "expected":
+            return [num_span_masked(length, prob, span) for length in lengths]
+        rows = zip(lengths, drawing, strict=True)
+        smallest = min(drawn_span_count(length, prob, span, least, generator) for length, generator in rows)
+        return [smallest] * len(lengths)

@@ -62,7 +62,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         crop: "shortest" crops a batch to its shortest clip in pre-training (published), "none" pads.
         normalize: mean 0, variance 1 per clip; has to agree with the model. Fine-tuned models know what they need.
         mask_prob, mask_length, mask_ratio, num_masks: see `SpanMaskCollator`.
-        time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length: see `TranscriptCollator`.
+        time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length, mask_share: see `TranscriptCollator`.
         upper: write transcripts in capitals, as the published vocabulary has them.
         num_workers: processes that load.
         seed: of order, crops and masks.
@@ -104,6 +104,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         time_mask_length: int = 10,
         channel_mask_prob: float = 0.25,
         channel_mask_length: int = 64,
+        mask_share: Literal["smallest", "expected"] = "smallest",
         upper: bool = True,
         num_workers: int = 6,
         seed: int = 0,
@@ -134,7 +135,8 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if low < 0 or (max_seconds is not None and max_seconds <= low):
             raise UserError(f"min_seconds {min_seconds}, max_seconds {max_seconds}: permitted is 0 <= min < max")
         SpanMaskCollator(mask_prob, mask_length, mask_ratio, num_masks)  # they refuse wrong arguments now, not in a
-        TranscriptCollator([], 768, time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length)  # worker
+        spans = (time_mask_prob, time_mask_length, channel_mask_prob, channel_mask_length)  # worker
+        TranscriptCollator([], 768, *spans, mask_share=mask_share)
         self.save_hyperparameters(logger=False)
         self.root, self.task, self.crop, self.normalize = root, task, crop, normalize
         self.dataset, self.dataset_config, self.text_column = dataset, dataset_config, text_column
@@ -145,8 +147,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self.min_seconds, self.max_seconds = min_seconds, max_seconds
         self.mask_prob, self.mask_length, self.mask_ratio = mask_prob, mask_length, mask_ratio
         self.num_masks = num_masks
-        self.time_mask = (time_mask_prob, time_mask_length)
-        self.channel_mask = (channel_mask_prob, channel_mask_length)
+        self.ctc_spans, self.mask_share = spans, mask_share
         self.upper, self.num_workers, self.seed = upper, num_workers, seed
         self.predict_files, self.window_seconds = predict_files, window_seconds
         self.predict_paths: list[str] = []
@@ -406,7 +407,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if not training:
             return SpeechCollator(vocabulary=vocabulary)
         dim = getattr(getattr(module, "encoder", None), "dim", 768)
-        return TranscriptCollator(vocabulary, dim, *self.time_mask, *self.channel_mask, layers, self.seed)
+        return TranscriptCollator(vocabulary, dim, *self.ctc_spans, layers, self.seed, self.mask_share)
 
 
 def _names(split: str | list[str] | None) -> list[str]:

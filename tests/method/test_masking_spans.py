@@ -14,9 +14,16 @@ import torch
 from golden_case import GOLDEN
 from torch import Tensor
 
-from d2v_lightning.method.masking import inverse_block_mask, num_span_masked, random_mask, span_mask
+from d2v_lightning.method.masking import (
+    drawn_span_count,
+    inverse_block_mask,
+    num_span_masked,
+    random_mask,
+    span_mask,
+)
 
 STATISTICS = json.loads((GOLDEN / "mask_statistics_spans.json").read_text())["stats"]
+FINE_TUNING = json.loads((GOLDEN / "mask_statistics_ctc.json").read_text())["stats"]
 SPEECH = "compute_mask_indices d2v1 audio prob .65 len 10 T={} batch=1"
 SPEECH_2 = "compute_block_mask_1d d2v2 audio (data loader) prob .5 adjust .05 len 5 T={} clones=8"
 TEXT = "MaskTokensDataset d2v1 text base: prob .35 span 4 L={}"
@@ -44,6 +51,22 @@ def test_speech_hides_the_official_number_in_official_spans(length: int) -> None
     first = masks[:, :12].float().mean(dim=0)
     torch.testing.assert_close(first, torch.tensor(official["p_masked_first_positions"]), atol=0.08, rtol=0.0)
     assert masks[:, 12:-12].float().mean() == pytest.approx(official["p_masked_middle"], abs=0.02)
+
+
+@pytest.mark.parametrize("name", [*list(FINE_TUNING)[2::2], list(FINE_TUNING)[-1]])
+def test_fine_tuning_hides_what_the_released_batches_hide(name: str) -> None:
+    official = FINE_TUNING[name]
+    lengths = official.get("lengths", [official["length"]] * official["rows"])
+    generator = torch.Generator().manual_seed(0)
+    shape = (official["mask_prob"], official["mask_length"], official["min_masks"], generator)
+    batches = 120
+    drawn = torch.tensor(
+        [min(drawn_span_count(length, *shape) for length in lengths) for _ in range(batches)], dtype=torch.float32
+    )
+    # Three standard errors of the difference of two means, over 2,000 official batches and 120 of ours.
+    error = official["std_count"] * (1 / batches + 1 / official["batches"]) ** 0.5
+    assert float(drawn.mean()) == pytest.approx(official["mean_count"], abs=3 * error + 1e-3)
+    assert float(drawn.std()) == pytest.approx(official["std_count"], rel=0.25, abs=1e-3)
 
 
 @pytest.mark.parametrize("length", [100, 300, 780])
