@@ -51,7 +51,8 @@ class HiddenTokens(pl.Callback):
 def hidden_tokens(model: Data2Vec, args: argparse.Namespace) -> list[Tensor]:
     data = TextDataModule(
         files=args.text, val_files=args.text, tokenizer=None, packing="blocks", block_size=args.block, batch_size=64,
-        mask_prob=0.15, mask_length=1, num_masks=2 if isinstance(model.student, VisibleStudent) else 1, num_workers=0,
+        mask_prob=0.15, mask_length=1, num_masks=2 if isinstance(model.student, VisibleStudent) else 1, mask_special=False,
+        num_workers=0,
     )  # fmt: skip
     found = HiddenTokens()
     quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

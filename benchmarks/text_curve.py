@@ -254,7 +254,13 @@ def run(name: str, seed: int, text: Text, untrained: dict[int, float], args: arg
     model.train()
     corruption = setting["leave"], setting["random"]
     collator = TextMaskCollator(
-        text.vocabulary, setting["prob"], setting["length"], setting["masks"], *corruption, seed=seed
+        text.vocabulary,
+        setting["prob"],
+        setting["length"],
+        setting["masks"],
+        *corruption,
+        mask_special=False,
+        seed=seed,
     )
     monitor = CollapseMonitor(every_n_steps=max(10, args.steps // 15))
     trainer = pl.Trainer(

@@ -79,7 +79,7 @@ def block_mask(
 
 
 @lru_cache(maxsize=4096)
-def num_span_masked(length: int, mask_prob: float, mask_length: int) -> int:
+def num_span_masked(length: int, mask_prob: float, mask_length: int, open_end: bool = False) -> int:
     """How many tokens spans hide on average where fairseq draws them: `mask_prob` x length / `mask_length` distinct starts,
     overlaps allowed. 1.0 speech: .065 starts a frame, spans of 10, about 49 % hidden; 1.0 text: .35 in spans of 4, 31 %.
 
@@ -87,6 +87,8 @@ def num_span_masked(length: int, mask_prob: float, mask_length: int) -> int:
         length: N.
         mask_prob: share that would be hidden if spans never overlapped.
         mask_length: of a span.
+        open_end: spans may start anywhere and are cut at the end (1.0 text, fairseq/data/mask_tokens_dataset.py), and not so
+            that they end before the last token (speech, `compute_mask_indices` of fairseq/data/data_utils.py).
 
     Returns:
         1..N-1. Where a sequence is hardly longer than a span it is half of it.
@@ -99,12 +101,14 @@ def num_span_masked(length: int, mask_prob: float, mask_length: int) -> int:
             f"length {length}, mask_prob {mask_prob}, mask_length {mask_length}: permitted are a length of at least 2, a "
             "probability between 0 and 1, and spans of at least 1"
         )
-    starts = length - mask_length  # fairseq starts no span at the very end
-    if starts < mask_length:
+    starts = length if open_end else length - mask_length
+    if length - mask_length < mask_length:
         return max(1, length // 2)
     drawn = mask_prob * length / mask_length
     # How many starts reach a place, counted over places.
-    covering = Counter(min(place + 1, mask_length, length - 1 - place) for place in range(length))
+    covering = Counter(
+        min(place + 1, mask_length, length if open_end else length - 1 - place) for place in range(length)
+    )
     expected = sum(places * (1.0 - _chance_of_none(number, starts, drawn)) for number, places in covering.items())
     return min(length - 1, max(1, round(expected)))
 
@@ -138,7 +142,12 @@ def drawn_span_count(
 
 
 def span_mask(
-    length: int, num_masked: int, mask_length: int, generator: torch.Generator | None = None, overhang: int = 0
+    length: int,
+    num_masked: int,
+    mask_length: int,
+    generator: torch.Generator | None = None,
+    overhang: int = 0,
+    open_end: bool = False,
 ) -> Tensor:
     """Hides exactly `num_masked` tokens in spans, overlaps allowed.
 
@@ -149,9 +158,10 @@ def span_mask(
         length: N.
         num_masked: how many to hide, 1..N-1.
         mask_length: of a span; shorter where `num_masked` is.
+        generator: source of all randomness; `None` is torch's global one.
         overhang: by how many tokens a span may stick out at either end. 1.0: none, so that the ends are hidden less; 2.0:
             half a span.
-        generator: source of all randomness; `None` is torch's global one.
+        open_end: a span may start anywhere and is cut at the end (1.0 text), so that the beginning alone is hidden less.
 
     Returns:
         (N,) bool, True = hidden.
@@ -166,7 +176,8 @@ def span_mask(
     span = min(mask_length, num_masked)
     hidden, missing = 0, num_masked
     everything, overhang = (1 << length) - 1, min(overhang, span - 1)
-    for start in (torch.randperm(length - span + 1 + 2 * overhang, generator=generator) - overhang).tolist():
+    past_end = span - 1 if open_end else overhang
+    for start in (torch.randperm(length - span + 1 + overhang + past_end, generator=generator) - overhang).tolist():
         whole = ((1 << span) - 1) << (start + overhang) >> overhang
         fresh = whole & everything & ~hidden
         if (excess := fresh.bit_count() - missing) > 0:

@@ -59,11 +59,11 @@ class TextMaskCollator(TextCollator):
     It adds "mask" (B, M, T) bool, True = hidden, and "hidden" (P,) where the loss is taken. With M > 1 it adds "visible"
     (B, M, V), and with kept or random tokens "corrupted" (B, M, T) int64.
 
-    Special tokens are never hidden. How many are follows from a text's length alone, special tokens included, so it is the
-    same in all rows without padding. A padded row hides the same share of its own tokens. 2.0 (M > 1)
-    drops what is hidden and needs equal numbers. There a padded row also hides tokens of its padding, where no loss is
-    taken, until it hides as many as rows of full length. Of a text that is nearly all special tokens, those inside it are
-    hidden too.
+    `<s>` and `</s>` are hidden like any token, as released: 1.0 (fairseq/data/mask_tokens_dataset.py) hides 9 % of the first
+    tokens and 31 % of the last, 2.0 (`random_masking` of examples/data2vec/models/modalities/base.py) 48 % of either. Padding
+    never is. How many are hidden follows from a text's length alone, so it is the same in all rows without padding. A padded
+    row hides the same share of its own tokens. 2.0 (M > 1) drops what is hidden and needs equal numbers. There a padded row
+    also hides tokens of its padding, where no loss is taken, until it hides as many as rows of full length.
 
     The masks of a sample with a key (epoch, index) are a pure function of (seed, epoch, index); without a key they come from
     torch's global generator.
@@ -75,7 +75,9 @@ class TextMaskCollator(TextCollator):
         num_masks: M.
         leave_unmasked_prob, random_token_prob: shares of the chosen tokens that stay as they are or become random (BERT: .1
             each). They are read as such, are not in "mask", and no loss is taken there.
-        whole_words: hide whole words only, see `whole_word_mask`.
+        whole_words: hide whole words only, see `whole_word_mask`. A special token is one.
+        mask_special: False spares special tokens: as many tokens are hidden, of the others. Only of a text of 2.0 that is
+            nearly all special tokens, those inside it are hidden too.
         multiple_of: see `TextCollator`.
         seed: of the masks.
 
@@ -92,6 +94,7 @@ class TextMaskCollator(TextCollator):
         leave_unmasked_prob: float = 0.0,
         random_token_prob: float = 0.0,
         whole_words: bool = False,
+        mask_special: bool = True,
         multiple_of: int = 1,
         seed: int = 0,
     ) -> None:
@@ -100,7 +103,7 @@ class TextMaskCollator(TextCollator):
         self.vocabulary, self.seed = vocabulary, seed
         self.mask_prob, self.mask_length, self.num_masks = mask_prob, mask_length, num_masks
         self.leave_unmasked_prob, self.random_token_prob = leave_unmasked_prob, random_token_prob
-        self.whole_words = whole_words
+        self.whole_words, self.mask_special = whole_words, mask_special
         self._ordinary = (~vocabulary.special).nonzero()[:, 0]
 
     def __call__(self, samples: Sequence[Any]) -> Batch:
@@ -129,21 +132,27 @@ class TextMaskCollator(TextCollator):
     def _chosen(self, ids: Tensor, own: int, generator: torch.Generator | None) -> Tensor:
         """(M, T) bool, True = chosen, for one row whose first `own` tokens are no padding."""
         length = len(ids)
-        count = num_text_masked(own, self.mask_prob, self.mask_length)
-        maskable = ~self.vocabulary.special[ids]
+        shape = self.mask_prob, self.mask_length, self.mask_special
+        count = num_text_masked(own, *shape)
+        special = self.vocabulary.special[ids]
+        maskable = torch.ones_like(special) if self.mask_special else ~special
         maskable[own:] = False
         extra = 0  # hidden tokens of the padding
         if self.num_masks > 1:
-            whole = num_text_masked(length, self.mask_prob, self.mask_length)
+            whole = num_text_masked(length, *shape)
             count = min(whole, max(count, whole - (length - own)))
             extra = whole - count
             if count > int(maskable.sum()):
                 maskable[1:own] = True
         starts = self.vocabulary.word_starts[ids] if self.whole_words else None
-        if starts is not None:  # a special token ends a word
-            starts[1:] |= self.vocabulary.special[ids[:-1]]
+        if starts is not None:  # a special token is a word by itself
+            starts |= special
+            starts[1:] |= special[:-1]
         chosen = torch.stack(
-            [text_mask(maskable, count, self.mask_length, generator, starts) for _ in range(self.num_masks)]
+            [
+                text_mask(maskable, count, self.mask_length, generator, starts, self.mask_special)
+                for _ in range(self.num_masks)
+            ]
         )
         chosen[:, own : own + extra] = True
         return chosen

@@ -102,7 +102,8 @@ class TextDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         batch_size: blocks per device.
         effective_batch: tokens per optimiser step over all devices, full blocks assumed: sets the Trainer's
             `accumulate_grad_batches`.
-        mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob, whole_words: see `TextMaskCollator`.
+        mask_prob, mask_length, num_masks, leave_unmasked_prob, random_token_prob, whole_words, mask_special: see
+            `TextMaskCollator`.
         num_workers: processes that load.
         seed: of order, masks and `val_fraction`.
         predict_files: text to predict, as `files`, or folders of it: every line that is not empty, or record, by itself.
@@ -132,6 +133,7 @@ class TextDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         leave_unmasked_prob: float = 0.0,
         random_token_prob: float = 0.0,
         whole_words: bool = False,
+        mask_special: bool = True,
         num_workers: int = 2,
         seed: int = 0,
         predict_files: str | list[str] | None = None,
@@ -156,7 +158,8 @@ class TextDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self.batch_size, self.effective_batch = batch_size, effective_batch
         self.mask_prob, self.mask_length, self.num_masks = mask_prob, mask_length, num_masks
         self.leave_unmasked_prob, self.random_token_prob = leave_unmasked_prob, random_token_prob
-        self.whole_words, self.num_workers, self.seed = whole_words, num_workers, seed
+        self.whole_words, self.mask_special = whole_words, mask_special
+        self.num_workers, self.seed = num_workers, seed
         self.predict_files = predict_files
         self.predict_paths: Sequence[str] = []
         self._tokenizer: Any = None
@@ -320,6 +323,7 @@ class TextDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             self.leave_unmasked_prob,
             self.random_token_prob,
             self.whole_words,
+            self.mask_special,
             math.gcd(self.block_size, PADDED_TO),
             self.seed,
         )

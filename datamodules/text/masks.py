@@ -10,16 +10,16 @@ from torch import Tensor
 from d2v_lightning.method.masking import num_span_masked, random_mask, span_mask
 
 
-def num_text_masked(length: int, mask_prob: float, mask_length: int) -> int:
+def num_text_masked(length: int, mask_prob: float, mask_length: int, mask_special: bool = True) -> int:
     """How many of `length` tokens are hidden.
 
     Single tokens: `mask_prob` of them, what is visible rounded down (2.0: 246 of 512). Spans: what fairseq's overlapping
-    spans come to on average (1.0: .35 in spans of 4 hide 31 %).
+    spans come to on average (1.0: .35 in spans of 4 hide 31 %). Those that spare special tokens end with the text.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-    expected = num_span_masked(length, mask_prob, mask_length)  # refuses bad arguments
+    expected = num_span_masked(length, mask_prob, mask_length, mask_special)  # refuses bad arguments
     if mask_length > 1:
         return expected
     return min(length - 1, length - int(length * (1 - mask_prob)))
@@ -31,15 +31,17 @@ def text_mask(
     mask_length: int,
     generator: torch.Generator | None = None,
     word_starts: Tensor | None = None,
+    open_end: bool = False,
 ) -> Tensor:
     """Hides exactly `num_masked` of the maskable tokens, or all where there are fewer.
 
     Args:
-        maskable: (T,) bool, False = special tokens and padding. A span leaps over what is not maskable.
+        maskable: (T,) bool, False = padding, and special tokens where they are spared. A span leaps over these.
         num_masked: how many to hide, 0 or more.
         mask_length: of a span; 1 for single tokens.
         generator: source of all randomness; `None` is torch's global one.
         word_starts: (T,) bool, True = the token begins a word: spans are then of whole words, see `whole_word_mask`.
+        open_end: see `span_mask`.
 
     Returns:
         (T,) bool, True = hidden.
@@ -54,7 +56,7 @@ def text_mask(
         elif mask_length == 1:
             chosen = random_mask(len(places), num_masked, generator)
         else:
-            chosen = span_mask(len(places), num_masked, mask_length, generator)
+            chosen = span_mask(len(places), num_masked, mask_length, generator, open_end=open_end)
         mask[places[chosen]] = True
     return mask
 

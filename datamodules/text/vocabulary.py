@@ -24,7 +24,7 @@ class Vocabulary(NamedTuple):
 
     first_id, last_id: what begins and ends a text: `<s>` and `</s>`, BERT's [CLS] and [SEP].
     pad_id, mask_id: padding, and what stands for a hidden token.
-    special: (V,) bool, True = a token with a meaning of its own, which is never hidden.
+    special: (V,) bool, True = a token with a meaning of its own, such as `<s>`.
     word_starts: (V,) bool, True = a token that begins a word. Words are what spaces separate (or the tokenizer's own, for
         WordPiece).
     """

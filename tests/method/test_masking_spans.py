@@ -87,9 +87,14 @@ def test_speech_2_hides_half_in_whole_spans(length: int) -> None:
 @pytest.mark.parametrize("length", [128, 512])
 def test_text_spans_of_four(length: int) -> None:
     official = STATISTICS[TEXT.format(length)]
-    count = num_span_masked(length, 0.35, 4)
-    assert count / length == pytest.approx(official["mean_masked_fraction"], abs=0.007)
-    runs = run_lengths(rows(lambda generator: span_mask(length, count, 4, generator)))
+    count = num_span_masked(length, 0.35, 4, open_end=True)
+    assert count == pytest.approx(official["mean_masked_fraction"] * length, abs=0.6)
+    masks = rows(lambda generator: span_mask(length, count, 4, generator, open_end=True))
+    # Four standard errors of a share of 500 rows: the beginning is hidden less, the end is not.
+    for part, places in (("first", slice(0, 12)), ("last", slice(-12, None))):
+        expected = torch.tensor(official[f"p_masked_{part}_positions"])
+        torch.testing.assert_close(masks[:, places].float().mean(dim=0), expected, atol=0.09, rtol=0.0)
+    runs = run_lengths(masks)
     assert sum(map(len, runs)) / len(runs) == pytest.approx(official["mean_runs_per_row"], rel=0.08)
     assert sum(map(sum, runs)) / sum(map(len, runs)) == pytest.approx(official["run_length_mean"], rel=0.08)
 
@@ -122,8 +127,10 @@ def test_any_count_of_any_length_is_met(length: int) -> None:
     for count in range(1, length):
         for mask_length, overhang in ((1, 0), (4, 2), (10, 0), (10, 5)):
             assert int(span_mask(length, count, mask_length, generator, overhang).sum()) == count
+            assert int(span_mask(length, count, mask_length, generator, open_end=True).sum()) == count
     assert 1 <= num_span_masked(length, 0.65, 10) < length
     assert 1 <= num_span_masked(length, 0.65, 1) < length
+    assert 1 <= num_span_masked(length, 0.65, 4, open_end=True) < length
 
 
 def test_the_same_generator_draws_the_same_mask() -> None:
