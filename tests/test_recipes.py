@@ -177,7 +177,7 @@ def from_file(name: str) -> Any:
     return yaml.safe_load(recipe_path(name).read_text())["model"]["init_args"]["student"]["init_args"]["backbone"]
 
 
-@pytest.mark.parametrize("name", ["image_v2_base", "image_v2_large", "image_v2_huge"])
+@pytest.mark.parametrize("name", ["image_v2_base", "image_v2_large", "image_v2_huge", "image_v2_huge16"])
 def test_images_of_2_are_augmented_as_released_and_the_class_loss_names_its_batch(name: str) -> None:
     """MAE's augmentation: bicubic crops of a fifth or more, flips, nothing else (fairseq ac61741, `MaeImageDataset`)."""
     data = ImageDataModule.from_recipe(name, {"root": "/data/imagenet"})

@@ -20,7 +20,7 @@ INCEPTION = [0.5] * 3, [0.5] * 3
 # that timm's inception values hold (beit/datasets.py). 2.0: mae_image_dataset.py, mae_finetuning_image_dataset.py.
 PIXELS = {
     **dict.fromkeys(("image_base", "image_large", "image_large_second_half"), IMAGENET),
-    **dict.fromkeys(("image_v2_base", "image_v2_large", "image_v2_huge"), IMAGENET),
+    **dict.fromkeys(("image_v2_base", "image_v2_large", "image_v2_huge", "image_v2_huge16"), IMAGENET),
     **dict.fromkeys(("imagenet_base", "imagenet_large"), INCEPTION),
     **dict.fromkeys(("imagenet_v2_base", "imagenet_v2_large", "imagenet_v2_huge"), IMAGENET),
 }

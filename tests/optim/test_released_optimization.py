@@ -82,10 +82,12 @@ OFFICIAL: dict[str, tuple[int, Rate]] = {
     "image_v2_base": (375_300, fairseq_cosine(1e-3, 0.0, 50_040, 375_300)),
     "image_v2_large": (375_300, fairseq_cosine(4e-4, 0.0, 50_040, 375_300)),
     "image_v2_huge": (500_000, fairseq_cosine(4e-4, 0.0, 50_040, 500_000)),  # huge_images14
+    "image_v2_huge16": (375_300, fairseq_cosine(4e-4, 0.0, 50_040, 375_300)),  # huge_images
     "audio_v2_base": (400_000, fairseq_cosine(7.5e-4, 0.0, 8_000, 400_000)),
     "audio_v2_large": (600_000, fairseq_cosine(4e-4, 0.0, 10_000, 600_000)),
     "text_v2_base": (1_000_000, fairseq_cosine(2e-4, 0.0, 4_000, 1_000_000)),
     "text_v2_large": (600_000, fairseq_cosine(1e-4, 0.0, 4_000, 600_000)),
+    "text_v2_large_1m": (1_000_000, fairseq_cosine(1e-4, 0.0, 4_000, 1_000_000)),  # large_text_only_task_pgrp_1M
     # examples/data2vec/config/vision/finetuning/mae_imagenet_{,large_,huge_}clean.yaml.
     "imagenet_v2_base": (250_200, fairseq_cosine(1e-3, 1e-6, 16_000, 250_200)),
     "imagenet_v2_large": (125_200, fairseq_cosine(5e-4, 1e-7, 16_000, 125_200)),
