@@ -59,12 +59,14 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
     for ours, theirs in (
         ("dropout", "dropout"),
         ("encoder_dropout", "dropout"),
+        ("post_mlp_drop", "dropout"),
         ("attention_dropout", "attention_dropout"),
         ("activation_dropout", "activation_dropout"),
         ("encoder_layerdrop", "layerdrop"),
         ("layerdrop", "layerdrop"),
     ):
         inner[ours] = option(outer, theirs, default=0.0)
+    _set_prenet_dropout(inner, "audio", inner["dropout"])
     network = _below(weights, CTC)
     v2 = official_v2.is_v2(network)
     backbone = _network(network, inner, path, "AUDIO")
@@ -168,8 +170,9 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
         )
     inner = {**_inner(options, "pretrained_model_args", path)}
     inner["end_drop_path_rate"] = option(options, "drop_path_rate", default=0.1)
-    for name in ("encoder_dropout", "attention_dropout", "activation_dropout", "layerdrop"):
+    for name in ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout", "layerdrop"):
         inner[name] = option(options, name, default=0.0)
+    _set_prenet_dropout(inner, "image", option(options, "prenet_dropout", default=0.0))
     backbone = _network(_below(weights, V2_PREFIX), inner, path, "IMAGE")
     rows: list[Row] = []
     official_v2.drop_tables(weights, path, rows, backbone.encoder)
@@ -198,6 +201,14 @@ def _inner(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:
     if given is None:
         given = _of_pretrained(options, name, path)
     return as_options(given.get("model")) or given
+
+
+def _set_prenet_dropout(options: dict[str, Any], modality: str, dropout: float) -> None:
+    """Fine-tuning of 2.0 sets what acts on the trunk's input anew; 1.0 has no such section."""
+    modalities = as_options(options.get("modalities"))
+    own = as_options((modalities or {}).get(modality))
+    if modalities is not None and own is not None:
+        options["modalities"] = {**modalities, modality: {**own, "prenet_dropout": dropout}}
 
 
 def _of_pretrained(options: dict[str, Any], name: str, path: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from d2v_lightning.checkpoints.options import (
 )
 from d2v_lightning.checkpoints.tables import depth_of
 from d2v_lightning.configurable import Tree, plain
+from d2v_lightning.flavour import rank_zero_warn
 from d2v_lightning.method.losses import RegressionLoss
 from d2v_lightning.method.student import VisibleStudent
 from d2v_lightning.method.targets import Targets
@@ -75,6 +76,12 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
     refuse_contradictions(options, {"depth": depth, "embed_dim": dim, "mlp_ratio": hidden / dim})
     refuse_contradictions(own, {"prenet_depth": prenet})
     heads = int(option(options, "num_heads", default=max(1, dim // 64)))
+    dropout = float(option(options, "encoder_dropout", default=0.1))
+    if (after := float(option(options, "post_mlp_drop", default=0.1))) != dropout:
+        rank_zero_warn(
+            f"{path}: its options encoder_dropout {dropout} and post_mlp_drop {after} differ, which no released model's do: "
+            "ours drops as much after attention as after the FFN, so encoder_dropout is taken for both"
+        )
     with torch.device("meta"):
         encoder = _encoder(state, below, modality, dim, own, path)
         alibi = state.get(f"{below}alibi_scale")
@@ -93,9 +100,10 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
             input_norm=f"{below}context_encoder.norm.weight" in state,
             qkv_bias="qkv",
             layer_scale=None,
-            dropout=float(option(options, "encoder_dropout", default=0.1)),
+            dropout=dropout,
             attention_dropout=float(option(options, "attention_dropout", default=0.1)),
             activation_dropout=float(option(options, "activation_dropout", default=0.0)),
+            activation_dropout_twice=True,
             input_dropout=float(option(own, "dropout" if modality == "TEXT" else "prenet_dropout", default=0.0)),
             drop_path=float(option(options, "end_drop_path_rate", default=0.0)),
             layer_drop=float(option(options, "layerdrop", default=0.0)),

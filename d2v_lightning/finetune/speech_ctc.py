@@ -51,7 +51,8 @@ class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrai
             it is trained from `checkpoint`, its gradient is whole, whatever pre-training multiplied it by.
         time_mask: what stands at masked frames in training: the "token" of pre-training, or "noise" of std .01 (2.0).
         dropout, attention_dropout, activation_dropout, layer_drop, drop_path: of the trunk while fine-tuning, for a backbone
-            from `checkpoint`, whatever they were in pre-training.
+            from `checkpoint`, whatever they were in pre-training. A trunk of 2.0 has `activation_dropout` in two places, see
+            `Transformer`. The released `drop_path` of `wav2vec2_asr.py` is 0.
         optimization: optimiser and schedule.
         decoder: beam search for test and predict; greedy where it is None, and always at validation.
         compile: compile the trunk in place.

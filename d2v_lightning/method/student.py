@@ -164,13 +164,22 @@ class VisibleStudent(Configurable, nn.Module):
         x, padding = self._drop_hidden(tokens, padding_mask, mask, visible)
         extra = self.backbone.num_extra_tokens
         trunk_padding = padding if padding is None or not extra else nn.functional.pad(padding, (extra, 0))
-        x, _ = self.backbone.transformer(x, trunk_padding, positions=visible.flatten(0, 1))
+        x, _ = self.backbone.transformer(
+            x, trunk_padding, positions=visible.flatten(0, 1), input_dropped=self._drops_input_once
+        )
         noise_std = self.mask_noise_std if self.training else 0.0
         filled = restore_tokens(self.decoder.input_dropout(x[:, extra:]), visible.flatten(0, 1), length, noise_std)
         if padding_mask is None or self.backbone.encoder.padding != "exact":
             return Predictions(self.decoder(filled, hidden), x[:, :extra])
         padding = padding_mask.repeat_interleave(num_masks, dim=0)
         return Predictions(self.decoder(filled, hidden, padding), x[:, :extra])
+
+    @property
+    def _drops_input_once(self) -> bool:
+        """Whether the trunk's input dropout acts on a whole sample, alike for all its masks: in text, where it belongs to the
+        embedding (`TextLocalEncoder` of 2.0). Elsewhere it follows the trunk's own norm, in each of the B x M rows."""
+        backbone = self.backbone
+        return isinstance(backbone.transformer.input_norm, nn.Identity) and not backbone.encoder.position.mixes_tokens
 
     def _drop_hidden(
         self, tokens: Tensor, padding_mask: Tensor | None, mask: Tensor, visible: Tensor
@@ -188,6 +197,8 @@ class VisibleStudent(Configurable, nn.Module):
             seen = gather_tokens(placed[:, extra:], visible.flatten(0, 1)[:, None])
             return torch.cat([placed[:, :extra], seen[:, 0]], dim=1), padding
         placed = position(tokens, padding_mask)
+        if self._drops_input_once:
+            placed = self.backbone.transformer.input_dropout(placed)
         seen = gather_tokens(placed[:, extra:], visible).flatten(0, 1)
         first = placed[:, :extra].repeat_interleave(num_masks, dim=0)
         return torch.cat([first, seen], dim=1), padding

@@ -75,6 +75,8 @@ class ConvDecoder(Configurable, nn.Module):
         projection_depth: linear maps at the end; those inside are `projection_ratio` x `width` wide (text: 2).
         projection_ratio: see `projection_depth`.
         input_dropout: on the student's output before hidden tokens are filled in (speech, text: .1).
+        init: of the linear maps, see `LinearDecoder`: "default" (images, speech) or "normal" (text, whose `TextEncoder` does
+            not reset them, so that `init_bert_params` stands). Convolutions start with torch's values.
 
     Raises:
         ValueError: sizes that are not positive, or groups that do not divide the widths.
@@ -92,6 +94,7 @@ class ConvDecoder(Configurable, nn.Module):
         projection_depth: int = 1,
         projection_ratio: float = 2.0,
         input_dropout: float = 0.0,
+        init: HeadInit = "default",
     ) -> None:
         super().__init__()
         at_least(1, dim=dim, grid=None if grid is None else min(grid))
@@ -113,6 +116,9 @@ class ConvDecoder(Configurable, nn.Module):
         )
         widths = [width, *[int(width * projection_ratio)] * (projection_depth - 1), dim]
         self.proj = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        for layer in self.proj:
+            assert isinstance(layer, nn.Linear)
+            initialise_head(layer, init)
 
     def forward(self, x: Tensor, positions: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Predict tokens of restored sequences.

@@ -17,7 +17,7 @@ from d2v_lightning.support.errors import UserError, at_least, probabilities
 
 
 class LayerResult(NamedTuple):
-    """What one block leaves behind, both (B, N, D): its output, and its FFN output before dropout and residual."""
+    """What one block leaves behind, both (B, N, D): its output, and its FFN output before `dropout` and residual."""
 
     block: Tensor
     ffn: Tensor
@@ -66,16 +66,17 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Feed-forward network: expand, GELU, contract."""
+    """Feed-forward network: expand, GELU, dropout, contract, dropout."""
 
-    def __init__(self, dim: int, hidden_dim: int, activation_dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden_dim: int, activation_dropout: float = 0.0, output_dropout: float = 0.0) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.activation_dropout = nn.Dropout(activation_dropout)
+        self.output_dropout = nn.Dropout(output_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.activation_dropout(F.gelu(self.fc1(x))))
+        return self.output_dropout(self.fc2(self.activation_dropout(F.gelu(self.fc1(x)))))
 
 
 class LayerScale(nn.Module):
@@ -119,6 +120,7 @@ class Block(nn.Module):
         dropout: float,
         attention_dropout: float,
         activation_dropout: float,
+        output_dropout: float,
         drop_path: float,
     ) -> None:
         super().__init__()
@@ -127,13 +129,13 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, qkv_bias, attention_dropout)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, hidden_dim, activation_dropout)
+        self.mlp = Mlp(dim, hidden_dim, activation_dropout, output_dropout)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> LayerResult:
-        """Block output and FFN output, the latter before dropout, residual and the block's last norm; both (B, N, D)."""
+        """Block output and FFN output, the latter before `dropout`, residual and the block's last norm; both (B, N, D)."""
         if self.pre_norm:
             x = x + self.drop_path(self.dropout(self.scale1(self.attn(self.norm1(x), bias))))
             ffn = self.scale2(self.mlp(self.norm2(x)))
@@ -141,6 +143,25 @@ class Block(nn.Module):
         x = self.norm1(x + self.drop_path(self.dropout(self.scale1(self.attn(x, bias)))))
         ffn = self.scale2(self.mlp(x))
         return LayerResult(self.norm2(x + self.drop_path(self.dropout(ffn))), ffn)
+
+
+def drop_path_rates(last: float, depth: int, prenet_depth: int = 0) -> list[float]:
+    """Stochastic depth of each block: linear from 0 at the first to `last` at the last.
+
+    With a prenet as the fine-tuning of 2.0 has it (`mae_image_classification.py`): L points are laid from 0 to `last`, L
+    being the number of blocks *above* the prenet. The prenet's P blocks rise linearly from 0 to point P - 1, the others from
+    point P to `last`.
+    """
+    above = depth - prenet_depth
+
+    def point(place: int) -> float:
+        return last * min(1.0, place / max(1, above - 1))
+
+    first = point(prenet_depth)
+    return [
+        *(point(prenet_depth - 1) * layer / max(1, prenet_depth - 1) for layer in range(prenet_depth)),
+        *(first + (last - first) * layer / max(1, above - 1) for layer in range(above)),
+    ]
 
 
 class Transformer(Configurable, nn.Module):
@@ -157,8 +178,10 @@ class Transformer(Configurable, nn.Module):
         qkv_bias: see `Attention`.
         layer_scale: starting value of LayerScale; None for none.
         dropout, attention_dropout, activation_dropout: after attention and FFN; on attention weights; inside the FFN.
+        activation_dropout_twice: `activation_dropout` also acts on the FFN's output (2.0, whose blocks have timm's `Mlp`: its
+            `drop` acts after `fc2` too).
         input_dropout: before the first block, after its norm (speech, text: .1).
-        drop_path: stochastic depth, rising linearly from 0 at the first block to this at the last.
+        drop_path: stochastic depth of the last block, see `drop_path_rates`.
         layer_drop: probability that a whole block leaves its input as it is, in training (speech: .05).
         init: "vision": truncated normal of std .02 cut at one std, residual projections divided by sqrt(2 x layer
             number) (BEiT); "normal": normal of std .02 (BERT). Biases start at 0.
@@ -185,6 +208,7 @@ class Transformer(Configurable, nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
+        activation_dropout_twice: bool = False,
         input_dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_drop: float = 0.0,
@@ -245,9 +269,10 @@ class Transformer(Configurable, nn.Module):
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 activation_dropout=activation_dropout,
-                drop_path=drop_path * layer / max(1, depth - 1),
+                output_dropout=activation_dropout if activation_dropout_twice else 0.0,
+                drop_path=rate,
             )
-            for layer in range(depth)
+            for rate in drop_path_rates(drop_path, depth, prenet_depth)
         )
         self.norm = nn.LayerNorm(dim, eps=norm_eps) if final_norm else nn.Identity()
         self._initialise(init)
@@ -273,6 +298,7 @@ class Transformer(Configurable, nn.Module):
         padding_mask: Tensor | None = None,
         keep: Sequence[int] = (),
         positions: Tensor | None = None,
+        input_dropped: bool = False,
     ) -> tuple[Tensor, list[LayerResult]]:
         """Contextualise tokens.
 
@@ -282,13 +308,16 @@ class Transformer(Configurable, nn.Module):
             keep: blocks whose results are wanted, 0-based.
             positions: (B or 1, V) int64, where in the whole sequence each token stands that is not extra; None where all are
                 there and none is extra. Only a bias that depends on distance reads it.
+            input_dropped: `input_dropout` has acted on x already.
 
         Returns:
             Output after the final norm (B, N, D), and the `LayerResult` of each block in `keep`, in the order of the stack.
         """
         biases = self._attention_biases(x, padding_mask, positions)
         results = []
-        x = self.input_dropout(self.input_norm(x))
+        x = self.input_norm(x)
+        if not input_dropped:
+            x = self.input_dropout(x)
         for layer, block in enumerate(self.blocks):
             bias = biases[layer] if len(biases) > 1 else biases[0]
             if self.gradient_checkpointing and self.training:

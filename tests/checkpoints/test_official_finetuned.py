@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,13 @@ def pretrained(case: GoldenCase, folder: Path) -> Data2Vec:
 def write_ctc(case: GoldenCase, path: Path, dim: int, letters: int = 32, **file: Any) -> Path:
     head = random_head("w2v_encoder.proj", letters, dim)
     weights = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in network(case).items()} | head
-    inner = {"model": case.json["official_options_set"], "task": {"normalize": True}}
+    options: Any = copy.deepcopy(case.json["official_options_set"])
+    options |= dict.fromkeys(
+        ("dropout", "encoder_dropout", "post_mlp_drop", "attention_dropout"), 0.3
+    )  # of pre-training
+    if "modalities" in options:
+        options["modalities"]["audio"]["prenet_dropout"] = 0.3
+    inner = {"model": options, "task": {"normalize": True}}
     outer = {"w2v_args": inner, "layerdrop": 0.05, "activation_dropout": 0.1, "freeze_finetune_updates": 7}
     torch.save({"model": weights, "cfg": {"model": outer, "task": {"normalize": True}}, **file}, path)
     return path
@@ -60,6 +67,8 @@ def test_letters(name: str, tmp_path: Path) -> None:
     assert model.vocabulary[:6] == ["<blank>", "<pad>", "</s>", "<unk>", "|", "E"]
     options = model.backbone.transformer.config["init_args"]
     assert (options["layer_drop"], options["activation_dropout"], options["dropout"]) == (0.05, 0.1, 0.0)
+    assert (options["attention_dropout"], options["input_dropout"]) == (0.0, 0.0)
+    assert options["activation_dropout_twice"] == name.startswith("d2v2")
     assert (model.normalize, model.freeze_trunk_steps) == (True, 7)
     assert model.time_mask == ("noise" if name.startswith("d2v2") else "token")
 

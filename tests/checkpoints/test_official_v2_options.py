@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -69,10 +70,29 @@ def test_options_that_contradict_the_weights_are_refused(
         backbone_of(*case(modality, own, **changed), "file")
 
 
+def test_dropouts_are_those_of_the_options_and_their_defaults() -> None:
+    """`Data2VecMultiConfig` (data2vec2.py) and `D2vAudioConfig`: .1 after attention and FFN, .1 on attention, none inside."""
+    state, modality, options = case("AUDIO")
+    for name in ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout"):
+        del options[name]
+    del options["modalities"]["audio"]["prenet_dropout"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = backbone_of(state, modality, options, "file").transformer.config["init_args"]
+    names = ("dropout", "attention_dropout", "activation_dropout", "input_dropout")
+    assert [found[name] for name in names] == [0.1, 0.1, 0.0, 0.0]
+    assert found["activation_dropout_twice"] is True
+    with pytest.warns(UserWarning, match=r"encoder_dropout 0.2 and post_mlp_drop 0.1 differ"):
+        backbone_of(state, modality, {**options, "encoder_dropout": 0.2}, "file")
+
+
 def test_the_method_is_what_the_options_say() -> None:
     state, modality, options = case("IMAGE")
     arguments = tree_of(state, modality, options, {"model": options}, "file")["init_args"]
     assert arguments["class_loss"] == 0.01
+    optimization = arguments["optimization"]["init_args"]
+    assert (optimization["weight_decay"], optimization["decay_all"]) == (0.05, True)
+    assert (optimization["schedule"], optimization["final_lr"]) == ("fairseq_cosine", 0.0)
     assert arguments["teacher_scope"] == "backbone"
     assert arguments["targets"]["init_args"]["norm_after"] == ["layer"]
     decoder = arguments["student"]["init_args"]["decoder"]["init_args"]

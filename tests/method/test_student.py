@@ -86,3 +86,37 @@ def test_a_mask_that_hides_everything_or_nothing_is_refused(hides: bool, words: 
     visible: Tensor | None = visible_positions(mask) if given else None
     with pytest.raises(ValueError, match=f"every row of the mask hides {words}"):
         student(torch.randn(2, 16, 16), None, mask, hidden_positions(mask), visible=visible)
+
+
+class Speech(Encoder):
+    """Tokens whose places depend on their neighbours."""
+
+    class Mixing(Position):
+        mixes_tokens = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.position = 16, self.Mixing()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "input_norm", "once"), [(texts(), False, True), (images(), True, False), (Speech(), True, False)]
+)
+def test_input_dropout_is_the_same_for_all_masks_of_a_text(encoder: Encoder, input_norm: bool, once: bool) -> None:
+    """2.0: `TextLocalEncoder` drops before the batch is cloned, `prenet_dropout` (images, speech) after it."""
+    torch.manual_seed(0)
+    trunk = Transformer(dim=16, depth=1, num_heads=2, input_dropout=0.5, input_norm=input_norm, final_norm=False)
+    grid = encoder.grid if isinstance(encoder, ImageEncoder) else None
+    student = VisibleStudent(Backbone(encoder, trunk), decoder(grid)).train()
+    seen: list[Tensor] = []
+    trunk.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
+    row = torch.arange(16) < 4
+    mask = row.expand(2, 3, 16)
+    student(torch.randn(2, 16, 16), None, mask, hidden_positions(mask))
+    student.eval()(torch.randn(2, 16, 16), None, mask, hidden_positions(mask))
+    dropped, whole = (x.unflatten(0, (2, 3)) for x in seen)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.5, abs=0.1)
+    assert not (whole == 0).any()
+    alike = [torch.equal(dropped[:, 0], dropped[:, other]) for other in (1, 2)]
+    assert alike == [once] * 2
+    assert not torch.equal(dropped[0], dropped[1])

@@ -27,6 +27,29 @@ def test_heads_start_as_their_recipes_say() -> None:
         LinearDecoder(8, "xavier")  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("init", ["default", "normal"])
+def test_a_decoder_of_2_0_starts_as_released(init: Any) -> None:
+    """Images and speech call `DecoderBase.reset_parameters` (modules.py): torch's default, uniform within 1 / sqrt(fan in).
+    `TextEncoder.reset_parameters` (text.py) does not: `init_bert_params` stands, normal of std .02 and bias 0."""
+    torch.manual_seed(0)
+    decoder = ConvDecoder(64, depth=1, width=256, groups=4, projection_depth=2, init=init)
+    for layer, width in zip(decoder.proj, (256, 512), strict=True):
+        assert isinstance(layer, torch.nn.Linear)
+        bound = width**-0.5
+        if init == "default":
+            assert 0.98 * bound < float(layer.weight.abs().max()) <= bound
+            assert 0.8 * bound < float(layer.bias.abs().max()) <= bound
+        else:
+            assert float(layer.weight.std()) == pytest.approx(0.02, rel=0.02)
+            assert float(layer.weight.abs().max()) > 0.06
+            assert not layer.bias.any()
+    (conv,) = decoder.convs
+    assert float(conv.weight.abs().max()) <= (3 * 16) ** -0.5 * 1.001
+    assert conv.bias is not None
+    assert conv.bias.any()
+
+
 def test_an_mlp_is_linear_maps_with_gelu_between_them() -> None:
     torch.manual_seed(0)
     x, decoder = torch.randn(5, 6), MlpDecoder(6, depth=3)

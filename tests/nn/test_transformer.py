@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from d2v_lightning import Alibi, RelativePositionBias, Transformer
-from d2v_lightning.nn.transformer import Attention, Block, DropPath
+from d2v_lightning.nn.transformer import Attention, Block, DropPath, drop_path_rates
 from d2v_lightning.support.errors import UserError
 
 
@@ -48,7 +48,8 @@ def test_attention_is_softmax_of_scaled_scores_over_values(qkv_bias: Any, biased
 def block(norm: Any, **options: Any) -> Block:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
-        "layer_scale": 0.5, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "drop_path": 0.0,
+        "layer_scale": 0.5, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "output_dropout": 0.0,
+        "drop_path": 0.0,
     }  # fmt: skip
     return Block(8, 2, 16, norm=norm, norm_eps=1e-6, qkv_bias="qkv", **{**settings, **options})
 
@@ -77,6 +78,48 @@ def test_the_ffn_of_a_block_is_not_dropped_out() -> None:
     result = made(x)
     torch.testing.assert_close(result.ffn, made.mlp(made.norm2(x)))
     assert not torch.allclose(result.block, x + result.ffn)
+
+
+def test_the_ffn_of_2_0_drops_as_timms_mlp_does_inside_and_after() -> None:
+    """`AltBlock` of 2.0 has timm's `Mlp` with `drop=activation_dropout`; 1.0's layers drop inside alone."""
+    timm_mlp: Any = pytest.importorskip("timm.layers").Mlp
+    x, theirs = torch.randn(64, 5, 8), timm_mlp(8, 32, drop=0.1)
+    for twice in (True, False):
+        made = trunk(dim=8, depth=1, norm="post", activation_dropout=0.1, activation_dropout_twice=twice).blocks[0]
+        made.mlp.load_state_dict(theirs.state_dict())
+        torch.manual_seed(1)
+        ffn = made.mlp(x)
+        share = float((ffn == 0).float().mean())
+        assert share == (pytest.approx(0.1, abs=0.03) if twice else 0.0)
+        torch.manual_seed(1)
+        expected = theirs(x)
+        assert torch.equal(ffn, expected) == twice
+        torch.testing.assert_close(made.eval().mlp(x), theirs.eval()(x))
+        theirs.train()
+
+
+def linspace(start: float, stop: float, number: int) -> list[float]:
+    return torch.linspace(start, stop, number, dtype=torch.float64).tolist()
+
+
+@pytest.mark.parametrize(
+    ("last", "above", "prenet"), [(0.1, 10, 2), (0.2, 24, 0), (0.2, 32, 0), (0.1, 16, 8), (0.3, 9, 1)]
+)
+def test_dropped_paths_rise_as_the_fine_tuning_of_2_0_has_it(last: float, above: int, prenet: int) -> None:
+    """`mae_image_classification.py`: points from 0 to `drop_path_rate`, as many as blocks above the prenet; then
+    `np.linspace` again in each part (`images.py`, `data2vec2.py`). Base: 10 and 2, Large 24 and 0, Huge 32 and 0."""
+    points = linspace(0.0, last, above)
+    parts = [*linspace(0.0, max(0.0, points[prenet - 1]), prenet), *linspace(points[prenet], points[-1], above)]
+    assert drop_path_rates(last, above + prenet, prenet) == pytest.approx(parts, rel=1e-12)
+    made = trunk(depth=above + prenet, prenet_depth=prenet, drop_path=last)
+    assert [block.drop_path.probability for block in made.blocks] == pytest.approx(parts, rel=1e-12)
+    if prenet == 2:
+        assert parts[:4] == pytest.approx([0.0, 0.0111, 0.0222, 0.0309], abs=1e-4)
+
+
+def test_a_prenet_as_deep_as_the_rest_leaves_it_the_whole_rate() -> None:
+    assert drop_path_rates(0.2, 4, 3) == pytest.approx([0.0, 0.1, 0.2, 0.2])
+    assert drop_path_rates(0.2, 1) == [0.0]
 
 
 def test_a_dropped_path_is_whole_samples_and_keeps_the_mean() -> None:

@@ -94,6 +94,7 @@ OFFICIAL: dict[str, tuple[int, Rate]] = {
     "imagenet_v2_huge": (125_200, fairseq_cosine(5e-4, 1e-20, 16_000, 125_200)),
     # examples/data2vec/config/{audio,text}/pretraining.
     "audio_base": (400_000, tri_stage(5e-4, (0.03, 0.9, 0.07), 0.01, 400_000)),
+    "text_base_bert": (1_000_000, tri_stage(2e-4, (0.05, 0.8, 0.15), 0.01, 1_000_000)),  # paper 1.0, section 4.3
     "text_base": (1_000_000, fairseq_cosine(2e-4, 0.0, 10_000, 1_000_000)),
     # examples/wav2vec/config/finetuning/{base,vox}_*.yaml, which serve 2.0 too.
     **{
@@ -204,10 +205,12 @@ FAIRSEQ = {
     "image_v2_base": 0.05,
     "image_v2_large": 0.05,
     "image_v2_huge": 0.05,
+    "image_v2_huge16": 0.05,
     "audio_v2_base": 0.01,
     "audio_v2_large": 0.01,
     "text_v2_base": 0.01,
     "text_v2_large": 0.01,
+    "text_v2_large_1m": 0.01,
     "imagenet_v2_base": 0.05,
     "imagenet_v2_large": 0.05,
     "imagenet_v2_huge": 0.05,

@@ -78,8 +78,8 @@ class ImageEncoder(Encoder):
         in_channels: 3 for colour, 1 for grey, any number for other sensors.
         dim: width D.
         positions: see `ImagePosition`.
-        init: "vision": truncated normal of std .02 cut at one std for patches and class token (1.0); "xavier": uniform on
-            the flattened patch weight, class token normal of std 1 (2.0).
+        init: "vision": truncated normal of std .02 cut at one std for patches and class token, patch bias 0 (1.0); "xavier":
+            uniform on the flattened patch weight, torch's default for the bias, class token normal of std 1 (2.0).
 
     Raises:
         ValueError: the image is not a whole number of patches, or an unknown choice.
@@ -106,10 +106,10 @@ class ImageEncoder(Encoder):
         self.patch_embed = PatchEmbedding(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
         if init == "vision":
             nn.init.trunc_normal_(self.patch_embed.weight, std=0.02, a=-0.02, b=0.02)
+            assert self.patch_embed.bias is not None
+            nn.init.zeros_(self.patch_embed.bias)
         else:
             nn.init.xavier_uniform_(self.patch_embed.weight.view(dim, -1))
-        if self.patch_embed.bias is not None:
-            nn.init.zeros_(self.patch_embed.bias)
         self.position = ImagePosition(dim, self.grid, positions, 0.02 if init == "vision" else 1.0)
 
     def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, None]:
