@@ -1,6 +1,6 @@
 """Callbacks: what happens over time, beside the training step."""
 
-from d2v_lightning.callbacks.collapse_monitor import CollapseMonitor
+from d2v_lightning.callbacks.collapse_monitor import CollapseError, CollapseMonitor
 from d2v_lightning.callbacks.compile_watch import CompileWatch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.callbacks.exact_resume import ExactResume
@@ -17,6 +17,7 @@ from d2v_lightning.callbacks.save_on_error import SaveOnError
 from d2v_lightning.callbacks.step_seed import StepSeed
 
 __all__ = [
+    "CollapseError",
     "CollapseMonitor",
     "CompileWatch",
     "EMATeacher",

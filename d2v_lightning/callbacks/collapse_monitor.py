@@ -6,10 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
-from d2v_lightning.callbacks.collapse_statistics import Spread, spread
+from d2v_lightning.callbacks.collapse_statistics import measure
 from d2v_lightning.callbacks.objective_of import objective_of
 from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
@@ -72,6 +69,10 @@ CAUSES = {
 }
 
 
+class CollapseError(UserError):
+    """A run was stopped because it has collapsed."""
+
+
 class Finding(NamedTuple):
     """What one check says: a key of `CAUSES` (empty where healthy) and how bad it is."""
 
@@ -96,16 +97,29 @@ class CollapseMonitor(Configurable, pl.Callback):
     - `prediction_ratio`: variance of predictions over the batch as part of that of the targets;
     - `prediction_error`: mean squared error of the predictions as part of the variance of the targets;
     - `target_relative`, `layer<l>_relative`: variance as part of the mean square;
+    - `target_std`, `prediction_std`: standard deviation per channel over the hidden tokens of all ranks, averaged;
     - `layer<l>_variance`, `layer<l>_std`, `layer<l>_input_share`: raw results of block l that enter the target;
     - `verdict`: 0 healthy, 1 warning, 2 collapsed.
 
     The thresholds, and where they come from, stand at the head of this file. A finding counts once it has come
     `patience` times in a row, and a network that starts out poor but is getting better is warned of, not called collapsed.
 
+    The released code has no verdict but two bounds: `min_target_var` and `min_pred_var` of examples/data2vec/models/
+    data2vec_audio.py and data2vec2.py, standard deviations in spite of their names. After 5,000 updates its run fails at the
+    first batch whose targets are below .1, or whose predictions are below .01. The recipes of such rows set these here. Each
+    check looks at them, without dropout. The release looks at every batch, with dropout.
+
+    A run that is stopped is saved as at any other end. `fit` then raises `CollapseError`; a command ends with its line and
+    status 1.
+
     Args:
         every_n_steps: optimiser steps between checks.
         patience: checks in a row that must agree before the verdict changes: one batch proves nothing.
-        on_collapse: "warn" goes on, "stop" ends training, which then still saves as at any other end.
+        on_collapse: what a verdict "collapsed" does: "warn" goes on, "stop" stops the run. Published rows warn, because the
+            release has no such verdict.
+        min_target_std, min_prediction_std: bounds of `target_std` and `prediction_std` below which a check stops the run,
+            whatever `on_collapse` is. 0 is none, as released for images, and for text of 1.0.
+        bounds_after: optimiser steps that bounds do not count in (released: 5,000).
         modality: in a run of several, the one that this monitor looks at, at its first batch after every so many steps; each
             has a monitor of its own. Its name then follows `collapse/`.
     """
@@ -116,13 +130,23 @@ class CollapseMonitor(Configurable, pl.Callback):
         patience: int = 2,
         on_collapse: Literal["warn", "stop"] = "warn",
         modality: str | None = None,
+        min_target_std: float = 0.0,
+        min_prediction_std: float = 0.0,
+        bounds_after: int = 5000,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
             raise UserError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
         if on_collapse not in ("warn", "stop"):
             raise UserError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
         self.every_n_steps, self.patience, self.on_collapse = every_n_steps, patience, on_collapse
-        self.modality = modality
+        if min(min_target_std, min_prediction_std, bounds_after) < 0:
+            raise UserError(
+                f"min_target_std is {min_target_std}, min_prediction_std is {min_prediction_std}, bounds_after is "
+                f"{bounds_after}: none of them may be negative"
+            )
+        self.modality, self.bounds_after = modality, bounds_after
+        self.bounds = {"target_std": min_target_std, "prediction_std": min_prediction_std}
+        self._reason: str | None = None  # why the run is being stopped
         self._name = "CollapseMonitor" if modality is None else f"CollapseMonitor ({modality})"
         self.verdict: Finding | None = None
         self.reading: dict[str, float] = {}
@@ -177,8 +201,25 @@ class CollapseMonitor(Configurable, pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         pl_module.log_dict(values, logger=False, batch_size=1)
+        self._reason = self._reason or self._below_bounds(step)
         if self.verdict is not None and self.verdict.status == "collapsed" and self.on_collapse == "stop":
+            self._reason = f"{self._name}, step {step}: {describe(self.verdict, self.reading)}"
+        if self._reason is not None:
             trainer.should_stop = True
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._reason is not None:  # and all is saved, as at any other end
+            raise CollapseError(self._reason)
+
+    def _below_bounds(self, step: int) -> str | None:
+        """The first bound that the reading of this step is below, in words."""
+        for name, bound in self.bounds.items():
+            if step > self.bounds_after and self.reading[name] < bound:
+                return (
+                    f"{self._name}, step {step}: the run was stopped, because {name} is {self.reading[name]:.4g}, below "
+                    f"min_{name} {bound:g}: {LOWER}, or set min_{name} to 0 to go on in any case"
+                )
+        return None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.verdict is not None:
@@ -275,70 +316,3 @@ def describe(finding: Finding, reading: Mapping[str, float]) -> str:
     cause, remedy = CAUSES[finding.cause]
     word = "COLLAPSED" if finding.status == "collapsed" else "warning"
     return f"{word}, {cause} ({facts}). Try: {remedy}"
-
-
-def measure(trainer: pl.Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
-    """All values of one check, reduced over ranks; None where all ranks together have a single sample."""
-
-    def add_up(x: Tensor) -> Tensor:
-        return trainer.strategy.reduce(x.clone(), reduce_op="sum")
-
-    targets = objective.targets(batch)
-    padding_mask = None
-    if batch.get("padding_mask") is not None:
-        padding_mask = objective.encoder.features(batch["inputs"], batch["padding_mask"])[1]
-    num_samples, length, _ = targets.shape
-    longest = torch.tensor(length, device=targets.device)
-    positions_everywhere = int(trainer.strategy.reduce(longest, reduce_op="max"))
-    samples, positions = _places(num_samples, length, padding_mask, targets.device)
-
-    def spread_of(x: Tensor, ranks: bool = False) -> Spread:
-        return spread(x[samples, positions], samples, positions, num_samples, positions_everywhere, add_up, ranks)
-
-    target = spread_of(targets, ranks=True)
-    results = objective.teacher_layer_results(batch)
-    layers = [spread_of(result) for result in results]
-    predictions, hidden = objective.predictions(batch)
-    rows, columns = hidden // (batch["mask"].shape[1] * length), hidden % length
-    prediction = spread(predictions, rows, columns, num_samples, positions_everywhere, add_up)
-    errors = predictions.float() - targets[rows, columns]
-    error, count = add_up(torch.stack([errors.square().sum(), errors.new_tensor(errors.numel())]))
-    if target.samples < 2:
-        return None
-    reading = {
-        "target_variance": target.total,
-        "target_variance_batch": target.over_batch,
-        "target_variance_positions": target.over_positions,
-        "target_relative": _relative(target),
-        "target_input_share": target.input_share,
-        "target_sample_share": target.sample_share,
-        "target_rank": target.rank,
-        "target_rank_tokens": target.rank_tokens,
-        "prediction_variance": prediction.total,
-        "prediction_variance_batch": prediction.over_batch,
-        "prediction_variance_positions": prediction.over_positions,
-        "prediction_ratio": prediction.over_batch / target.over_batch if target.over_batch > 0.0 else 0.0,
-        "prediction_error": float(error / count) / target.total if target.total > 0.0 else 1.0,
-    }
-    if "position" in objective.make_targets.norm_each:
-        reading["raw_input_share"] = sum(layer.input_share for layer in layers) / len(layers)
-    numbers = getattr(objective, "averaged_layers", range(len(layers)))
-    for number, layer in zip(numbers, layers, strict=True):
-        reading[f"layer{number}_variance"] = layer.total
-        reading[f"layer{number}_std"] = layer.total**0.5
-        reading[f"layer{number}_relative"] = _relative(layer)
-        reading[f"layer{number}_input_share"] = layer.input_share
-    return reading
-
-
-def _relative(moments: Spread) -> float:
-    return moments.total / moments.mean_square if moments.mean_square > 1e-12 else 0.0
-
-
-def _places(samples: int, length: int, padding_mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Sample and position (T,) of every token that is not padding; padding_mask (B, N) bool, True = padding."""
-    if padding_mask is None:
-        place = torch.arange(samples * length, device=device)
-        return place // length, place % length
-    present = (~padding_mask).nonzero()
-    return present[:, 0], present[:, 1]

@@ -8,10 +8,12 @@ added up over ranks before anything is divided, so that 2 ranks x 32 samples giv
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from d2v_lightning.flavour import pl
 
 Sum = Callable[[Tensor], Tensor]
 
@@ -146,3 +148,87 @@ def effective_rank(covariance: Tensor) -> float:
         return 0.0
     share = singular / singular.sum()
     return float(torch.special.entr(share).sum().exp())
+
+
+def measure(trainer: pl.Trainer, objective: Any, batch: Any) -> dict[str, float] | None:
+    """All values of one check, reduced over ranks; None where all ranks together have a single sample."""
+
+    def add_up(x: Tensor) -> Tensor:
+        return trainer.strategy.reduce(x.clone(), reduce_op="sum")
+
+    targets = objective.targets(batch)
+    padding_mask = None
+    if batch.get("padding_mask") is not None:
+        padding_mask = objective.encoder.features(batch["inputs"], batch["padding_mask"])[1]
+    num_samples, length, _ = targets.shape
+    longest = torch.tensor(length, device=targets.device)
+    positions_everywhere = int(trainer.strategy.reduce(longest, reduce_op="max"))
+    samples, positions = _places(num_samples, length, padding_mask, targets.device)
+
+    def spread_of(x: Tensor, ranks: bool = False) -> Spread:
+        return spread(x[samples, positions], samples, positions, num_samples, positions_everywhere, add_up, ranks)
+
+    target = spread_of(targets, ranks=True)
+    results = objective.teacher_layer_results(batch)
+    layers = [spread_of(result) for result in results]
+    predictions, hidden = objective.predictions(batch)
+    rows, columns = hidden // (batch["mask"].shape[1] * length), hidden % length
+    prediction = spread(predictions, rows, columns, num_samples, positions_everywhere, add_up)
+    hidden_targets = targets[rows, columns]
+    errors = predictions.float() - hidden_targets
+    target_std, prediction_std = token_std(hidden_targets, add_up), token_std(predictions, add_up)
+    error, count = add_up(torch.stack([errors.square().sum(), errors.new_tensor(errors.numel())]))
+    if target.samples < 2:
+        return None
+    reading = {
+        "target_std": target_std,
+        "prediction_std": prediction_std,
+        "target_variance": target.total,
+        "target_variance_batch": target.over_batch,
+        "target_variance_positions": target.over_positions,
+        "target_relative": _relative(target),
+        "target_input_share": target.input_share,
+        "target_sample_share": target.sample_share,
+        "target_rank": target.rank,
+        "target_rank_tokens": target.rank_tokens,
+        "prediction_variance": prediction.total,
+        "prediction_variance_batch": prediction.over_batch,
+        "prediction_variance_positions": prediction.over_positions,
+        "prediction_ratio": prediction.over_batch / target.over_batch if target.over_batch > 0.0 else 0.0,
+        "prediction_error": float(error / count) / target.total if target.total > 0.0 else 1.0,
+    }
+    if "position" in objective.make_targets.norm_each:
+        reading["raw_input_share"] = sum(layer.input_share for layer in layers) / len(layers)
+    numbers = getattr(objective, "averaged_layers", range(len(layers)))
+    for number, layer in zip(numbers, layers, strict=True):
+        reading[f"layer{number}_variance"] = layer.total
+        reading[f"layer{number}_std"] = layer.total**0.5
+        reading[f"layer{number}_relative"] = _relative(layer)
+        reading[f"layer{number}_input_share"] = layer.input_share
+    return reading
+
+
+def token_std(tokens: Tensor, add_up: Sum = no_reduction) -> float:
+    """Standard deviation of tokens (P, D) per channel, with 1e-6 added to the variance, averaged over channels.
+
+    That is `compute_var` of the released models (examples/data2vec/models/data2vec_audio.py and data2vec2.py): over the
+    hidden tokens of all ranks and masks.
+    """
+    tokens = tokens.float()
+    count = add_up(tokens.new_tensor(float(len(tokens))))
+    residual = tokens - add_up(tokens.sum(dim=0)) / count
+    variance = add_up(residual.square().sum(dim=0)) / (count - 1).clamp_min(1.0)
+    return float((variance + 1e-6).sqrt().mean())
+
+
+def _relative(moments: Spread) -> float:
+    return moments.total / moments.mean_square if moments.mean_square > 1e-12 else 0.0
+
+
+def _places(samples: int, length: int, padding_mask: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sample and position (T,) of every token that is not padding; padding_mask (B, N) bool, True = padding."""
+    if padding_mask is None:
+        place = torch.arange(samples * length, device=device)
+        return place // length, place % length
+    present = (~padding_mask).nonzero()
+    return present[:, 0], present[:, 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from tiny import Blobs, Losses, blind, loader, tiny_model, trainer
+from tiny_runs import PRETRAIN, ROOT, fails, write
 from torch.utils.data import default_collate
 
+import cli
 from d2v_lightning import Targets
-from d2v_lightning.callbacks import CollapseMonitor
-from d2v_lightning.callbacks.collapse_monitor import describe, diagnose, measure
+from d2v_lightning.callbacks import CollapseError, CollapseMonitor
+from d2v_lightning.callbacks.collapse_monitor import describe, diagnose
+from d2v_lightning.callbacks.collapse_statistics import measure
 from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.flavour import pl
 
@@ -56,8 +61,60 @@ def test_a_collapse_is_called_by_its_cause(kind: str, status: str, cause: str) -
 
 
 def test_stop_ends_the_run_when_the_finding_has_come_twice() -> None:
-    runner = run(blind(tiny_model()), CollapseMonitor(every_n_steps=3, on_collapse="stop"), steps=30)
+    runner = trainer([CollapseMonitor(every_n_steps=3, on_collapse="stop")], 30)
+    with pytest.raises(CollapseError, match="CollapseMonitor, step 6: COLLAPSED, position-only: targets are nearly"):
+        runner.fit(blind(tiny_model()), loader())
     assert runner.global_step == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "bounds", "reason"),
+    [
+        (blind(tiny_model(learned_positions=False)), {"min_target_std": 0.1}, r"target_std is 0\.001, below .* 0\.1:"),
+        (tiny_model(), {"min_prediction_std": 1e3}, "prediction_std is .*, below min_prediction_std 1000: lower the"),
+    ],
+    ids=["targets", "predictions"],
+)
+def test_released_bounds_stop_a_run_after_their_step_and_not_before(
+    model: pl.LightningModule, bounds: dict[str, float], reason: str
+) -> None:
+    runner = trainer([CollapseMonitor(every_n_steps=2, bounds_after=4, **bounds)], 30)
+    with pytest.raises(CollapseError, match=f"CollapseMonitor, step 6: the run was stopped, because {reason}"):
+        runner.fit(model, loader())
+    assert runner.global_step == 6
+    unbounded = trainer([CollapseMonitor(every_n_steps=2, bounds_after=0)], 5)
+    unbounded.fit(model, loader())
+    assert unbounded.global_step == 5
+
+
+def test_published_rows_have_the_released_bounds() -> None:
+    """Defaults of data2vec_audio.py and data2vec2.py; 0 in the YAML files of 2.0 images; no such option in the others."""
+    released = {"audio": (0.1, 0.01, 5000), "text_v2": (0.1, 0.01, 5000), "image_v2": (0.0, 0.0, 5000)}
+    for path in sorted((ROOT / "configs" / "pretrain").glob("*.yaml")):
+        if not re.search("base|large|huge", path.stem):
+            continue
+        callbacks = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+        options = next(one for one in callbacks if one["class_path"].endswith("CollapseMonitor")).get("init_args", {})
+        monitor = CollapseMonitor(**options)
+        expected = next((bounds for name, bounds in released.items() if path.stem.startswith(name)), (0.0, 0.0, 5000))
+        assert (*monitor.bounds.values(), monitor.bounds_after) == expected, path.name
+        assert bool(options) == path.stem.startswith(tuple(released)), path.name
+        assert monitor.on_collapse == "warn", path.name
+
+
+def test_a_stopped_command_is_saved_has_one_line_and_its_resume_goes_on_counting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bounds = {"every_n_steps": 1, "bounds_after": 3, "min_target_std": 100.0}
+    monitor = {"class_path": "CollapseMonitor", "init_args": bounds}
+    settings = {**PRETRAIN, "trainer": {**PRETRAIN["trainer"], "callbacks": [monitor]}}
+    command = ["fit", "--config", write(tmp_path / "tiny.yaml", settings), "--trainer.default_root_dir", str(tmp_path)]
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    cli.main([*command, "--trainer.max_steps", "2"])
+    printed = fails(capsys, 1, *command, "--trainer.max_steps", "9", "--ckpt_path", "last")
+    assert printed.startswith("error: CollapseMonitor, step 4: the run was stopped, because target_std is ")
+    assert printed.endswith(f"go on in any case. The last whole checkpoint is {last}\n")
+    assert torch.load(last, weights_only=True)["global_step"] == 4
 
 
 def test_values_reach_loggers_whatever_their_interval(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v_lightning.callbacks.collapse_statistics import Spread, effective_rank, spread
+from d2v_lightning.callbacks.collapse_statistics import Spread, effective_rank, spread, token_std
 
 
 def measure(x: Tensor, present: Tensor | None = None) -> Spread:
@@ -82,3 +82,17 @@ def test_rank_is_taken_around_the_means_of_the_positions() -> None:
     moments = measure(one_direction + 3.0 * torch.randn(1, 16, 8, generator=generator))
     assert moments.rank == pytest.approx(1.0, abs=0.01)
     assert moments.rank_tokens > 5.0
+
+
+def test_standard_deviation_of_tokens_is_the_released_one() -> None:
+    """`compute_var`: with one process from `var`, with several from sums and sums of squares over all of them."""
+    tokens = 3.0 + torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    assert token_std(tokens) == pytest.approx(float((tokens.var(dim=0) + 1e-6).sqrt().mean()), rel=1e-6)
+    assert token_std(torch.ones(50, 8)) == pytest.approx(1e-3)
+    count, total = 50.0, tokens.sum(dim=0)
+    squares = tokens.square().sum(dim=0)
+    expected = (squares / (count - 1) - total.square() / (count * (count - 1)) + 1e-6).sqrt().mean()
+    residuals = (tokens - total / count).square().sum(dim=0)
+    for part in tokens.split([20, 30]):
+        sums = iter((torch.tensor(count), total, residuals))  # what `add_up` finds over both processes
+        assert token_std(part, lambda _, sums=sums: next(sums)) == pytest.approx(float(expected), rel=1e-4)

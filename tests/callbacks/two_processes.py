@@ -23,7 +23,7 @@ from torch.multiprocessing import ProcessExitedException
 from torch.utils.data import DataLoader
 
 from d2v_lightning.callbacks import CollapseMonitor, Preemption
-from d2v_lightning.callbacks.collapse_monitor import measure
+from d2v_lightning.callbacks.collapse_statistics import measure
 from d2v_lightning.method.positions import hidden_positions
 
 LENGTHS = {0: [6, 6, 6], 1: [9, 7, 4]}
