@@ -8,11 +8,12 @@ import warnings
 
 from d2v_lightning.flavour import pl
 
-# The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test; the rest is about Lightning's own
-# code and its maker's services.
+# The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test, and a module brings its own again; the
+# rest is about Lightning's own code and its maker's services.
 _NOT_FOR_PEOPLE = (
     r"Found \d+ module\(s\) in eval mode",
     r"Be aware that when using `ckpt_path`, callbacks",
+    r"The following callbacks returned in `LightningModule.configure_callbacks` will override",
     r".*isinstance\(treespec, LeafSpec\)",
     r".*(litlogger|litmodels)",
     r"Couldn't infer the batch indices",

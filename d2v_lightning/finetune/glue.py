@@ -41,7 +41,8 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightni
     The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").
 
     Logged at validation and test: the loss, a mean over samples, the task's own metrics and `score`, their mean, which the
-    papers report. Those of MNLI's second set of pairs are called `mismatched_accuracy` and so on.
+    papers report; of classes the accuracy always, which released 1.0 keeps an epoch by. Those of MNLI's second set of pairs
+    are called `mismatched_accuracy` and so on.
 
     Args:
         task: one of GLUE's nine; "custom" for sentences of your own, with accuracy.
@@ -185,7 +186,7 @@ class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightni
             found, labels = (outputs[:, 0] * STSB_SCALE).to(self.sum_dtype), labels.to(self.sum_dtype)
         else:
             found = outputs.argmax(dim=-1)
-        for name in self.kind.metrics if len(labels) else ():
+        for name in figures.keys() - {"loss"} if len(labels) else ():
             figures[name].update(found, labels)
 
     def new_figures(self, label: str) -> dict[str, Metric]:
@@ -244,4 +245,5 @@ def _metrics(kind: Kind, dtype: torch.dtype) -> dict[str, Metric]:
         "pearson": lambda: PearsonCorrCoef().set_dtype(dtype),  # sums of squares: float32 would cost digits
         "spearman": SpearmanCorrCoef,
     }
-    return {name: makers[name]() for name in kind.metrics}
+    measured = dict.fromkeys((*kind.metrics, *(["accuracy"] if kind.num_classes > 1 else [])))
+    return {name: makers[name]() for name in measured}

@@ -35,6 +35,20 @@ class Rows(NamedTuple):
     bad: list[str]
 
 
+def split_files(root: str, stored: Stored, names: Sequence[str]) -> list[Path]:
+    """The files below `root` that have one of these names, see `folder_rows`.
+
+    Raises:
+        FileNotFoundError: there is none of them.
+    """
+    folder = expanded(root) / stored.folder
+    found = [path for name in names for end in (".tsv", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
+    if not found:
+        there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
+        raise NotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
+    return found
+
+
 def folder_rows(root: str, stored: Stored, names: Sequence[str]) -> list[Rows]:
     """Rows of the files below `root` that have one of these names.
 
@@ -47,11 +61,7 @@ def folder_rows(root: str, stored: Stored, names: Sequence[str]) -> list[Rows]:
         FileNotFoundError: there is none of them.
         ValueError: see `read_rows`.
     """
-    folder = expanded(root) / stored.folder
-    found = [path for name in names for end in (".tsv", ".jsonl") if (path := folder / f"{name}{end}").is_file()]
-    if not found:
-        there = ", ".join(sorted(path.name for path in folder.glob("*"))) if folder.is_dir() else "no such folder"
-        raise NotFoundError(f"{folder} has no {' or '.join(names)} as .tsv or .jsonl ({there})")
+    found = split_files(root, stored, names)
     header = stored.header if "test" not in found[0].name else None
     return [read_rows(path, header) for path in found]
 

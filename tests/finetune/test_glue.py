@@ -90,6 +90,9 @@ def test_scores_are_those_of_scikit_learn(task: Any) -> None:
     }[task]
     for name, value in expected:
         assert values[f"val/{name}"] == pytest.approx(value, abs=1e-5)
+    assert values["val/accuracy"] == pytest.approx(accuracy_score(labels, guesses), abs=1e-5), (
+        "1.0 keeps an epoch by it"
+    )
     assert values["val/score"] == pytest.approx(sum(value for _, value in expected) / len(expected), abs=1e-5)
 
 
