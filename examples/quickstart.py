@@ -119,7 +119,7 @@ def judge(recipe: str, backbone: Backbone, data: ImageDataModule, seed: int) -> 
         if network is None:  # there is nothing to fine-tune: logistic regression on the pixels of the same digits
             scores[name][PROTOCOLS[2]] = linear_accuracy(features[0][few], labelled[1], *features[2:])
         else:
-            scores[name][PROTOCOLS[2]] = finetune(network, labelled, test, seed)
+            scores[name][PROTOCOLS[2]] = finetune(network, data, labelled, test, seed)
     return scores
 
 
@@ -128,12 +128,14 @@ def embed(network: Backbone | None, split: Split) -> Tensor:
     return split[0].flatten(1) if network is None else network.features(split[0], layers=[-1]).layers[0].mean(dim=1)
 
 
-def finetune(backbone: Backbone, labelled: Split, test: Split, seed: int) -> float:
+def finetune(backbone: Backbone, data: ImageDataModule, labelled: Split, test: Split, seed: int) -> float:
     """Test accuracy after training the whole network on the few labels."""
     pl.seed_everything(seed, verbose=False)
     classifier = ImageClassifier(
         num_classes=10,
         backbone=backbone,
+        mean=data.seen_as["mean"],
+        std=data.seen_as["std"],
         mixup=0.0,
         cutmix=0.0,
         label_smoothing=0.0,

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from d2v_lightning.checkpoints import huggingface_audio, huggingface_image, huggingface_text
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import CONFIG, WEIGHTS, read_config, read_weights, write_safetensors
+from d2v_lightning.checkpoints.image_processor import read_processor, write_processor
 from d2v_lightning.checkpoints.tables import Row, State, drop, prefixed, to_ours, to_theirs
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.nn.backbone import Backbone
@@ -63,6 +64,8 @@ def huggingface_content(directory: Path, name: str, whole: bool = True) -> Conte
     found = _read(directory, name)
     licence = _licence(directory)
     kind = f"{found.config.model_type} of transformers"
+    encoder = found.backbone.encoder
+    data = read_processor(directory, encoder, name) if isinstance(encoder, ImageEncoder) else None
     task = found.layout.task(found.head, found.config, directory) if whole else None
     if task is None:
         state, rows = dict(found.state), found.rows
@@ -73,7 +76,7 @@ def huggingface_content(directory: Path, name: str, whole: bool = True) -> Conte
         for weight in list(found.head):
             drop(found.head, weight, NO_PART_OF_A_BACKBONE, rows)
         normalize = huggingface_audio.normalize(directory) if found.layout is huggingface_audio else None
-        return Content(found.backbone.config, state, kind, licence, rows, normalize=normalize)
+        return Content(found.backbone.config, state, kind, licence, rows, data, normalize=normalize)
     class_name, arguments, table = task
     tree = {"class_path": f"d2v_lightning.{class_name}"}
     with torch.device("meta"):
@@ -84,7 +87,7 @@ def huggingface_content(directory: Path, name: str, whole: bool = True) -> Conte
     for weight in list(found.head):
         drop(found.head, weight, "no part of a fine-tuned network", rows)
     state |= {f"backbone.{weight}": tensor for weight, tensor in found.state.items()}
-    return Content(module.config, state, f"{kind}, fine-tuned", licence, rows)
+    return Content(module.config, state, f"{kind}, fine-tuned", licence, rows, data)
 
 
 class _Found(NamedTuple):
@@ -144,13 +147,19 @@ def huggingface_config(backbone: Backbone) -> Any:
     return _layout_of(backbone).config(backbone)
 
 
-def save_huggingface(module: nn.Module, directory: str | Path, state: Mapping[str, Tensor] | None = None) -> str:
-    """Write `config.json`, `model.safetensors` and, for speech, letters and feature extractor.
+def save_huggingface(
+    module: nn.Module,
+    directory: str | Path,
+    state: Mapping[str, Tensor] | None = None,
+    evaluation: Mapping[str, Any] = MappingProxyType({}),
+) -> str:
+    """Write `config.json`, `model.safetensors`, and letters and feature extractor of speech or the image processor.
 
     Args:
         module: a `Backbone`, or a `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`.
         directory: is made where it does not exist.
         state: its weights, where it lies on the meta device and has none itself.
+        evaluation: how pictures are shown, see `write_processor`.
 
     Returns:
         The class of `transformers` whose `from_pretrained(directory)` is this network. Where `AudioEncoder.padding` is
@@ -178,6 +187,9 @@ def save_huggingface(module: nn.Module, directory: str | Path, state: Mapping[st
     write_safetensors(theirs, Path(directory) / WEIGHTS)
     if not isinstance(module, Backbone) and isinstance(module.encoder, AudioEncoder):
         huggingface_audio.write_processor(module, Path(directory))
+    encoder = module.encoder
+    if isinstance(encoder, ImageEncoder):
+        write_processor(encoder, Path(directory), evaluation)
     return str(config.architectures[0])
 
 

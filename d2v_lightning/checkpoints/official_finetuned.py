@@ -12,7 +12,7 @@ from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_v1_audio_text_options import audio_backbone, text_backbone
 from d2v_lightning.checkpoints.options import as_options, model_options, option, plain_options
 from d2v_lightning.checkpoints.tables import Names, Row, State, drop, prefixed, to_ours, weight_and_bias
-from d2v_lightning.configurable import Tree, build, plain
+from d2v_lightning.configurable import build, plain
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.letters import BLANK, LIBRISPEECH, SEPARATOR, UNKNOWN
 from d2v_lightning.nn.backbone import Backbone
@@ -25,9 +25,6 @@ HEADS = "classification_heads."
 PRETRAINED_AT = ("w2v_path", "model_path")  # where a fine-tuned file says that it started from
 V2_PREFIX = "model."  # what 2.0 puts before the network's names in images and text
 IMAGE_HEAD: Names = weight_and_bias("head", "head") | weight_and_bias("norm", "fc_norm")
-# What their pictures were normalised with: 1.0's command leaves out `--imagenet_default_mean_and_std`; 2.0's
-# `mae_finetuning_image_dataset.py` takes ImageNet's.
-NORMALISED = {1: ([0.5] * 3, [0.5] * 3), 2: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
 FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", UNKNOWN]  # fairseq's `<s>` stands for the blank
 
 
@@ -149,7 +146,9 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
 def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     rows: list[Row] = []
     pooling: Literal["mean", "class_token"] = "mean" if "fc_norm.weight" in weights else "class_token"
-    backbone = official_v1_image.backbone_of(weights, options, path, final_norm="norm.weight" in weights)
+    backbone = official_v1_image.backbone_of(
+        weights, options, path, final_norm="norm.weight" in weights, finetuned=True
+    )
     official_v1_image.share_only_table(weights)
     if pooling == "mean" and "norm.weight" in weights:
         raise UserError(f"{path} has both a norm of all tokens and one of their mean (fc_norm), which no network has")
@@ -157,7 +156,7 @@ def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     table = prefixed(official_v1_image.BACKBONE, "backbone.") | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
     content = _content("ImageClassifier", arguments, weights, table, rows, path)
-    return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(1))
+    return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
 
 
 def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
@@ -179,13 +178,7 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     table = prefixed(_table(backbone, v2=True), "backbone.", V2_PREFIX) | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone}
     content = _content("ImageClassifier", arguments, weights, table, rows, path)
-    return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows, _pictures(2))
-
-
-def _pictures(version: Literal[1, 2]) -> Tree:
-    """The datamodule that reads pictures as fine-tuning of this version did."""
-    mean, std = NORMALISED[version]
-    return {"class_path": "datamodules.ImageDataModule", "init_args": {"task": "classify", "mean": mean, "std": std}}
+    return Content(*content, "data2vec 2.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------------

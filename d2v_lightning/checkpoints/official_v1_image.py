@@ -32,6 +32,7 @@ from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.decoder import LinearDecoder
 from d2v_lightning.nn.encoders import Encoder, ImageEncoder
 from d2v_lightning.nn.encoders.image import patch_grid
+from d2v_lightning.nn.normalization import IMAGENET, INCEPTION
 from d2v_lightning.nn.position import RelativePositionBias, is_index_of, relative_position_index
 from d2v_lightning.nn.transformer import Transformer
 from d2v_lightning.optim.optimization import Optimization
@@ -129,11 +130,17 @@ def share_only_table(state: State) -> None:
         state[shared] = state.pop(only)
 
 
-def backbone_of(state: Weights, options: dict[str, Any], path: str, final_norm: bool = True) -> Backbone:
+def backbone_of(
+    state: Weights, options: dict[str, Any], path: str, final_norm: bool = True, finetuned: bool = False
+) -> Backbone:
     """The network, without weights, that the tensors' shapes and the trainer's options describe.
+
+    Pictures are normalised as the option `imagenet_default_mean_and_std` says (`beit/datasets.py`): ImageNet's values, or .5.
+    A file without it was pre-trained with it and fine-tuned without it, as the released commands do (`beit/README.md`).
 
     Args:
         final_norm: whether it ends with a norm; fine-tuned networks that average patches do not.
+        finetuned: whether `run_class_finetuning.py` wrote the file.
 
     Raises:
         ValueError: they describe none.
@@ -149,6 +156,8 @@ def backbone_of(state: Weights, options: dict[str, Any], path: str, final_norm: 
     grid = _grid(state, tables, options, (patch[0], patch[1]))
     num_heads = tables[0][1] if tables else int(option(options, "num_heads", default=max(1, dim // 64)))
     refuse_contradictions(options, {"num_heads": num_heads, "input_size": grid[0] * patch[0]})
+    imagenet = option(options, "imagenet_default_mean_and_std", default=not finetuned)
+    mean, std = (IMAGENET if imagenet else INCEPTION).of_channels(channels)
     with torch.device("meta"):  # only the arguments are wanted
         encoder = ImageEncoder(
             image_size=(grid[0] * patch[0], grid[1] * patch[1]),
@@ -156,6 +165,8 @@ def backbone_of(state: Weights, options: dict[str, Any], path: str, final_norm: 
             in_channels=channels,
             dim=dim,
             positions="learned" if "pos_embed" in state else "none",
+            mean=mean,
+            std=std,
         )
         transformer = Transformer(
             dim=dim,

@@ -28,6 +28,7 @@ from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.decoder import ConvDecoder
 from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.nn.encoders.image import patch_grid
+from d2v_lightning.nn.normalization import IMAGENET
 from d2v_lightning.nn.position import Alibi, sine_cosine_positions
 from d2v_lightning.nn.transformer import Transformer
 from d2v_lightning.optim.optimization import Optimization
@@ -186,6 +187,7 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
         refuse_contradictions(own, {"patch_size": patch, "in_chans": channels})
         if grid[0] == grid[1]:
             refuse_contradictions(own, {"input_size": grid[0] * patch})
+        mean, std = IMAGENET.of_channels(channels)  # `mae_image_dataset.py` and `mae_finetuning_image_dataset.py`
         return ImageEncoder(
             image_size=grid[0] * patch if grid[0] == grid[1] else (grid[0] * patch, grid[1] * patch),
             patch_size=patch,
@@ -193,6 +195,8 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
             dim=dim,
             positions="sine_cosine" if fixed else "none",
             init="xavier",
+            mean=mean,
+            std=std,
         )
     if modality == "TEXT":
         vocab_size = state.sizes(f"{below}local_encoder.embed_tokens.weight", 2)[0]

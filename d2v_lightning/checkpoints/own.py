@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from d2v_lightning.checkpoints.stored_normalization import take_over_normalization
 from d2v_lightning.checkpoints.stored_tokenizer import refuse_another
 from d2v_lightning.checkpoints.training_state import refuse_training_state
 from d2v_lightning.configurable import (
@@ -60,6 +61,7 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         stamp = checkpoint["d2v_lightning"]
         if self.backbone.tokenizer is not None:  # of the data, which was read before
             refuse_another("of the data", self.backbone.tokenizer, stamp.get("tokenizer"))
+        take_over_normalization(module, checkpoint["hyper_parameters"], name)
         self._take_over(stamp)
 
     def _take_over(self, stamp: dict[str, Any]) -> None:

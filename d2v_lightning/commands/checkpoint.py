@@ -155,9 +155,9 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _fill(folder: Path, module: nn.Module, content: Content, beside: Path | None) -> None:
-    architecture = save_huggingface(module, folder, content.state)
+    fill_beside(content, beside, folder)  # first: an image processor that the model came with stays
+    architecture = save_huggingface(module, folder, content.state, content.data_arguments)
     (folder / "README.md").write_text(card(content, architecture), encoding="utf-8")
-    fill_beside(content, beside, folder)
 
 
 def _not_in_transformers(module: Any) -> str:

@@ -34,6 +34,7 @@ from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder
 from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.nn.extraction import Extraction
+from d2v_lightning.nn.normalization import IMAGENET, normalization_of
 from d2v_lightning.support.errors import UserError, naming
 from d2v_lightning.types import Batch
 from datamodules import ImageDataModule, SpeechDataModule, TextDataModule
@@ -41,7 +42,8 @@ from datamodules import ImageDataModule, SpeechDataModule, TextDataModule
 BATCH = {ImageEncoder: 64, AudioEncoder: 8, TextEncoder: 64}
 SECONDS = 30  # of sound, for each of a batch
 WINDOW = 60  # seconds; longer recordings come in windows
-SEEN_AS = ("mean", "std", "crop_share", "interpolation")
+OF_DATA = ("crop_share", "interpolation")  # of how pictures are shown; mean and std are the model's
+SEEN_AS = ("mean", "std", *OF_DATA)
 
 
 class Features(pl.LightningModule):
@@ -149,7 +151,7 @@ def _data(args: argparse.Namespace, found: Content, encoder: Encoder) -> pl.Ligh
     size = args.batch_size or next((BATCH[kind] for kind in BATCH if isinstance(encoder, kind)), 1)
     files: dict[str, Any] = {"predict_files": args.files, "num_workers": args.num_workers}
     if isinstance(encoder, ImageEncoder):
-        return ImageDataModule(batch_size=size, **files, **_seen_as(args, found, encoder.in_channels))
+        return ImageDataModule(task="classify", batch_size=size, **files, **_seen_as(args, found, encoder))
     if isinstance(encoder, TextEncoder):
         return TextDataModule(tokenizer=args.tokenizer, batch_size=size, **files)
     if not isinstance(encoder, AudioEncoder):
@@ -165,41 +167,51 @@ def _data(args: argparse.Namespace, found: Content, encoder: Encoder) -> pl.Ligh
     )
 
 
-def _seen_as(args: argparse.Namespace, found: Content, channels: int) -> dict[str, Any]:
-    """How pictures are shown: as options say, or the checkpoint's data, or the released evaluation."""
-    is_classifier = found.tree["class_path"].endswith("ImageClassifier")
+def _seen_as(args: argparse.Namespace, found: Content, encoder: ImageEncoder) -> dict[str, Any]:
+    """How pictures are shown: as options say, or the checkpoint, or the released evaluation. The encoder is told the
+    normalisation, which `ImageDataModule` reads off it."""
     given = {name: value for name in SEEN_AS if (value := getattr(args, name)) is not None}
-    wanted = [name for name in (*SEEN_AS, "task") if name not in given]
+    settings: dict[str, Any] = {name: value for name, value in given.items() if name in OF_DATA}
+    wanted = [name for name in OF_DATA if name not in given]
     stored = {name: found.data_arguments[name] for name in wanted if found.data_arguments.get(name) is not None}
-    _refuse_unfit(stored, found.path, channels)
+    _refuse_unfit(stored, found.path)
     for name in {"mean", "std"} & given.keys():
-        if len(given[name]) not in (1, channels):
-            raise UserError(f"--{name} has {len(given[name])} numbers, the model {channels} channels")
-        given[name] *= channels if len(given[name]) == 1 else 1
-    settings = {"task": "classify" if is_classifier else "pretrain", **stored, **given}
-    source = "the checkpoint" if stored else f"released {'fine-tuning' if is_classifier else 'pre-training'}"
+        if len(given[name]) not in (1, encoder.in_channels):
+            raise UserError(f"--{name} has {len(given[name])} numbers, the model {encoder.in_channels} channels")
+        given[name] *= encoder.in_channels if len(given[name]) == 1 else 1
+    known = encoder.normalization
+    published = (known or IMAGENET.of_channels(encoder.in_channels))._asdict()
+    seen = {name: given.get(name, published[name]) for name in ("mean", "std")}
+    encoder.normalization = normalization_of(**seen, channels=encoder.in_channels, owner="--")
+    settings |= stored
+    data = ImageDataModule(**settings)
+    shown = {name: getattr(data, name) for name in OF_DATA} | seen
+    source = "the checkpoint" if stored or known else "the release"
+    if known is None and not {"mean", "std"} <= given.keys():
+        rank_zero_info(
+            f"{found.path} does not say what its pictures were normalised with: ImageNet's values are taken (--mean and "
+            "--std for others)"
+        )
     options = f", and of {', '.join(f'--{name}' for name in given)}" if given else ""
-    data = ImageDataModule(image_size=16, patch_size=16, num_channels=channels, rand_augment=None, **settings)
-    shown = ", ".join(f"{name} {value}" for name, value in data.seen_as.items())
-    rank_zero_info(f"pictures as in the evaluation of {source}{options}: {shown}")
+    rank_zero_info(
+        f"pictures as in the evaluation of {source}{options}: "
+        + ", ".join(f"{name} {value}" for name, value in shown.items())
+    )
     return settings
 
 
-def _refuse_unfit(stored: dict[str, Any], path: str, channels: int) -> None:
+def _refuse_unfit(stored: dict[str, Any], path: str) -> None:
     """Refuse settings of the data that a file holds and `ImageDataModule` cannot use.
 
     Raises:
-        ValueError: one is of another kind than it takes, or does not fit the model.
+        ValueError: one is of another kind than it takes.
     """
     hints = get_type_hints(ImageDataModule.__init__)
     for name, value in stored.items():
-        key = f"{path}: {RUN_KEY}.data.init_args.{name} is {value!r}"
-        if isinstance(value, str) != (name in ("interpolation", "task")) or not takes(hints[name], value):
-            raise UserError(f"{key}: it must be {readable(hints[name])}")
-        if name in ("mean", "std") and len(value) != channels:
-            raise UserError(f"{key}, and the model has {channels} channels: give --{name}")
+        if isinstance(value, str) != (name == "interpolation") or not takes(hints[name], value):
+            raise UserError(f"{path}: {RUN_KEY}.data.init_args.{name} is {value!r}: it must be {readable(hints[name])}")
     with naming(f"{path}: {RUN_KEY}.data.init_args"):
-        ImageDataModule(rand_augment=None, **stored)
+        ImageDataModule(**stored)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ _TRAINER_SETTINGS = (
     "num_sanity_val_steps",
     "log_every_n_steps",
 )
+_FROM_DATA = frozenset({"class_names", "mean", "std"})  # arguments that are known only when the data is there
 _ORDER = frozenset({"batch_size", "effective_batch", "seed", "dataset", "root", "val_fraction", "task"})
 
 
@@ -134,7 +135,7 @@ def differences(now: Any, stored: Any, key: str, parameters: Any = None) -> Iter
             # A key that one of them lacks is from another version: its default then.
             default = getattr((parameters or {}).get(name), "default", None)
             mine, theirs = now.get(name, default), stored.get(name, default)
-            if name == "class_names" and None in (mine, theirs):  # known only when the data is there
+            if name in _FROM_DATA and None in (mine, theirs):
                 continue
             yield from differences(mine, theirs, f"{key}.{name}")
     elif _plain(now) != _plain(stored):

@@ -13,10 +13,11 @@ from torchmetrics.classification import MulticlassAccuracy
 from d2v_lightning.callbacks.guards import guards
 from d2v_lightning.checkpoints.backbones import load_backbone, regularised
 from d2v_lightning.checkpoints.pretrained import FromPretrained
-from d2v_lightning.flavour import pl, rank_zero_warn
+from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_warn
 from d2v_lightning.metrics import KeepsFigures, counted
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import ImageEncoder
+from d2v_lightning.nn.normalization import IMAGENET, Normalization, normalization_of
 from d2v_lightning.optim.optimization import Optimization, run_length
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.types import Batch, TakesPlainBatches, require
@@ -37,6 +38,10 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightn
         part: which network of a pre-training file to start from; published: the student.
         modality: of a checkpoint that was pre-trained on several, which one.
         image_size: pixels; None for the backbone's. Another size resizes the tables of positions.
+        mean: of each channel, of values in 0..1: what pictures are normalised with, in training and ever after. None for what
+            the backbone was trained with, or ImageNet's where that is not known. Published: .5 for 1.0 (BEiT's
+            `run_class_finetuning.py` without `--imagenet_default_mean_and_std`), ImageNet's for 2.0.
+        std: likewise.
         dropout, attention_dropout, activation_dropout, layer_drop, drop_path: of the trunk while fine-tuning, for a backbone
             from `checkpoint`, whatever they were in pre-training. Released: drop path alone (BEiT's
             `run_class_finetuning.py --attn_drop_rate 0.0`; 2.0's `mae_image_classification.py`).
@@ -67,6 +72,8 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightn
         part: Literal["student", "teacher"] = "student",
         modality: str | None = None,
         image_size: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
@@ -111,7 +118,11 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightn
                 f"ImageClassifier needs an image backbone, this one has a {type(backbone.encoder).__name__}"
             )
         self.backbone = backbone
-        self.config["init_args"].update(backbone=backbone.config, checkpoint=None, modality=None)
+        seen = _normalization(backbone.encoder, mean, std, checkpoint or "the backbone")
+        backbone.encoder.normalization = seen
+        self.config["init_args"].update(
+            backbone=backbone.config, checkpoint=None, modality=None, mean=seen.mean, std=seen.std
+        )
         self.num_classes, self.class_names, self.pooling = num_classes, class_names, pooling
         self.freeze_backbone, self.compile_parts = freeze_backbone, compile
         self.label_smoothing = label_smoothing
@@ -229,6 +240,23 @@ class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.Lightn
 
     def configure_callbacks(self) -> list[pl.Callback]:
         return guards(self.compile_parts)
+
+
+def _normalization(encoder: ImageEncoder, mean: Any, std: Any, source: str) -> Normalization:
+    """What a classifier's pictures are normalised with: as given, else as the network's were, else with ImageNet's values."""
+    given = normalization_of(mean, std, encoder.in_channels, "model.")
+    known = encoder.normalization
+    if given is None and known is None:
+        given = IMAGENET.of_channels(encoder.in_channels)
+        rank_zero_info(
+            f"{source} does not say how its pictures were normalised: taken are ImageNet's, {given} (model.mean and "
+            "model.std for others)"
+        )
+    elif given is not None and known is not None and not given.agrees(known):
+        rank_zero_info(f"pictures are normalised with {given}, as asked for; {source} was trained with {known}")
+    seen = given or known
+    assert seen is not None
+    return seen
 
 
 def _mixer(mixup: float, cutmix: float, probability: float, label_smoothing: float, num_classes: int) -> Any:

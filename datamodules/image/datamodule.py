@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from d2v_lightning.configurable import Configurable
-from d2v_lightning.flavour import pl
-from d2v_lightning.nn.encoders.image import patch_grid
+from d2v_lightning.flavour import pl, rank_zero_info
+from d2v_lightning.nn.encoders.image import ImageEncoder, patch_grid
+from d2v_lightning.nn.normalization import IMAGENET, Normalization, normalization_of
 from d2v_lightning.recipes import FromRecipe
 from d2v_lightning.support.errors import NotFoundError, UserError, at_least
 from datamodules.image.keyed_images import KeyedImages
@@ -19,10 +20,6 @@ from datamodules.image.sources import ImageSource, PictureFiles, SubsetSource, s
 from datamodules.image.splits import Split, hold_out, open_dataset, open_folder, open_streams, require_classes
 from datamodules.image.streaming import StreamedImages
 from datamodules.image.transforms import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    INCEPTION_MEAN,
-    INCEPTION_STD,
     MODES,
     ImageTransform,
     Interpolation,
@@ -53,8 +50,9 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     index). A run that is stopped anywhere goes on with the batches it would have had (`ResumableLoader`).
 
     Defaults are those of data2vec 1.0's released commands for ImageNet; what 2.0 does otherwise (crops, no jitter, masks)
-    stands in its recipes. Their mean and standard deviation differ:
-    pre-training was run with --imagenet_default_mean_and_std, fine-tuning without it, that is with .5 and .5.
+    stands in its recipes. What pictures are normalised with belongs to the model (`ImageEncoder.mean` and `std`, which every
+    file of it holds), so that no evaluation sees other pictures than training did. A model that does not know yet learns it
+    here.
 
     Pictures that cannot be read, or have fewer pixels than patches, are counted and named in one warning. In training
     another one takes the place, and "index" is then that of the replacement. In evaluation the other one does not count, and
@@ -87,7 +85,8 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         rand_augment: timm's policy (classification); `None` is off.
         random_erasing: probability (classification).
         crop_share: evaluation shows the central `crop_share` of a picture, 224 of 256 pixels.
-        mean: per channel, of values in 0..1. By default the released ones, for one channel their average.
+        mean: per channel, of values in 0..1. By default the model's; where it has none ImageNet's, as in the released
+            pre-training (for another number of channels than 3 their average).
         std: likewise.
         interpolation: of all resizing.
         masking: what is hidden: "blocks" (1.0), or all but squares of patches: "inverse_blocks" (2.0).
@@ -158,8 +157,8 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise UserError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
         if not 0 < crop_share <= 1:
             raise UserError(f"crop_share {crop_share}: permitted is 0 < crop_share <= 1")
-        if std is not None and min(std, default=1) <= 0:
-            raise UserError(f"std {std}: permitted is more than 0")
+        if mean is not None or std is not None:
+            normalization_of(mean, std, len(mean or ()))
         for name, share in (("flip", flip), ("random_erasing", random_erasing)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name} {share}: permitted is 0..1")
@@ -189,6 +188,7 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self._size: tuple[int, int] | None = None
         self._grid: tuple[int, int] = (1, 1)
         self._channels = 3 if num_channels is None else num_channels
+        self._normalization = IMAGENET
         self._sources: Mapping[Split, ImageSource] = {}
         self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None
@@ -207,7 +207,7 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise UserError(
                 "no data: set root to a folder of pictures, or dataset to 'digits', a path or a name on the hub"
             )
-        self._fit_to_model()
+        self._fit_to_model(stage)
         if stage in ("predict", None) and (self.predict_files is not None or stage == "predict"):
             self._open_predict_source()
         if stage == "predict" or (self.root is None and self.dataset is None):
@@ -238,8 +238,8 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             if self.task == "classify":
                 require_classes(self._sources, split, str(self.root or self.dataset))
 
-    def _fit_to_model(self) -> None:
-        """Takes image size, patch size and channels from the model's encoder, or checks that they agree with it."""
+    def _fit_to_model(self, stage: str | None) -> None:
+        """Takes sizes, channels, mean and std from the model's encoder, or checks that they agree with it."""
         module = attached_model(self)
         encoder = getattr(module, "encoder", None)
         size = _agreed("image_size", self.image_size, getattr(encoder, "image_size", None))
@@ -255,11 +255,24 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self._size, self._grid = size, (1, 1)
         if patch is not None:
             self._grid = patch_grid(size, patch)
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and len(values) != self._channels:
-                raise UserError(f"{name} has {len(values)} values for {self._channels} channels: give one per channel")
+        self._normalization = self._agreed_normalization(encoder, stage)
+        if isinstance(encoder, ImageEncoder):
+            encoder.normalization = self._normalization
         if self.task == "pretrain":
             self._collator()
+
+    def _agreed_normalization(self, encoder: Any, stage: str | None) -> Normalization:
+        """That of data and model. In pre-training the data may bring another one to weights that it starts from."""
+        given = normalization_of(self.mean, self.std, self._channels)
+        models: Normalization | None = getattr(encoder, "normalization", None)
+        if given is not None and models is not None and not given.agrees(models):
+            if self.task != "pretrain" or stage not in ("fit", None):
+                raise UserError(
+                    f"data.mean and data.std are {given}, the model's are {models}: leave them out of the data (a "
+                    "classifier takes others as model.mean and model.std when its training starts)"
+                )
+            rank_zero_info(f"pictures are normalised with {given}, as data says; the model started from {models}")
+        return given or models or IMAGENET.of_channels(self._channels)
 
     def _open_sources(self) -> Mapping[Split, ImageSource]:
         sources: Mapping[Split, ImageSource]
@@ -410,16 +423,12 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     @property
     def seen_as(self) -> dict[str, Any]:
         """How evaluation and prediction show pictures: "crop_share", "interpolation", "mean" and "std" of each channel."""
-        released = (IMAGENET_MEAN, IMAGENET_STD) if self.task == "pretrain" else (INCEPTION_MEAN, INCEPTION_STD)
-        mean, std = (
-            list(given or _per_channel(default, self._channels))
-            for given, default in zip((self.mean, self.std), released, strict=True)
-        )
-        return {"crop_share": self.crop_share, "interpolation": self.interpolation, "mean": mean, "std": std}
+        seen = {"crop_share": self.crop_share, "interpolation": self.interpolation}
+        return {**seen, **self._normalization._asdict()}
 
     def _transform(self, training: bool) -> ImageTransform:
         assert self._size is not None
-        mean, std = self.seen_as["mean"], self.seen_as["std"]
+        mean, std = self._normalization
         if not training:
             return evaluation_transform(self._size, self.crop_share, mean, std, self.interpolation)
         if self.task == "pretrain" or (self.rand_augment is None and not self.random_erasing):
@@ -504,8 +513,3 @@ def _agreed(name: str, mine: Size | None, models: Size | None) -> tuple[int, int
 
 def _pair(value: Size) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """Three published values for three channels, their average for any other number."""
-    return list(values) if channels == 3 else [sum(values) / 3] * channels

@@ -15,8 +15,6 @@ from d2v_lightning.support.errors import UserError
 ImageTransform = Callable[[Image.Image], Tensor]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-INCEPTION_MEAN, INCEPTION_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 STRIP = 16  # times as long as what is shown of it
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -148,7 +146,7 @@ def evaluation_transform(
 
     return v2.Compose(
         [
-            _ResizeToCover((int(size[0] / crop_share), int(size[1] / crop_share)), interpolation),
+            _ResizeToCover((int(size[0] / crop_share + 1e-6), int(size[1] / crop_share + 1e-6)), interpolation),
             v2.CenterCrop(size),
             *_to_normalised(mean, std),
         ]
@@ -163,7 +161,10 @@ def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
 
 
 class _ResizeToCover(torch.nn.Module):
-    """Scales a picture, keeping its shape, until it just covers `size`: for a square size, its shorter side fits."""
+    """Scales a picture, keeping its shape, until it just covers `size`: for a square size, its shorter side fits.
+
+    The other side is rounded down, as torchvision's `Resize` does in the released evaluation, and transformers too.
+    """
 
     def __init__(self, size: tuple[int, int], interpolation: Interpolation) -> None:
         super().__init__()
@@ -180,7 +181,11 @@ class _ResizeToCover(torch.nn.Module):
         )
         if (width, height) != picture.size:
             picture = functional.center_crop(picture, [height, width])
-        covering = [max(self.size[0], round(height * factor)), max(self.size[1], round(width * factor))]
+        down, across = self.size
+        if down * width >= across * height:
+            covering = [down, max(across, int(down * width / height))]
+        else:
+            covering = [max(down, int(across * height / width)), across]
         return functional.resize(picture, covering, self.mode, antialias=True)
 
 

@@ -144,17 +144,17 @@ def test_pictures_and_lines_of_text(tmp_path: Path) -> None:
 def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Its features are those of its own test loader; options override it, and each is said."""
     torch.manual_seed(0)
-    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0)
+    seen: dict[str, Any] = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0, **seen)
     for number in range(5):
         (folder := tmp_path / "data" / "test" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         noise = torch.randint(256, (20, 30, 3), dtype=torch.uint8).numpy()
         Image.fromarray(noise).save(folder / f"{number}.png")
-    settings: dict[str, Any] = {"task": "classify", "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
-    settings |= {"crop_share": 1.0, "interpolation": "bilinear"}
+    settings: dict[str, Any] = {"task": "classify", "crop_share": 1.0, "interpolation": "bilinear"}
     tree = {"class_path": "datamodules.ImageDataModule", "init_args": {**settings, "root": "gone", "batch_size": 7}}
     write_directory(Content(model.config, model.state_dict(), "a classifier", None, [], data=tree), tmp_path / "model")
     caplog.set_level("INFO")
-    data = ImageDataModule(root=str(tmp_path / "data"), image_size=16, num_workers=0, rand_augment=None, **settings)
+    data = ImageDataModule(root=str(tmp_path / "data"), image_size=16, num_workers=0, **settings, **seen)
     data.setup("test")
     (batch,) = list(data.test_dataloader())
     expected = model.backbone.features(batch["inputs"], layers=[-1]).layers[0].mean(dim=1)
@@ -167,16 +167,49 @@ def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytes
     assert not np.allclose(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"), atol=1e-2)
 
 
+def classifier() -> ImageClassifier:
+    return ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0)
+
+
+@pytest.mark.parametrize(
+    ("std", "message"),
+    [
+        ([0.5, 0.5], "std has 2 values for 3 channels: give one per channel"),
+        (0.5, "std is 0.5: it must be a list"),
+        ([0.1, 0.1, 0.0], "std [0.1, 0.1, 0.0]: permitted is more than 0"),
+        ([0.1, 0.1, float("nan")], "std is [0.1, 0.1, nan]: ImageEncoder needs finite numbers"),
+    ],
+)
+def test_a_stored_normalisation_that_is_none_is_one_line(
+    std: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = classifier()
+    model.backbone.config["init_args"]["encoder"]["init_args"]["std"] = std
+    write_directory(Content(model.config, model.state_dict(), "a classifier", None, []), tmp_path / "model")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    assert features.main(command(tmp_path / "model", "1.png", "x.npy")) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {tmp_path / 'model'}: {message}")
+
+
+def test_a_network_that_does_not_say_what_it_saw_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Numbers on the command line go before; both together leave nothing open."""
+    write_directory(Content(tiny_backbone().config, tiny_backbone().state_dict(), "x", None, []), tmp_path / "model")
+    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
+    caplog.set_level("INFO")
+    said = "does not say what its pictures were normalised with: ImageNet's values are taken"
+    assert features.main(command(tmp_path / "model", "1.png", "x.npy", "--std", "0.3")) == 0
+    assert said in caplog.text
+    assert "mean [0.485, 0.456, 0.406], std [0.3, 0.3, 0.3]" in caplog.text
+    caplog.clear()
+    assert features.main(command(tmp_path / "model", "1.png", "y.npy", "--std", "0.3", "--mean", "0.1")) == 0
+    assert said not in caplog.text
+    assert features.main(command(tmp_path / "model", "1.png", "z.npy", "--std", "0", "--mean", "0.1")) == 2
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"std": [0.5, 0.5]}, "run.data.init_args.std is [0.5, 0.5], and the model has 3 channels: give --std"),
-        ({"std": 0.5}, "run.data.init_args.std is 0.5: it must be a list"),
-        ({"std": [0.1, 0.1, 0.0]}, "run.data.init_args: std [0.1, 0.1, 0.0]: permitted is more than 0"),
-        (
-            {"mean": [0.1, 0.1, float("nan")]},
-            "run.data.init_args: mean is [0.1, 0.1, nan]: ImageDataModule needs finite numbers",
-        ),
         ({"crop_share": "x"}, "run.data.init_args.crop_share is 'x': it must be a number"),
         (
             {"interpolation": "x"},
@@ -188,7 +221,7 @@ def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytes
 def test_stored_settings_of_another_kind_are_one_line(
     data: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0)
+    model = classifier()
     tree = {"class_path": "datamodules.ImageDataModule", "init_args": data}
     write_directory(Content(model.config, model.state_dict(), "a classifier", None, [], data=tree), tmp_path / "model")
     Image.new("RGB", (16, 16)).save(tmp_path / "1.png")

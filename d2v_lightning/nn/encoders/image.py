@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from d2v_lightning.nn.encoders.encoder import Encoder, Position
 from d2v_lightning.nn.fixed import FixedBuffers
+from d2v_lightning.nn.normalization import Normalization, normalization_of
 from d2v_lightning.nn.position import sine_cosine_positions
 from d2v_lightning.support.errors import UserError, at_least
 
@@ -80,9 +81,13 @@ class ImageEncoder(Encoder):
         positions: see `ImagePosition`.
         init: "vision": truncated normal of std .02 cut at one std for patches and class token, patch bias 0 (1.0); "xavier":
             uniform on the flattened patch weight, torch's default for the bias, class token normal of std 1 (2.0).
+        mean: of each channel, of values in 0..1: what pictures were normalised with. None where nobody has said yet: the
+            first `ImageDataModule` that trains the network, or an `ImageClassifier`, then says it. It goes wherever the
+            network goes.
+        std: likewise.
 
     Raises:
-        ValueError: the image is not a whole number of patches, or an unknown choice.
+        ValueError: the image is not a whole number of patches, an unknown choice, or see `normalization_of`.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class ImageEncoder(Encoder):
         dim: int = 768,
         positions: PositionKind = "none",
         init: Literal["vision", "xavier"] = "vision",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
     ) -> None:
         super().__init__()
         if positions not in get_args(PositionKind) or init not in ("vision", "xavier"):
@@ -102,6 +109,7 @@ class ImageEncoder(Encoder):
         at_least(1, in_channels=in_channels, dim=dim)
         self.image_size, self.patch_size = _pair(image_size), _pair(patch_size)
         self.in_channels, self.dim = in_channels, dim
+        self._normalization = normalization_of(mean, std, in_channels)
         self.grid = patch_grid(self.image_size, self.patch_size)
         self.patch_embed = PatchEmbedding(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
         if init == "vision":
@@ -111,6 +119,18 @@ class ImageEncoder(Encoder):
         else:
             nn.init.xavier_uniform_(self.patch_embed.weight.view(dim, -1))
         self.position = ImagePosition(dim, self.grid, positions, 0.02 if init == "vision" else 1.0)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What pictures are to be normalised with; None where that is not known. Setting it changes `config` too."""
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, value: Normalization | None) -> None:
+        mean, std = (None, None) if value is None else value
+        self._normalization = normalization_of(mean, std, self.in_channels)
+        mean, std = (None, None) if value is None else (list(values) for values in value)
+        self.config["init_args"].update(mean=mean, std=std)
 
     def features(self, inputs: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, None]:
         """Images (B, C, H, W) -> patches (B, N, D), row by row, each knowing nothing of the others. No padding.

@@ -11,7 +11,9 @@ import pytest
 import torch
 from pictures import CLASSES, DIGITS, of_tree, picture, ready
 
+from d2v_lightning import ImageEncoder
 from d2v_lightning.flavour import pl
+from d2v_lightning.nn.normalization import IMAGENET, INCEPTION, Normalization
 from datamodules import BlockMaskCollator, ImageDataModule
 
 
@@ -153,7 +155,9 @@ def test_pictures_smaller_than_the_patch_grid_are_refused(tree: Path) -> None:
         ({"image_size": 18}, "image_size 18x18 is not a whole number of patches of 4x4"),
         ({"image_size": 2}, "image_size 2x2 is not a whole number of patches of 4x4"),
         ({"num_channels": 2}, "num_channels 2: pictures have 1, 3, 4"),
-        ({"mean": [0.5]}, "mean has 1 values for 3 channels"),
+        ({"mean": [0.5], "std": [0.5]}, "mean has 1 values for 3 channels"),
+        ({"mean": [0.5] * 3}, r"mean is \[0.5, 0.5, 0.5\], std is None: give both, or neither"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]}, r"std \[0.5, 0.5, 0.0\]: permitted is more than 0"),
         (
             {"batch_size": 13},
             "batch_size 13 x 1 device.s. is more than 12 training pictures: set batch_size to at most 12",
@@ -194,6 +198,29 @@ def test_sizes_are_read_off_the_model_and_must_agree_with_it(tree: Path) -> None
     with_trainer(data, **encoder)
     with pytest.raises(ValueError, match=r"image_size 16 of the data is not the model's \(16, 12\)"):
         data.setup("fit")
+
+
+def test_normalisation_is_the_models_and_must_agree_with_it(tree: Path) -> None:
+    def agreed(encoder: Any, **arguments: Any) -> ImageDataModule:
+        data = of_tree(tree, **arguments)
+        with_trainer(data)
+        data.trainer.lightning_module = SimpleNamespace(encoder=encoder)  # type: ignore[union-attr, assignment]
+        return ready(data)
+
+    other = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    told, untold = ImageEncoder(16, 4, 3, 8, **other), ImageEncoder(16, 4, 3, 8)
+    for task in ("pretrain", "classify"):
+        assert agreed(told, task=task).seen_as.items() >= other.items()
+    agreed(untold, **other, task="classify")
+    assert untold.normalization == Normalization(**other)
+    with pytest.raises(
+        ValueError, match=r"data.mean and data.std are mean \[0.5, .*, the model's are mean \[0.1"
+    ) as error:
+        agreed(told, mean=[0.5] * 3, std=[0.5] * 3, task="classify")
+    one_line(error)
+    agreed(told, mean=[0.5] * 3, std=[0.5] * 3)  # pre-training may start from weights that saw others
+    assert told.normalization == INCEPTION
+    assert agreed(SimpleNamespace(image_size=16)).seen_as["mean"] == IMAGENET.mean  # a module of somebody else
 
 
 def test_effective_batch_is_reached_by_accumulation(tree: Path) -> None:

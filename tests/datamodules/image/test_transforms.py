@@ -26,17 +26,32 @@ def test_evaluation_shows_whole_unaltered_digits_when_asked_to() -> None:
     assert batch["labels"].tolist() == load_digits().target[places].tolist()
 
 
-def test_published_normalisation(tree: Path) -> None:
+def test_without_a_model_the_normalisation_is_imagenets(tree: Path) -> None:
     for name in ("train", "val"):
         for path in (tree / name).rglob("*.png"):
             Image.new("RGB", (20, 24), (255, 255, 255)).save(path)
-    expected = {
-        "pretrain": [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225],
-        "classify": [1.0, 1.0, 1.0],
-    }
-    for task, values in expected.items():
+    expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    for task in ("pretrain", "classify"):
         batch = next(iter(ready(of_tree(tree, task=task)).val_dataloader()))  # type: ignore[call-overload]
-        assert batch["inputs"].mean((0, 2, 3)).tolist() == pytest.approx(values, abs=1e-5)
+        assert batch["inputs"].mean((0, 2, 3)).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(37, 53), (100, 67), (32, 32), (33, 47), (61, 160)])
+def test_evaluation_is_that_of_the_release(shape: tuple[int, int]) -> None:
+    """`build_transform` of `beit/datasets.py` and `mae_finetuning_image_dataset.py`: Resize(size / .875), CenterCrop."""
+    from torchvision import transforms
+
+    released = transforms.Compose(
+        [
+            transforms.Resize(36, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(32),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8))
+    ours = evaluation_transform((32, 32), 32 / 36, [0.5] * 3, [0.5] * 3, "bicubic")
+    torch.testing.assert_close(ours(shown), released(shown), rtol=0, atol=1e-6)
 
 
 def test_every_kind_of_picture_becomes_the_channels_asked_for() -> None:
