@@ -11,12 +11,20 @@ from collections.abc import Callable, Iterator
 import pytest
 from torch.utils.data import DataLoader
 
-importlib.import_module(os.environ.get("LIGHTNING", "pytorch_lightning"))  # before ours: see d2v_lightning/flavour.py
+LIGHTNING = os.environ.get("LIGHTNING", "pytorch_lightning")
+importlib.import_module(LIGHTNING)  # before ours: see d2v_lightning/flavour.py
 
 from d2v_lightning.flavour import fabric, pl  # noqa: E402
 from datamodules.shared.workers import SafeLoader  # noqa: E402
 
+assert pl.__name__ == LIGHTNING, f"{pl.__name__} was imported before {LIGHTNING}, which the tests were to run with"
+
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Not in pyproject.toml: pytest would import one of the two Lightnings to find the class."""
+    config.addinivalue_line("filterwarnings", f"ignore::{fabric.__name__}.utilities.warnings.PossibleUserWarning")
 
 
 @pytest.fixture(autouse=True)
