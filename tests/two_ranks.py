@@ -10,7 +10,7 @@ from typing import Any
 
 from d2v_lightning.flavour import pl
 
-PRELOADED = ["torch", "pytorch_lightning", "d2v_lightning", "datamodules"]
+PRELOADED = ["torch", pl.__name__, "d2v_lightning", "datamodules"]
 
 
 def in_ranks(world_size: int, function: Callable[..., None], *arguments: Any) -> None:

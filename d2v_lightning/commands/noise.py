@@ -6,8 +6,6 @@ import logging
 import re
 import warnings
 
-from d2v_lightning.flavour import pl
-
 # The teacher is in eval mode on purpose; callbacks of a fit are not missing in a test, and a module brings its own again; the
 # rest is about Lightning's own code and its maker's services.
 _NOT_FOR_PEOPLE = (
@@ -26,7 +24,11 @@ def leave_out_noise() -> None:
     """Leave it out of warnings and logs."""
     for message in _NOT_FOR_PEOPLE:
         warnings.filterwarnings("ignore", message)
-    logging.getLogger(f"{pl.__name__}.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
+    for name in (
+        "pytorch_lightning",
+        "lightning.pytorch",
+    ):  # where both are imported, both speak as the one imported last
+        logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
 
 
 def _is_no_noise(record: logging.LogRecord) -> bool:

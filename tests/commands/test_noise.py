@@ -9,16 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from d2v_lightning.commands.noise import _is_no_noise, leave_out_noise
-from d2v_lightning.flavour import pl
 
 NOISE = "Found 7 module(s) in eval mode at the start of training."
 NEWS = "The dataloader has no workers."
 
 
-@pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    """Lightning's, which is left as it was."""
-    logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")
+@pytest.fixture(params=["pytorch_lightning", "lightning.pytorch"])
+def logger(request: pytest.FixtureRequest) -> Iterator[logging.Logger]:
+    """One of those that Lightning writes to, which is left as it was."""
+    logger = logging.getLogger(f"{request.param}.utilities.rank_zero")
     before = list(logger.filters)
     yield logger
     logger.filters[:] = before

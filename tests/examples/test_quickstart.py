@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from d2v_lightning.flavour import pl
 from examples import quickstart
 
 
+@pytest.mark.skipif(pl.__name__ != "pytorch_lightning", reason="the script imports pytorch_lightning by name")
 def test_few_steps_are_enough_for_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "FINETUNE_STEPS", 1)
     options = ["--version", "2", "--seeds", "1", "--steps", "3", "--out", str(tmp_path)]
