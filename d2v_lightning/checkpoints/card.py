@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from d2v_lightning.checkpoints.content import NON_COMMERCIAL, Content
+from d2v_lightning.checkpoints.shareable import shareable
 
 _PACKAGE = """\
 ```python
@@ -21,7 +22,7 @@ model = {name}.from_pretrained("this directory")
 
 
 def card(content: Content, transformers: str | None) -> str:
-    """Markdown, with the header that the model hub reads.
+    """Markdown, with the header that the model hub reads. Where files lay on its writer's computer is left out.
 
     Args:
         transformers: class of `transformers` that loads the directory; None where only this package does.
@@ -52,12 +53,12 @@ def card(content: Content, transformers: str | None) -> str:
             "",
             "## Data",
             "",
-            *(["```", *settings({"data": content.data}), "```"] if content.data else ["Not recorded."]),
+            *(["```", *settings({"data": shareable(content.data)}), "```"] if content.data else ["Not recorded."]),
             "",
             "## Recipe",
             "",
             "```",
-            *settings(content.tree["init_args"]),
+            *settings(shareable(content.tree["init_args"])),
             "```",
             "",
         ]
@@ -83,6 +84,8 @@ def settings(value: object, depth: int = 0) -> list[str]:
         if isinstance(item, dict) and "class_path" in item:
             lines.append(f"{'  ' * depth}{name}: {str(item['class_path']).rpartition('.')[2]}")
             lines += settings(item.get("init_args") or {}, depth + 1)
+        elif isinstance(item, dict) and any(isinstance(inside, dict) for inside in item.values()):
+            lines += [f"{'  ' * depth}{name}:", *settings(item, depth + 1)]
         else:
             text = str(item)
             lines.append(f"{'  ' * depth}{name}: {text if len(text) <= 100 else text[:97] + '...'}")

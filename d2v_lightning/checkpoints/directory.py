@@ -14,8 +14,10 @@ from d2v_lightning.checkpoints import stored_tokenizer
 from d2v_lightning.checkpoints.card import card
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.own import FORMAT_VERSION, refuse_other_format
+from d2v_lightning.checkpoints.shareable import decoder_with_files, shareable
 from d2v_lightning.checkpoints.tables import Row, State
 from d2v_lightning.configurable import refuse_foreign
+from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.errors import ExistsError, NotFoundError, UserError, naming
 from d2v_lightning.support.tensor_files import named_tensors, read_tensors
@@ -200,7 +202,7 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def write_directory(content: Content, out: str | Path, beside: Path | None = None) -> None:
-    """Write a directory of ours, as a whole or not at all.
+    """Write a directory of ours, as a whole or not at all. Where files lie on this computer is not written.
 
     Args:
         content: what it holds.
@@ -217,10 +219,17 @@ def write_directory(content: Content, out: str | Path, beside: Path | None = Non
             "version": __version__,
             "kind": content.kind,
             "licence": content.licence,
-            "data": content.data,
+            "data": shareable(content.data),
             "metrics": dict(content.metrics),
         }
-        config = {"d2v_lightning": stamp, **content.tree}
+        tree = content.tree
+        if decoder_with_files(tree) is not None:
+            tree = {**tree, "init_args": {**tree["init_args"], "decoder": None}}
+            rank_zero_info(
+                f"{out}: the decoder's language model and lexicon are files beside the model, so it is written without its "
+                "decoder: give model.decoder where it is used"
+            )
+        config = {"d2v_lightning": stamp, **tree}
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         write_safetensors(content.state, folder / WEIGHTS)
         (folder / "README.md").write_text(card(content, transformers=None), encoding="utf-8")

@@ -49,9 +49,9 @@ def test_scores_data_and_recipe_are_there_where_they_are_known() -> None:
     bare = card(CONTENT, None)
     assert "None recorded." in bare
     assert "Not recorded.\n\n## Recipe" in bare
-    data = {"class_path": "datamodules.ImageDataModule", "init_args": {"root": "x" * 200}}
+    data = {"class_path": "datamodules.ImageDataModule", "init_args": {"dataset_config": "x" * 200}}
     full = card(CONTENT._replace(metrics=MappingProxyType({"val/b": 0.123456, "val/a": 2.0}), data=data), None)
     assert "- val/a: 2\n- val/b: 0.1235" in full
-    assert f"data: ImageDataModule\n  root: {'x' * 97}...\n" in full
+    assert f"data: ImageDataModule\n  dataset_config: {'x' * 97}...\n" in full
     assert "num_classes: 3\noptimization: Optimization\n  lr: 1\n```" in full
     assert settings({"a": {"class_path": "x.B", "init_args": None}}) == ["a: B"]
