@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, Namespace
 
@@ -26,6 +27,13 @@ class Parser(pl.cli.LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise (UsageError(message) if self.exit_on_error else ArgumentError(None, message)) from ex
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:
+        """As jsonargparse's, which hands `null` down to an argument of an argument as the text "None"."""
+        if args is not None and len(args) == 1 and args[0].endswith("=None"):
+            args = [f"{args[0].removesuffix('None')}null"]
+        parsed: Namespace = super().parse_args(args, *more, **options)
+        return parsed
 
     def format_help(self) -> str:
         return self.short_help or self.full_help()

@@ -43,10 +43,22 @@ def test_print_config_is_a_configuration(config: str, tmp_path: Path, capsys: py
     assert settings["seed_everything"] == 0
 
 
+def test_an_argument_of_an_argument_can_be_null(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It comes to the inner parser of jsonargparse 4.53 as the text "None", which that refuses."""
+    given = ["--model.optimization.layer_decay", "null", "--model.student.backbone.transformer.layer_scale", "null"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["fit", "--config", config, "--model.optimization.layer_decay", "0.5", *given, "--print_config"])
+    assert not stopped.value.code
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["optimization"]["init_args"]["layer_decay"] is None
+    trunk = model["student"]["init_args"]["backbone"]["init_args"]["transformer"]["init_args"]
+    assert trunk["layer_scale"] is None
+
+
 @pytest.mark.parametrize(
     ("options", "status", "said"),
     [
-        (["--model.optimization.lr", "null"], 2, "error: model.optimization.lr is empty (null)"),
+        (["--model.optimization.lr", "null"], 1, "error: lr is None: Optimization needs a number"),
         (["--model.optimization.lr", ".nan"], 2, "lr is nan: it must be a number"),
         (
             ["--model.optimization.betas=[.9,.nan]"],
