@@ -104,8 +104,9 @@ def audio_tree(state: Weights, options: dict[str, Any], cfg: dict[str, Any], pat
     scope: Scope = "transformer" if option(options, "ema_layers_only", default=True) else "context"
     if not option(options, "ema_transformer_only", default=True) and scope == "context":
         scope = "backbone"
-    scale = option(options, "loss_scale", default=-1.0)
-    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, cfg)
+    scale, lr = option(options, "loss_scale", default=-1.0), learning_rate(cfg, 5e-4)
+    schedule = {"lr": lr, "schedule": "tri_stage", "warmup": 0.03, "hold": 0.9, "final_lr": 0.01 * lr}
+    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, schedule)
 
 
 def text_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbone:
@@ -161,7 +162,8 @@ def text_tree(state: Weights, options: dict[str, Any], cfg: dict[str, Any], path
         student = MaskTokenStudent(backbone, decoder)
     scope: Scope = "transformer" if option(options, "ema_transformer_layers_only", default=True) else "backbone"
     scale = option(options, "loss_scale", default=-1.0)
-    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, cfg)
+    schedule = {"lr": learning_rate(cfg, 2e-4), "schedule": "fairseq_cosine", "warmup": 0.01, "final_lr": 0.0}
+    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, schedule)
 
 
 def _sequential(state: State, prefix: str) -> int:
@@ -212,7 +214,7 @@ def _tree(
     options: dict[str, Any],
     scale: float | Literal["rsqrt_width"],
     scope: Scope,
-    cfg: dict[str, Any],
+    schedule: dict[str, Any],
 ) -> Tree:
     each, after = target_norms(options)
     arguments = {
@@ -230,16 +232,7 @@ def _tree(
             anneal_steps=int(option(options, "ema_anneal_end_step", default=30000)),
             first_update=1,
         ),
-        "optimization": Optimization(
-            lr=learning_rate(cfg, 5e-4),
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            weight_decay=0.01,
-            decay_all=True,
-            schedule="tri_stage",
-            warmup=0.03,
-            hold=0.9,
-        ),
+        "optimization": Optimization(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, decay_all=True, **schedule),
         "teacher_scope": scope,
     }
     return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}

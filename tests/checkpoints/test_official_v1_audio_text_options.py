@@ -65,6 +65,11 @@ def test_a_text_network_and_options_that_ours_does_not_have() -> None:
         text_backbone(state, {**options, "transformer": trunk}, "file")
 
 
+def schedule(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    options = arguments["optimization"]["init_args"]
+    return tuple(options[name] for name in ("lr", "schedule", "warmup", "final_lr"))
+
+
 def test_the_method_is_what_the_options_say() -> None:
     state, options = case("audio_variant_prenorm")
     arguments = audio_tree(state, options, {"model": options}, "file")["init_args"]
@@ -74,8 +79,11 @@ def test_the_method_is_what_the_options_say() -> None:
     assert arguments["teacher_scope"] == "context"
     teacher = arguments["ema_teacher"]["init_args"]
     assert (teacher["decay_start"], teacher["decay_end"], teacher["anneal_steps"]) == (0.9, 0.99, 10)
+    # config/audio/pretraining/base_librispeech.yaml and config/text/pretraining/base.yaml
+    assert schedule(arguments) == (5e-4, "tri_stage", 0.03, pytest.approx(5e-6))
     state, options = case("text_unpadded_variant")
     arguments = text_tree(state, options, {"model": options}, "file")["init_args"]
     assert (arguments["teacher_scope"], arguments["loss"]["init_args"]["scale"]) == ("backbone", "rsqrt_width")
+    assert schedule(arguments) == (2e-4, "fairseq_cosine", 0.01, 0.0)
     with pytest.raises(UserError, match="its option head_layers is 2, its weights are those of 1"):
         text_tree(state, {**options, "head_layers": 2}, {}, "file")
