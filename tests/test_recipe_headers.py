@@ -60,7 +60,7 @@ OURS = {
 
 def sizes() -> dict[str, tuple[float, str]]:
     """Size and unit of each set in the table of docs/recipes.md."""
-    rows = re.findall(r"^\| ([\w. -]+) \| ([\d,.]+) (\w+) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| ([\w./ -]+) \| ([\d,.]+) (\w+) \|", (ROOT / "docs/recipes.md").read_text(), re.MULTILINE)
     return {name: (float(size.replace(",", "")), unit.rstrip("s") + "s") for name, size, unit in rows}
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from clips import write
+from tiny_runs import ROOT
 
 from datamodules import SpeechDataModule
 from datamodules.speech.sources import open_split, open_table_split
@@ -85,3 +87,19 @@ def test_splits_of_a_table_together_keep_sound_and_transcript_together(libri: Pa
     assert [clip.text for clip in source.clips] == [clip.text for clip in wanted]
     for place, clip in enumerate(wanted):
         assert np.array_equal(source.read(place), read_waveform(clip.file))
+
+
+def test_the_limited_splits_are_read_as_libri_light_packs_them(tmp_path: Path) -> None:
+    """`librispeech_finetuning` below the root: six folds of ten minutes in 1h, and 9h, which is the rest of ten hours."""
+    packed = tmp_path / "librispeech_finetuning"
+    folds = (f"1h/{fold}/{kind}" for fold in range(6) for kind in ("clean", "other"))
+    for speaker, part in enumerate((*folds, "9h/clean", "9h/other")):
+        name = f"{speaker}-7-0000"
+        write(packed / part / str(speaker) / "7" / f"{name}.flac", 1.0)
+        (packed / part / str(speaker) / "7" / f"{speaker}-7.trans.txt").write_text(f"{name} A B\n")
+    (packed / "phones").mkdir()
+    for recipe, clips in (("10m", 2), ("1h", 12), ("10h", 14), ("v2_10h_large", 14)):
+        settings = yaml.safe_load((ROOT / f"configs/finetune/librispeech_{recipe}.yaml").read_text())
+        split = settings["data"]["init_args"]["train_split"]
+        data = SpeechDataModule(root=str(tmp_path), train_split=split, task="ctc", num_workers=0)
+        assert len(data._open("train")) == clips, recipe
