@@ -132,7 +132,9 @@ def export(args: argparse.Namespace) -> None:
     if args.onnx:
         module = build(content.tree)
         load_exactly(module, content.state, found.path)
-        export_onnx(module, args.onnx)
+        backbone = getattr(module, "backbone", module)
+        backbone.licence, backbone.tokenizer = content.licence, content.tokenizer
+        export_onnx(module, args.onnx, content.takes_normalized)
         print(f"{_short(content.tree)} written to {args.onnx}, and the same as here in onnxruntime")
         return
     with torch.device("meta"):  # the weights go from file to file
