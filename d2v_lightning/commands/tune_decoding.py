@@ -196,7 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="of a SpeechCTC")
     parser.add_argument("--lm", required=True, help="ARPA file or KenLM binary")
     parser.add_argument("--lexicon", help="words, see d2v_lightning.BeamSearch")
-    parser.add_argument("--beam", type=int, default=500, help="of the search and of the file that is written")
+    parser.add_argument(
+        "--beam", type=int, default=500, help="of the search and of the file that is written; released: 1500"
+    )
+    parser.add_argument("--log_add", choices=("true", "false"), default="true", help="see BeamSearch; released: false")
+    parser.add_argument("--whole_clips", action="store_true", help="max_seconds null, see BeamSearch; as released")
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes")
@@ -218,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _tune_file(known: argparse.Namespace, data: dict[str, Any]) -> None:
     _refuse_output(Path(known.output))
-    decoder = BeamSearch(known.lm, known.lexicon, known.beam)
+    cut: dict[str, Any] = {"max_seconds": None} if known.whole_clips else {}
+    decoder = BeamSearch(known.lm, known.lexicon, known.beam, log_add=known.log_add == "true", **cut)
     emissions = emissions_of(known.checkpoint, data)
     assert emissions.vocabulary is not None
     trials = tune(

@@ -17,7 +17,6 @@ from d2v_lightning.support.errors import NotFoundError, UserError
 from d2v_lightning.support.lines import read_lines
 
 SECONDS_PER_FRAME = 0.02
-LONGEST = 1500  # frames of one beam search (30 s): what it keeps grows with them
 
 
 class Word(NamedTuple):
@@ -92,18 +91,24 @@ def _hypothesis(path: Sequence[int], log_probs: Tensor, vocabulary: Sequence[str
 class BeamSearch(Configurable):
     """Beam search by flashlight-text (`pip install -r requirements-lm.txt`).
 
-    With `lm` the words are those of the lexicon, scored by a KenLM language model of words; published: a 4-gram with beam
-    1500. With a lexicon alone the words are its own; with neither, letters are free. Recordings beyond 30 s are cut at
-    pauses, so that memory does not grow with them; the language model begins anew there.
+    With `lm` the words are those of the lexicon, scored by a KenLM language model of words. With a lexicon alone the words
+    are its own; with neither, letters are free.
+
+    The released search (fairseq's examples/speech_recognition/new/decoders/flashlight_decoder.py, called by
+    examples/data2vec/README.md with a 4-gram) is `beam=1500, log_add=False, max_seconds=None`; all else is its default.
 
     Args:
         lm: an ARPA file or KenLM binary.
         lexicon: a text file with a word and a spelling a line ("HELLO H E L L O |"), or with words alone; by default the
             words of the ARPA file. What is found is written as the word, whichever way it was spelt.
-        beam: hypotheses that are kept.
+        beam: hypotheses that are kept. 500 takes a third of the time of the released 1,500.
         beam_threshold: hypotheses that are worse than the best by more than this are dropped.
         lm_weight: of the language model's log probability.
         word_score: added for each word.
+        log_add: add up the probabilities of all alignments of a hypothesis, as CTC does in training; False takes the best
+            alignment (released).
+        max_seconds: longer recordings are cut at pauses, so that memory does not grow with them. The language model begins
+            anew there. None cuts nothing (released).
 
     Raises:
         ImportError: flashlight-text is not installed.
@@ -119,9 +124,13 @@ class BeamSearch(Configurable):
         beam_threshold: float = 50.0,
         lm_weight: float = 2.0,
         word_score: float = 0.0,
+        log_add: bool = True,
+        max_seconds: float | None = 30.0,
     ) -> None:
         if beam < 1 or beam_threshold <= 0:
             raise UserError(f"beam is {beam}, beam_threshold {beam_threshold}: beam starts at 1, the threshold above 0")
+        if max_seconds is not None and max_seconds < 0.1:
+            raise UserError(f"max_seconds is {max_seconds}: choose .1 or more, or null for whole recordings")
         for name, path in (("lm", lm), ("lexicon", lexicon)):
             if path is not None and not Path(path).is_file():
                 raise NotFoundError(f"{name}: no file at {path}")
@@ -135,12 +144,14 @@ class BeamSearch(Configurable):
             ) from error
         self.lm, self.lexicon, self.beam, self.beam_threshold = lm, lexicon, beam, beam_threshold
         self.lm_weight, self.word_score = lm_weight, word_score
+        self.log_add, self.max_seconds = log_add, max_seconds
         self._decoders: dict[tuple[str, ...], Any] = {}
         self._files: dict[tuple[str, ...], tuple[Any, Any, Any]] = {}
 
     def reweighted(self, lm_weight: float, word_score: float) -> BeamSearch:
         """The same search with other weights; files that were read are not read again."""
-        other = BeamSearch(self.lm, self.lexicon, self.beam, self.beam_threshold, lm_weight, word_score)
+        kept = self.log_add, self.max_seconds
+        other = BeamSearch(self.lm, self.lexicon, self.beam, self.beam_threshold, lm_weight, word_score, *kept)
         other._files = self._files
         return other
 
@@ -152,7 +163,7 @@ class BeamSearch(Configurable):
         emissions = log_probs.detach().float().cpu()
         words: list[Word] = []
         score = 0.0
-        for start, end in _stretches(emissions, vocabulary):
+        for start, end in _stretches(emissions, vocabulary, self._most_frames()):
             found = self._search(decoder, emissions[start:end], vocabulary)
             shift = start * SECONDS_PER_FRAME
             words += [
@@ -162,8 +173,11 @@ class BeamSearch(Configurable):
             score += found.score
         return Hypothesis(" ".join(word.word for word in words), words, score)
 
+    def _most_frames(self) -> float:
+        return math.inf if self.max_seconds is None else round(self.max_seconds / SECONDS_PER_FRAME)
+
     def _search(self, decoder: Any, emissions: Tensor, vocabulary: Sequence[str]) -> Hypothesis:
-        """Emissions (N, V) of at most 30 s."""
+        """Emissions (N, V) of at most `max_seconds`."""
         # A word of the lexicon ends with the separator, which nobody says after the last word.
         ending = torch.full((1, len(vocabulary)), -1e4)
         ending[0, list(vocabulary).index(SEPARATOR)] = 0.0
@@ -185,13 +199,15 @@ class BeamSearch(Configurable):
 
         size, separator, ctc = len(vocabulary), list(vocabulary).index(SEPARATOR), flashlight.CriterionType.CTC
         if self.lm is None and self.lexicon is None:
-            free = flashlight.LexiconFreeDecoderOptions(self.beam, size, self.beam_threshold, 0.0, 0.0, True, ctc)
+            free = flashlight.LexiconFreeDecoderOptions(
+                self.beam, size, self.beam_threshold, 0.0, 0.0, self.log_add, ctc
+            )
             return flashlight.LexiconFreeDecoder(free, flashlight.ZeroLM(), separator, 0, [])
         if tuple(vocabulary) not in self._files:
             self._files[tuple(vocabulary)] = self._read(vocabulary)
         words, lm, trie = self._files[tuple(vocabulary)]
         options = flashlight.LexiconDecoderOptions(
-            self.beam, size, self.beam_threshold, self.lm_weight, self.word_score, -math.inf, 0.0, True, ctc
+            self.beam, size, self.beam_threshold, self.lm_weight, self.word_score, -math.inf, 0.0, self.log_add, ctc
         )
         return flashlight.LexiconDecoder(options, trie, lm, separator, 0, words.get_index(UNKNOWN), [], False)
 
@@ -238,14 +254,14 @@ class BeamSearch(Configurable):
         return words, lm, trie
 
 
-def _stretches(log_probs: Tensor, vocabulary: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """First frame and frame after the last of pieces no longer than `LONGEST`, cut in the middle of the longest pause
+def _stretches(log_probs: Tensor, vocabulary: Sequence[str], most: float) -> Iterator[tuple[int, int]]:
+    """First frame and frame after the last of pieces of at most so many frames, cut in the middle of the longest pause
     between words in their second half."""
     best = log_probs.argmax(dim=-1).tolist()
     separator, start = list(vocabulary).index(SEPARATOR), 0
-    while len(best) - start > LONGEST:
-        cut, longest, quiet, between_words = start + LONGEST, 0, 0, False
-        for frame in range(start + LONGEST // 2, start + LONGEST):
+    while len(best) - start > most:
+        cut, longest, quiet, between_words = start + int(most), 0, 0, False
+        for frame in range(start + int(most) // 2, start + int(most)):
             quiet = quiet + 1 if best[frame] in (0, separator) else 0
             between_words = quiet > 0 and (between_words or best[frame] == separator)
             if between_words and quiet > longest:

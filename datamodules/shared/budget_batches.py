@@ -13,9 +13,12 @@ from datamodules.shared.samplers import EpochBatchSampler, Key, derived_seed, wo
 class BudgetBatchSampler(EpochBatchSampler):
     """Batches whose longest clip times their number of clips stays within a budget, padding included.
 
-    Clips are sorted by length (equal ones in an order of the seed) and cut into batches once, as fairseq does; an epoch is a
-    permutation of these batches. Every rank gets the same number: in training the rest sits out this epoch, in evaluation
-    every clip comes, and where a rank would be one batch short the last batch comes twice: see `repeats`.
+    Clips are sorted by length (equal ones in an order of the seed) and cut into batches once. An epoch is a permutation of
+    these batches. fairseq sorts alike, but cuts anew each epoch (`rebuild_batches` of its tasks/audio_pretraining.py), with
+    equal lengths in another order. In pre-training all clips of `max_seconds` or more are equal.
+
+    Every rank gets the same number: in training the rest sits out this epoch, in evaluation every clip comes, and where a
+    rank would be one batch short the last batch comes twice: see `repeats`.
 
     Args:
         lengths: of the clips in samples, cropped ones as long as their crop.

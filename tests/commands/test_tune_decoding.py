@@ -114,9 +114,11 @@ def test_from_a_checkpoint_to_transcripts_with_the_tuned_decoder(arpa: str, tmp_
     data = ["--data.root", str(tmp_path / "data"), "--data.val_split", "dev", "--data.num_workers", "0"]
     output = tmp_path / "decoder.yaml"
     arguments = ["--lm", arpa, "--beam", "20", "--trials", "4", "--jobs", "1", "--output", str(output)]
+    arguments += ["--log_add", "false", "--whole_clips"]
     tune_decoding.main([str(tmp_path / "tuned.ckpt"), *arguments, *data])
     written = yaml.safe_load(output.read_text())["model"]["init_args"]["decoder"]["init_args"]
     assert (written["lm"], written["beam"]) == (arpa, 20)
+    assert (written["log_add"], written["max_seconds"]) == (False, None)
     cli.main(
         ["predict", "--config", str(output), "--ckpt_path", str(tmp_path / "tuned.ckpt"), "--trainer.accelerator", "cpu",
          "--data", "datamodules.SpeechDataModule", "--data.root", str(tmp_path / "data"), "--data.num_workers", "0",

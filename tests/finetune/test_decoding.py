@@ -144,6 +144,8 @@ def test_missing_files_and_bad_arguments(tmp_path: Path) -> None:
         BeamSearch(lm=str(tmp_path / "none.arpa"))
     with pytest.raises(ValueError, match="beam is 0"):
         BeamSearch(beam=0)
+    with pytest.raises(ValueError, match="max_seconds is 0"):
+        BeamSearch(max_seconds=0.0)
     (tmp_path / "lm.bin").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n")
     with pytest.raises(ValueError, match="give a lexicon beside it"):
         BeamSearch(lm=str(tmp_path / "lm.bin"))
@@ -170,9 +172,8 @@ def test_an_hour_is_searched_in_pieces_that_begin_at_pauses(lexicon: str, monkey
     pytest.importorskip("flashlight")
     words = ["CAT", "A", "BAT", "BAT", "CAT", "A"] * 8
     spoken = frames("".join(f"_{'_'.join(word)}_{'_' * (number % 3)}|" for number, word in enumerate(words)))
-    whole = BeamSearch(lexicon=lexicon, beam=50)(spoken, VOCABULARY)
+    whole = BeamSearch(lexicon=lexicon, beam=50, max_seconds=None)(spoken, VOCABULARY)
     assert whole.text == " ".join(words)
-    monkeypatch.setattr("d2v_lightning.finetune.decoding.LONGEST", 40)
     seen: list[int] = []
     search = BeamSearch._search
 
@@ -181,11 +182,29 @@ def test_an_hour_is_searched_in_pieces_that_begin_at_pauses(lexicon: str, monkey
         return search(self, decoder, emissions, vocabulary)
 
     monkeypatch.setattr(BeamSearch, "_search", count)
-    pieces = BeamSearch(lexicon=lexicon, beam=50)(spoken, VOCABULARY)
+    pieces = BeamSearch(lexicon=lexicon, beam=50, max_seconds=0.8)(spoken, VOCABULARY)
     assert (pieces.text, pieces.words) == (whole.text, whole.words)
     assert len(seen) > 5
     assert max(seen) <= 40
     assert sum(seen) == len(spoken)
+
+
+def test_the_best_alignment_or_the_sum_of_all_decides(lexicon: str) -> None:
+    pytest.importorskip("flashlight")
+    log_probs = torch.full((4, len(VOCABULARY)), -30.0)
+    for frame, letters in enumerate(({"_": 0.5, "C": 0.5}, {"C": 0.34, "_": 0.33, "A": 0.33}, {"A": 0.5, "_": 0.5})):
+        for letter, share in letters.items():
+            log_probs[frame, 0 if letter == "_" else VOCABULARY.index(letter)] = math.log(share)
+    log_probs[3, VOCABULARY.index("T")] = 0.0
+    best, summed = (
+        BeamSearch(lexicon=lexicon, beam=50, log_add=log_add, max_seconds=None)(log_probs, VOCABULARY)
+        for log_add in (False, True)
+    )
+    assert best.text == summed.text == "CAT"
+    # alignments of C A T in four frames: C C A T, C _ A T, _ C A T, C A A T, C A _ T
+    alignments = [0.5 * 0.34 * 0.5, 0.5 * 0.33 * 0.5, 0.5 * 0.34 * 0.5, 0.5 * 0.33 * 0.5, 0.5 * 0.33 * 0.5]
+    assert best.score == pytest.approx(math.log(max(alignments)), abs=1e-4)
+    assert summed.score == pytest.approx(math.log(sum(alignments)), abs=1e-4)
 
 
 def test_weights_change_without_reading_files_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
