@@ -33,6 +33,7 @@ from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.nn.backbone import Backbone
+from d2v_lightning.nn.encoders import TextEncoder
 from d2v_lightning.support.errors import UserError
 
 Part = Literal["student", "teacher"]
@@ -160,6 +161,11 @@ def _fill(folder: Path, module: nn.Module, content: Content, beside: Path | None
     fill_beside(content, beside, folder)  # first: an image processor that the model came with stays
     architecture = save_huggingface(module, folder, content.state, content.data_arguments)
     (folder / "README.md").write_text(card(content, architecture), encoding="utf-8")
+    reads_text = isinstance(getattr(module, "encoder", None), TextEncoder)
+    if reads_text and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        print(
+            "no tokenizer is known: --tokenizer DIR puts one beside it, without which pipelines of transformers misread text"
+        )
 
 
 def _not_in_transformers(module: Any) -> str:
