@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -248,3 +249,7 @@ def _table(rows: list[Row], whole: bool = False) -> None:
 
 def _unnumbered(name: str) -> str:
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -136,3 +138,29 @@ def test_a_checkpoint_for_a_full_disk_is_an_error_of_the_system(
     with pytest.raises(OSError, match="No space left") as error:
         AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(300_000)}, tmp_path / "last.ckpt")
     assert error.value.filename == str(tmp_path / "last.ckpt")
+
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = sorted(
+    {
+        name
+        for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("d2v_lightning/commands/*.py"))
+        for name in re.findall(r"python -m (d2v_lightning\.commands\.\w+)", path.read_text())
+    }
+)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_command_that_is_documented_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(name, run_name="__main__")
+    assert ended.value.code == 0
+    assert f"python -m {name}" in capsys.readouterr().out
+
+
+def test_the_documented_commands_are_known() -> None:
+    assert "d2v_lightning.commands.checkpoint" in DOCUMENTED
