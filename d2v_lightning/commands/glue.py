@@ -20,7 +20,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -286,10 +285,16 @@ def _flat(options: Any) -> list[str]:
 
 
 def _sha256(checkpoint: str) -> str | None:
-    if not os.path.isfile(checkpoint):  # a folder, or a name on the hub
+    """Of a file, or of all files of a directory; None of a name on the hub."""
+    path = Path(checkpoint)
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
         return None
-    with open(checkpoint, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file())
+    lines = [f"{_sha256(str(inner))}  {inner.relative_to(path)}\n" for inner in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -138,10 +138,12 @@ def test_it_answers_the_test_set_as_the_server_takes_it(pretrained: Path, data: 
 def test_it_goes_on_where_it_was_stopped(
     pretrained: Path, data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = ["--tasks", "sst2", "--rates", "1e-3", "--seeds", "0", "1"]
-    asked = command(pretrained, data, "--keep_checkpoints", *grid, protocol="1.0")
-    whole = [*asked[: asked.index("out")], "whole", *asked[asked.index("out") + 1 :]]
-    glue.main(whole)
+    first = command(
+        pretrained, data, "--keep_checkpoints", "--tasks", "sst2", "--rates", "1e-3", "--seeds", "0", protocol="1.0"
+    )
+    asked = [*first, "1"]
+    glue.main([*first[:-1], "1", "--output", "whole"])
+    (expected,) = json.loads(Path("whole/results.json").read_text())["runs"]
     began, step = [], GLUEClassifier.training_step
 
     def interrupted(self: GLUEClassifier, batch: Any, batch_idx: int) -> Any:
@@ -159,15 +161,18 @@ def test_it_goes_on_where_it_was_stopped(
     assert results()["table"] is None
     glue.main(asked)
     assert began == [*range(12), *range(6), *range(6, 12)], "nothing is trained twice"
-    end, expected = results(), json.loads(Path("whole/results.json").read_text())
-    assert end["runs"] == expected["runs"]
-    assert end["table"] == expected["table"]
+    runs = results()["runs"]
+    assert runs[1] == expected
     began.clear()
+    glue.main(asked)
     Path("out/results.json").unlink()  # killed between the last step and the result
-    glue.main(asked)
-    glue.main(asked)
+    glue.main(first)
     assert not began
-    assert results()["runs"] == expected["runs"]
+    assert results()["runs"] == runs[:1]
+    module = GLUEClassifier.from_pretrained(pretrained)
+    torch.nn.init.zeros_(module.dense.weight)
+    module.save_pretrained(Path("changed"))
+    fails(capsys, 2, "changed", *asked[1:], says="out/results.json is of another checkpoint (")
     fails(capsys, 2, *asked, "--model.head_dropout", "0.2", says="out/results.json is of another options")
 
 
