@@ -22,6 +22,7 @@ from d2v_lightning.nn.encoders.audio import RATE
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.errors import NotFoundError, UserError, reason_of
 from d2v_lightning.support.lines import listed
+from d2v_lightning.support.locks import only_one_in
 from datamodules.shared.files import RECORDINGS, expanded, files_below, refuse_gone
 from datamodules.speech.waveform import TRUNCATED, UNREADABLE, Recording, Waveform, samples_at_16k
 
@@ -133,7 +134,7 @@ def cut_all(root: Path, out: Path, seconds: float, workers: int) -> None:
 
     Raises:
         FileNotFoundError: there is no such folder, or no recording in it.
-        ValueError: `out` lies in `root` or was made with another length, or nothing could be cut.
+        ValueError: `out` lies in `root`, is in use or was made with another length, or nothing could be cut.
     """
     if not math.isfinite(seconds) or seconds <= 0 or workers < 1:
         raise UserError(
@@ -147,6 +148,12 @@ def cut_all(root: Path, out: Path, seconds: float, workers: int) -> None:
     recordings = [path for path in found if not path.lower().endswith(".json")]
     if not recordings:
         raise NotFoundError(f"{root} holds no recording: give a folder with files in one of {' '.join(RECORDINGS)}")
+    with only_one_in(out):
+        _cut_found(found, recordings, root, out, seconds, workers)
+
+
+def _cut_found(found: list[str], recordings: list[str], root: Path, out: Path, seconds: float, workers: int) -> None:
+    """Those of the recordings that have no folder yet, and a list of what else was found."""
     _agree(out / SETTINGS, {"seconds": seconds})
     folders: dict[Path, str] = {}
     unused: list[Cut] = []

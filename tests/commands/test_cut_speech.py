@@ -82,7 +82,7 @@ def test_a_stopped_run_goes_on(
     assert printed.startswith("error: ")
     assert "a/a_0002.flac: No space left on device: free some space" in printed
     assert clips(out) == ["small/17/poems_02/bb/bb_0000.flac"], "a recording is cut as a whole or not at all"
-    assert not list(out.rglob(".*"))
+    assert not list(out.rglob(".*")), "nothing unfinished, and no lock"
     monkeypatch.setattr(cut_speech, "_flac", original)
     before = (out / "small/17/poems_02/bb/bb_0000.flac").stat().st_mtime_ns
     assert main(command) == 0
