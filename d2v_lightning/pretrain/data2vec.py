@@ -7,6 +7,7 @@ from typing import Literal
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.own import load_exactly
 from d2v_lightning.checkpoints.pretrained import read_pretrained
+from d2v_lightning.checkpoints.stored_normalization import take_over_normalization
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.losses import RegressionLoss
 from d2v_lightning.method.objective import Objective
@@ -73,6 +74,8 @@ class Data2Vec(Objective, Pretraining):  # type: ignore[misc]  # as in `Pretrain
         else:
             self.teacher.copy_from(self.backbone)
         self.backbone.tokenizer = pretrained.tokenizer
+        if getattr(self.encoder, "normalization", self) is None:
+            take_over_normalization(self, pretrained.tree, path)
         rank_zero_info(f"warm start from {path}: the teacher starts as the file's {teacher_from}")
         self.config["init_args"]["checkpoint"] = None  # a checkpoint of this run holds the weights, not the path
 

@@ -12,6 +12,7 @@ from tiny import tiny_backbone, tiny_image_model, trainer
 
 from d2v_lightning import Data2Vec, ImageClassifier, ImageEncoder, MultimodalData2Vec, load_backbone
 from d2v_lightning.checkpoints.stored_normalization import take_over_normalization
+from d2v_lightning.configurable import build
 from d2v_lightning.flavour import pl
 from d2v_lightning.nn.normalization import IMAGENET, INCEPTION, Normalization
 from d2v_lightning.support.errors import UserError
@@ -57,6 +58,22 @@ def test_a_run_that_sees_other_pictures_than_its_checkpoint_is_refused(tree: Pat
     trainer([], 2, tmp_path).validate(loaded, of_tree(tree, **usual), verbose=False)
     with pytest.raises(UserError, match=r"data.mean and data.std are mean \[0.5.*, the model's are mean \[0.1"):
         trainer([], 2).validate(loaded, of_tree(tree, **usual, mean=[0.5] * 3, std=[0.5] * 3), verbose=False)
+
+
+def test_a_warm_start_sees_what_its_file_saw_unless_data_say_otherwise(
+    tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = pretrained(tree, tmp_path, **OTHER)
+    caplog.set_level("INFO")
+    for data, expected in (({}, OTHERS), ({"mean": [0.5] * 3, "std": [0.5] * 3}, INCEPTION)):
+        arguments = tiny_image_model().config["init_args"]
+        model: Any = build({"class_path": "d2v_lightning.Data2Vec", "init_args": {**arguments, "checkpoint": path}})
+        assert model.encoder.normalization == OTHERS
+        usual = {"batch_size": 4, "num_masked_patches": 8, "min_block": 2}
+        trainer([], 1, tmp_path).fit(model, of_tree(tree, **usual, **data))
+        assert model.encoder.normalization == expected
+        said = "as data says; the model started from mean [0.1, 0.2, 0.3]"
+        assert caplog.text.count(said) == bool(data)
 
 
 def test_a_file_tells_a_network_that_nobody_told(tmp_path: Path) -> None:
