@@ -14,6 +14,7 @@ from d2v_lightning.callbacks.objective_of import objective_of
 from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl
+from d2v_lightning.nn.normalization import Normalization
 from d2v_lightning.support.errors import UserError
 
 COLUMNS = ("input", "student sees", "teacher features", "student features", "prediction error")
@@ -85,7 +86,7 @@ def panels(objective: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     """The five columns, each (B, rows, columns, 3) float in 0..1, for images (B, C, H, W) and masks (B, M, N)."""
     inputs, mask = batch["inputs"], batch["mask"]
     grid = tuple(objective.encoder.grid)
-    pictures = to_rgb(inputs)
+    pictures = to_rgb(inputs, getattr(objective.encoder, "normalization", None))
     hidden = mask[:, 0].reshape(-1, 1, *grid).float()
     hidden = F.interpolate(hidden, size=pictures.shape[1:3])[:, 0, :, :, None].cpu()
     backbone = objective.backbone
@@ -113,13 +114,21 @@ def panels(objective: Any, batch: dict[str, Tensor]) -> list[Tensor]:
     ]
 
 
-def to_rgb(inputs: Tensor) -> Tensor:
-    """Normalised images (B, C, H, W) -> (B, H, W, 3) in 0..1: one channel is grey, of more than three the first three."""
+def to_rgb(inputs: Tensor, normalization: Normalization | None = None) -> Tensor:
+    """Normalised images (B, C, H, W) -> (B, H, W, 3) in 0..1: one channel is grey, of more than three the first three.
+
+    Args:
+        normalization: what they were normalised with, which is undone; None where nobody knows: each channel is stretched.
+    """
     images = inputs.float().cpu()
+    if normalization is not None:
+        images = normalization.undone(images).clamp(0, 1)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
-    low = images.amin(dim=(0, 2, 3), keepdim=True)
-    high = images.amax(dim=(0, 2, 3), keepdim=True)
-    return ((images - low) / (high - low).clamp_min(1e-6)).permute(0, 2, 3, 1)
+    if normalization is None:
+        low = images.amin(dim=(0, 2, 3), keepdim=True)
+        high = images.amax(dim=(0, 2, 3), keepdim=True)
+        images = (images - low) / (high - low).clamp_min(1e-6)
+    return images.permute(0, 2, 3, 1)
 
 
 def components(features: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ class Normalization(NamedTuple):
         mean, std = (images.new_tensor(values)[:, None, None] for values in self)
         return (images - mean) / std
 
+    def undone(self, images: Tensor) -> Tensor:
+        """Normalised images (..., C, H, W), in 0..1 again."""
+        mean, std = (images.new_tensor(values)[:, None, None] for values in self)
+        return images * std + mean
+
     def agrees(self, other: Normalization) -> bool:
         """Whether both do the same but for rounding: files of other libraries hold numbers of single precision."""
         mine, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
@@ -53,13 +58,13 @@ INCEPTION = Normalization(
 )  # of 1.0's fine-tuning, which leaves --imagenet_default_mean_and_std out
 
 
-def normalization_of(mean: Any, std: Any, channels: int, owner: str = "") -> Normalization | None:
+def normalization_of(mean: Any, std: Any, channels: int | None, owner: str = "") -> Normalization | None:
     """Mean and deviation from anywhere, looked at; None where neither is given.
 
     Args:
         mean: one number a channel.
         std: likewise.
-        channels: how many there are.
+        channels: how many there are; None for as many as `mean` has.
         owner: goes before both names in messages, "model.".
 
     Raises:
@@ -72,10 +77,15 @@ def normalization_of(mean: Any, std: Any, channels: int, owner: str = "") -> Nor
     for name, values in ((f"{owner}mean", mean), (f"{owner}std", std)):
         if not isinstance(values, Sequence) or isinstance(values, str):
             raise UserError(f"{name} is {values!r}: it must be a list of numbers, one per channel")
+        channels = max(1, len(values)) if channels is None else channels
         if len(values) != channels:
             raise UserError(f"{name} has {len(values)} values for {channels} channels: give one per channel")
-        if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        if not all(_is_number(value) and math.isfinite(value) for value in values):
             raise UserError(f"{name} is {list(values)}: it must be a list of finite numbers, one per channel")
     if min(std) <= 0:
         raise UserError(f"{owner}std {list(std)}: permitted is more than 0")
     return Normalization([float(value) for value in mean], [float(value) for value in std])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

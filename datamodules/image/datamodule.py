@@ -157,8 +157,7 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
             raise UserError(f"scale {tuple(scale)}: permitted is 0 < lower <= upper <= 1")
         if not 0 < crop_share <= 1:
             raise UserError(f"crop_share {crop_share}: permitted is 0 < crop_share <= 1")
-        if mean is not None or std is not None:
-            normalization_of(mean, std, len(mean or ()))
+        given = normalization_of(mean, std, None)
         for name, share in (("flip", flip), ("random_erasing", random_erasing)):
             if not 0 <= share <= 1:
                 raise UserError(f"{name} {share}: permitted is 0..1")
@@ -188,7 +187,7 @@ class ImageDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         self._size: tuple[int, int] | None = None
         self._grid: tuple[int, int] = (1, 1)
         self._channels = 3 if num_channels is None else num_channels
-        self._normalization = IMAGENET
+        self._normalization = given or IMAGENET.of_channels(self._channels)
         self._sources: Mapping[Split, ImageSource] = {}
         self._streams: dict[Split, Any] = {}
         self._predict_source: ImageSource | None = None

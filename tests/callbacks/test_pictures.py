@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, default_collate
 from d2v_lightning.callbacks import PictureLogger
 from d2v_lightning.callbacks.pictures import HIDDEN_GREY, components, heat, panels, to_rgb
 from d2v_lightning.flavour import pl
+from d2v_lightning.nn.normalization import IMAGENET
 
 BoringModel = importlib.import_module(f"{pl.__name__}.demos.boring_classes").BoringModel
 
@@ -64,6 +65,12 @@ def test_any_number_of_channels_becomes_colours(channels: int) -> None:
     brightest = images[:, 0].flatten().argmax()
     assert rgb[..., 0].flatten()[brightest] == 1.0
     assert torch.equal(rgb[..., 0], rgb[..., 2]) == (channels == 1)
+
+
+def test_normalised_pictures_are_shown_in_their_own_colours() -> None:
+    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(to_rgb(IMAGENET(images), IMAGENET), images.permute(0, 2, 3, 1))
+    assert to_rgb(IMAGENET(images) + 9, IMAGENET).max() == 1.0
 
 
 def test_png_and_tensorboard_get_the_same_picture_of_the_same_images(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from tiny import tiny_backbone, trainer
 from torch.utils.data import DataLoader
 
 from d2v_lightning import Backbone, GLUEClassifier, ImageClassifier, Optimization, TextEncoder, Transformer
+from d2v_lightning.configurable import build
 from d2v_lightning.flavour import pl
+from d2v_lightning.nn.normalization import IMAGENET, INCEPTION
 from d2v_lightning.support.errors import UserError
 
 
@@ -34,6 +36,27 @@ def pictures(number: int, batch_size: int) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(0)
     rows = [(torch.randn(3, 16, 16, generator=generator), place % 3) for place in range(number)]
     return DataLoader(rows, batch_size=batch_size)  # type: ignore[arg-type]
+
+
+def test_what_its_pictures_are_normalised_with_is_said_once_where_it_is_new(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing known, something else asked for, and neither: a model that is built again says nothing."""
+    caplog.set_level("INFO")
+    model = classifier()
+    assert model.encoder.normalization == IMAGENET
+    assert model.config["init_args"]["mean"] == IMAGENET.mean
+    assert "the backbone does not say how its pictures were normalised: taken are ImageNet's" in caplog.text
+    caplog.clear()
+    assert build(model.config).encoder.normalization == IMAGENET
+    assert not caplog.text
+    half = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    other = ImageClassifier(3, model.backbone, **half)
+    assert other.encoder.config["init_args"]["std"] == other.config["init_args"]["std"] == half["std"]
+    assert "normalised with mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5], as asked for; the backbone was" in caplog.text
+    caplog.clear()
+    assert build(other.config).encoder.normalization == INCEPTION
+    assert not caplog.text
+    with pytest.raises(UserError, match=r"model.mean has 1 values for 3 channels: give one per channel"):
+        ImageClassifier(3, tiny_backbone(), mean=[0.5], std=[0.5])
 
 
 def test_an_odd_batch_is_mixed_as_the_even_one_with_its_last_picture_twice() -> None:

@@ -34,11 +34,20 @@ def test_what_is_no_normalisation_is_refused_in_one_line(mean: Any, std: Any, me
     assert "\n" not in str(error.value)
 
 
+def test_any_number_of_channels_is_at_least_one() -> None:
+    assert normalization_of([0.5] * 7, [1] * 7, None) == ([0.5] * 7, [1.0] * 7)
+    with pytest.raises(UserError, match="mean has 0 values for 1 channels"):
+        normalization_of([], [], None)
+    with pytest.raises(UserError, match=r"mean is 0\.5: it must be a list of numbers"):
+        normalization_of(0.5, 0.5, None)
+
+
 def test_pictures_are_shifted_and_scaled_channel_by_channel() -> None:
     images = torch.rand(2, 3, 4, 5)
     found = IMAGENET(images)
     torch.testing.assert_close(found[:, 1], (images[:, 1] - 0.456) / 0.224)
     assert found.shape == images.shape
+    torch.testing.assert_close(IMAGENET.undone(found), images)
 
 
 def test_published_values_of_other_channels_are_the_average() -> None:
