@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from d2v_lightning.checkpoints.options import Options
 from d2v_lightning.checkpoints.own import RUN_KEY, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.checkpoints.tables import Row, State
@@ -29,6 +30,8 @@ class Content(NamedTuple):
         tokenizer: that a text model was trained with, where the file has it.
         normalize: whether a speech model heard clips of mean 0 and variance 1, where a foreign file says so.
         path: of the file, as messages call it.
+        options: a file of Meta's own options, "cfg" of fairseq's or "args" of BEiT's.
+        trainer: settings of the Trainer that wrote a checkpoint of ours.
     """
 
     tree: Tree
@@ -41,6 +44,8 @@ class Content(NamedTuple):
     tokenizer: StoredTokenizer | None = None
     normalize: bool | None = None
     path: str = ""
+    options: Options | None = None
+    trainer: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def data_arguments(self) -> Tree:

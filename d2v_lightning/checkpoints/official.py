@@ -13,7 +13,7 @@ from typing import Any
 
 from d2v_lightning.checkpoints import official_finetuned, official_v1_audio_text, official_v1_image, official_v2
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.options import as_options, option, plain_options, truth
+from d2v_lightning.checkpoints.options import Options, as_options, option, plain_options, truth
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import VisibleStudent
@@ -62,16 +62,18 @@ def convert_official(
     """
     try:
         file = {**file, "model": unwrapped(file.get("model", file.get("module")))}
-        file |= {name: plain_options(file.get(name)) for name in ("args", "cfg")}
+        for name in ("args", "cfg"):
+            given = plain_options(file.get(name))
+            file[name] = Options(given) if isinstance(given, dict) else given
         if file["cfg"] is None and file["args"] is not None and "patch_embed.proj.weight" not in file["model"]:
-            file["cfg"] = dict.fromkeys(
-                ("model", "task", "optimization"), file["args"]
-            )  # as fairseq wrote before hydra
+            sections = ("model", "task", "optimization")  # as fairseq wrote before hydra
+            file["cfg"] = Options(dict.fromkeys(sections, file["args"]))
         if pretrained is not None:
             file["cfg"] = _started_from(file["cfg"], pretrained)
         content = _convert(file, path, dictionary, whole)
     except ValueError as error:  # of a constructor, or about one option or weight: say where
         raise UserError(str(error) if path in str(error) else f"{path}: {error}") from error
+    content = content._replace(options=file["cfg"] if file["cfg"] is not None else file["args"])
     if (padding := _padding(content.tree)) is not None:
         rank_zero_info(
             f"{path}: padding is handled as in Meta's code (encoder.padding: {padding}), under which it was trained"
@@ -89,15 +91,15 @@ def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None, whol
     return content._replace(normalize=truth(option(file["cfg"], "task.normalize", default=None), "task.normalize"))
 
 
-def _started_from(cfg: Any, pretrained: str | Path) -> dict[str, Any]:
+def _started_from(cfg: Any, pretrained: str | Path) -> Options:
     """Options of a fine-tuned file, with another place of the file that it started from."""
-    model = as_options((as_options(cfg) or {}).get("model"))
-    if model is None:
+    model = cfg.get("model") if isinstance(cfg, Options) else None
+    if not isinstance(model, Options):
         raise UserError(f"--pretrained {pretrained} goes with a file that fairseq fine-tuned")
     if not Path(pretrained).is_file():
         raise NotFoundError(f"no pre-trained file at {pretrained}: give the path of a file that exists")
     here = dict.fromkeys(official_finetuned.PRETRAINED_AT, str(pretrained))
-    return {**cfg, "model": {**model, **here, "w2v_args": None, "pretrained_model_args": None}}
+    return cfg.changed(model=model.changed(**here, w2v_args=None, pretrained_model_args=None))
 
 
 def _padding(tree: Any) -> str | None:

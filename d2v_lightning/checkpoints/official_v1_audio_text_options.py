@@ -9,6 +9,7 @@ import torch
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.options import (
     as_options,
+    ema_anneal_steps,
     learning_rate,
     option,
     parse_conv_layers,
@@ -229,7 +230,7 @@ def _tree(
         "ema_teacher": EMATeacher(
             decay_start=float(option(options, "ema_decay", default=0.999)),
             decay_end=float(option(options, "ema_end_decay", default=0.9999)),
-            anneal_steps=int(option(options, "ema_anneal_end_step", default=30000)),
+            anneal_steps=ema_anneal_steps(options, cfg),
             first_update=1,
         ),
         "optimization": Optimization(betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, decay_all=True, **schedule),

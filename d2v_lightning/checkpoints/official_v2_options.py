@@ -11,6 +11,7 @@ from torch import Tensor
 from d2v_lightning.callbacks.ema_teacher import EMATeacher
 from d2v_lightning.checkpoints.options import (
     as_options,
+    ema_anneal_steps,
     learning_rate,
     option,
     parse_conv_layers,
@@ -150,7 +151,7 @@ def tree_of(state: Weights, modality: str, options: dict[str, Any], cfg: dict[st
         "ema_teacher": EMATeacher(
             decay_start=float(option(options, "ema_decay", default=0.999)),
             decay_end=float(option(options, "ema_end_decay", default=0.9999)),
-            anneal_steps=int(option(options, "ema_anneal_end_step", default=0)),
+            anneal_steps=ema_anneal_steps(options, cfg),
             first_update=1,
         ),
         "optimization": _optimization(modality, learning_rate(cfg, 7.5e-4)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from d2v_lightning.support.errors import UserError
@@ -16,8 +16,48 @@ _ELSEWHERE = re.compile(r"\$\{([\w.]+)\}")  # "${optimization.max_update}"
 _DEEPEST = 50  # sections within sections
 
 
+class Options(dict[str, Any]):
+    """Options of a file, in sections, which remember which of them were asked for.
+
+    Args:
+        given: options by name; a section is a mapping.
+        read: dotted names of those that were asked for, shared by all sections.
+        place: what stands before the names of this section: "model.".
+    """
+
+    def __init__(self, given: Mapping[str, Any], read: set[str] | None = None, place: str = "") -> None:
+        self.read: set[str] = set() if read is None else read
+        self.place = place
+        super().__init__({str(name): self._section(str(name), value) for name, value in given.items()})
+
+    def _section(self, name: str, value: Any) -> Any:
+        return Options(value, self.read, f"{self.place}{name}.") if isinstance(value, dict) else value
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(self.place + name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.read.add(self.place + name)
+        return super().get(name, default)
+
+    def changed(self, **others: Any) -> Options:
+        """The same with other values for some; what is read of the one counts as read of the other."""
+        return Options({**self, **others}, self.read, self.place)
+
+    def leaves(self) -> Iterator[tuple[str, Any]]:
+        """(dotted name, value) of every option."""
+        for name, value in self.items():
+            if isinstance(value, Options):
+                yield from value.leaves()
+            else:
+                yield self.place + name, value
+
+
 def as_options(given: Any) -> dict[str, Any] | None:
     """A Namespace or a mapping as a dictionary; None where it is neither."""
+    if isinstance(given, Options):
+        return given
     if isinstance(given, argparse.Namespace):
         return vars(given)
     return dict(given) if isinstance(given, Mapping) else None
@@ -159,3 +199,8 @@ def learning_rate(cfg: dict[str, Any], default: float) -> float:
     given = option(cfg, "optimization.lr", default=[default])
     rates = {"lr": given[0] if isinstance(given, list) and given else given}
     return float(option(rates, "lr", default=default))
+
+
+def ema_anneal_steps(options: Mapping[str, Any], cfg: Mapping[str, Any]) -> int:
+    """Updates over which the EMA's decay rises: the whole run where nothing is said, as fairseq's classes have it."""
+    return int(option(options, "ema_anneal_end_step", default=option(cfg, "optimization.max_update", default=0)))
