@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from d2v_lightning.checkpoints.options import Options
 from d2v_lightning.checkpoints.own import RUN_KEY, stored_settings

@@ -13,7 +13,7 @@ from typing import Any
 
 from d2v_lightning.checkpoints import official_finetuned, official_v1_audio_text, official_v1_image, official_v2
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.options import Options, as_options, option, plain_options, truth
+from d2v_lightning.checkpoints.options import Options, option, plain_options, truth
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import VisibleStudent

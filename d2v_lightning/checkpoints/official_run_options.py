@@ -15,7 +15,7 @@ PRECISION = "bf16-mixed"  # in the place of fairseq's and BEiT's fp16 with a los
 
 
 class Batch(NamedTuple):
-    """Samples, or tokens, that a device sees at once (None where the file does not say), and how many batches an update has."""
+    """Samples, or tokens, that a device sees at once, None where that is open, and how many batches an update has."""
 
     samples: int | None
     tokens: int | None
@@ -94,14 +94,15 @@ def fairseq_optimization(cfg: Options, **others: Any) -> Optimization:
     else:
         scheduler, lr = section(cfg, "lr_scheduler"), learning_rate(cfg, 0.0)
     only(optimizer, "_name", "adam")
+    decay = float(option(optimizer, "weight_decay", default=0.0))
     if lr <= 0:
         raise UserError(f"its learning rate is {lr:g}, so what made it is not known")
     return Optimization(
         lr=lr,
         betas=_two(numbers(optimizer, "adam_betas", (0.9, 0.999))),
         eps=float(option(optimizer, "adam_eps", default=1e-8)),
-        weight_decay=float(option(optimizer, "weight_decay", default=0.0)),
-        decay_all=True,  # also where a composite optimiser means to spare some: its look-up never matches
+        weight_decay=decay,
+        decay_all=decay > 0,  # also where a composite optimiser means to spare some: its look-up never matches
         **_fairseq_schedule(scheduler, whole, lr),
         **others,
     )
@@ -133,9 +134,13 @@ def _fairseq_schedule(scheduler: Options, whole: Options, lr: float) -> dict[str
             "schedule": "polynomial",
             "warmup": int(option(scheduler, "warmup_updates", default=0)),
             "final_lr": float(option(scheduler, "end_learning_rate", default=0.0)),
-            "schedule_steps": int(needed(whole, "max_update") if steps is None else needed(scheduler, "total_num_update")),
+            "schedule_steps": int(
+                needed(whole, "max_update") if steps is None else needed(scheduler, "total_num_update")
+            ),
         }
-    raise UserError(f"its schedule {scheduler.place}_name is {name!r}: cosine, tri_stage and polynomial_decay are known")
+    raise UserError(
+        f"its schedule {scheduler.place}_name is {name!r}: cosine, tri_stage and polynomial_decay are known"
+    )
 
 
 def fairseq_batch(cfg: Options) -> Batch:
@@ -151,7 +156,8 @@ def fairseq_batch(cfg: Options) -> Batch:
     frequency = option(cfg, "optimization.update_freq", default=[1])
     often = frequency[0] if isinstance(frequency, list) and frequency else frequency
     world = option(cfg, "distributed_training.distributed_world_size", default=1)
-    return Batch(*(None if many is None else int(many) for many in (samples, tokens)), int(world) * int(often))
+    many = [None if size is None else int(size) for size in (samples, tokens)]
+    return Batch(many[0], many[1], int(world) * int(often))
 
 
 def fairseq_trainer(cfg: Options) -> Tree:

@@ -107,7 +107,7 @@ def audio_tree(state: Weights, options: dict[str, Any], cfg: dict[str, Any], pat
         scope = "backbone"
     scale, lr = option(options, "loss_scale", default=-1.0), learning_rate(cfg, 5e-4)
     schedule = {"lr": lr, "schedule": "tri_stage", "warmup": 0.03, "hold": 0.9, "final_lr": 0.01 * lr}
-    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, schedule)
+    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, cfg, schedule)
 
 
 def text_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbone:
@@ -164,7 +164,7 @@ def text_tree(state: Weights, options: dict[str, Any], cfg: dict[str, Any], path
     scope: Scope = "transformer" if option(options, "ema_transformer_layers_only", default=True) else "backbone"
     scale = option(options, "loss_scale", default=-1.0)
     schedule = {"lr": learning_rate(cfg, 2e-4), "schedule": "fairseq_cosine", "warmup": 0.01, "final_lr": 0.0}
-    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, schedule)
+    return _tree(student, options, scale if scale > 0 else "rsqrt_width", scope, cfg, schedule)
 
 
 def _sequential(state: State, prefix: str) -> int:
@@ -215,6 +215,7 @@ def _tree(
     options: dict[str, Any],
     scale: float | Literal["rsqrt_width"],
     scope: Scope,
+    cfg: dict[str, Any],
     schedule: dict[str, Any],
 ) -> Tree:
     each, after = target_norms(options)

@@ -67,7 +67,7 @@ def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     student = named_tensors(file["model"], path)
     alone = file.get("model_ema") is None
     teacher = Weights(student) if alone else named_tensors(file["model_ema"], f"{path} (model_ema)")
-    tree = _image_tree(student, options, path)
+    tree = image_tree(student, options, path)
     with torch.device("meta"):
         model: Objective = build(tree)
     converted: State = {}
@@ -160,8 +160,8 @@ def backbone_of(
     mean, std = (IMAGENET if imagenet else INCEPTION).of_channels(channels)
     with torch.device("meta"):  # only the arguments are wanted
         encoder = ImageEncoder(
-            image_size=(grid[0] * patch[0], grid[1] * patch[1]),
-            patch_size=(patch[0], patch[1]),
+            image_size=_square(grid[0] * patch[0], grid[1] * patch[1]),
+            patch_size=_square(patch[0], patch[1]),
             in_channels=channels,
             dim=dim,
             positions="learned" if "pos_embed" in state else "none",
@@ -185,7 +185,7 @@ def backbone_of(
         return Backbone(encoder, transformer)
 
 
-def _image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
+def image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
     backbone = backbone_of(state, options, path)
     depth = backbone.transformer.depth
     with torch.device("meta"):  # only the arguments are wanted
@@ -210,6 +210,10 @@ def _image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
         "teacher_scope": "backbone",
     }
     return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}
+
+
+def _square(height: int, width: int) -> int | tuple[int, int]:
+    return height if height == width else (height, width)
 
 
 def _grid(

@@ -106,7 +106,11 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
             attention_dropout=float(option(options, "attention_dropout", default=0.1)),
             activation_dropout=float(option(options, "activation_dropout", default=0.0)),
             activation_dropout_twice=True,
-            input_dropout=float(option(own, "dropout" if modality == "TEXT" else "prenet_dropout", default=0.0)),
+            input_dropout=float(
+                option(own, "dropout", default=0.1)
+                if modality == "TEXT"
+                else option(own, "prenet_dropout", default=0.0)
+            ),
             drop_path=float(option(options, "end_drop_path_rate", default=0.0)),
             layer_drop=float(option(options, "layerdrop", default=0.0)),
             init="normal",
@@ -266,5 +270,6 @@ def _decoder(state: Weights, below: str, dim: int, encoder: Encoder, options: di
         residual=bool(option(options, "decoder_residual", default=True)),
         projection_depth=projection,
         projection_ratio=ratio,
-        input_dropout=float(option(options, "input_dropout", default=0.0)),
+        input_dropout=float(option(options, "input_dropout", default=0.1)),
+        init="normal" if isinstance(encoder, TextEncoder) else "default",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +31,21 @@ from d2v_lightning.support.tensor_files import REAL, compare_checksums, named_te
 
 FORMAT_VERSION = 2  # of checkpoints and directories: classes by their public names
 RUN_KEY = "run"  # settings of data and trainer in a checkpoint
+# Trainer settings that decide what a run computes, and are plain numbers: a checkpoint may give them back.
+_TRAINER_SETTINGS = (
+    "max_epochs",
+    "max_steps",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "precision",
+    "limit_train_batches",
+    "limit_val_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "log_every_n_steps",
+)
 
 
 class LoadsOwnCheckpoints(FromRecipe, Configurable):
@@ -205,6 +221,12 @@ def stored_settings(value: Any, path: str, key: str) -> Tree:
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{path}: {key} is a {type(value).__name__}, where a mapping is expected")
     return value or {}
+
+
+def is_trainer_setting(name: str, value: Any) -> bool:
+    """Whether a stored setting of the Trainer may be taken over: one that decides what a run computes, a number or a word."""
+    plain_text = isinstance(value, str) and re.fullmatch(r"[a-z0-9-]+", value) is not None
+    return name in _TRAINER_SETTINGS and (isinstance(value, (bool, int, float)) or plain_text)
 
 
 def check_format(checkpoint: Any, name: str) -> None:

@@ -19,6 +19,7 @@ from d2v_lightning.checkpoints.own import (
     RUN_KEY,
     LoadsOwnCheckpoints,
     check_format,
+    is_trainer_setting,
     load_exactly,
     refuse_others,
     stored_settings,
@@ -78,9 +79,14 @@ def read_pretrained(
     name = str(tree["class_path"]).rpartition(".")[2]
     rows = [Row(weight, tuple(tensor.shape), "matched", weight) for weight, tensor in state.items()]
     kind = f"{name} of d2v_lightning at step {file.get('global_step', 0):,}"
-    data = stored_settings(file.get(RUN_KEY), str(path), RUN_KEY).get("data")
+    run = stored_settings(file.get(RUN_KEY), str(path), RUN_KEY)
+    stored = stored_settings(run.get("trainer"), str(path), f"{RUN_KEY}.trainer").items()
+    trainer = {name: value for name, value in stored if is_trainer_setting(name, value)}
     stamp = file["d2v_lightning"]
-    content = Content(tree, state, kind, stamp.get("licence"), rows, data, _scores(file), stamp.get("tokenizer"))
+    content = Content(
+        tree, state, kind, stamp.get("licence"), rows, run.get("data"), _scores(file), stamp.get("tokenizer")
+    )
+    content = content._replace(trainer=trainer)
     _refuse_unfit(content, str(path), whole)
     return content._replace(path=str(path))
 

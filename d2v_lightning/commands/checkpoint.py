@@ -1,6 +1,7 @@
 """The commands that look into checkpoints and turn them into each other.
 
     python -m d2v_lightning.commands.checkpoint inspect PATH                what it is, and what would become of each weight
+    python -m d2v_lightning.commands.checkpoint inspect PATH --recipe YAML  also what made it, as a recipe for `cli.py fit`
     python -m d2v_lightning.commands.checkpoint import PATH --out DIR       Meta's or Hugging Face's, as a directory of ours
     python -m d2v_lightning.commands.checkpoint export PATH --out DIR       anything, as a directory that `transformers` loads
 
@@ -30,6 +31,7 @@ from d2v_lightning.checkpoints.official import read_dictionary
 from d2v_lightning.checkpoints.onnx import export_onnx
 from d2v_lightning.checkpoints.own import load_exactly
 from d2v_lightning.checkpoints.pretrained import read_pretrained
+from d2v_lightning.checkpoints.recipe_of import write_recipe
 from d2v_lightning.checkpoints.tables import Row
 from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.configurable import build, own_class
@@ -65,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--pretrained", help="the file that a fine-tuned one of fairseq's started from")
         if name == "inspect":
             command.add_argument("--weights", action="store_true", help="every weight, not one line for all blocks")
+            command.add_argument("--recipe", metavar="YAML", help="write what made the file, for `cli.py fit --config`")
             continue
         command.add_argument(
             "--part", choices=("student", "teacher"), help="the backbone alone, of a pre-trained model"
@@ -90,12 +93,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def inspect(args: argparse.Namespace) -> None:
-    """Print what a file is."""
+    """Print what a file is, and write what made it."""
+    if args.recipe:
+        refuse_existing(args.recipe)
     found = _read(args)
+    if args.recipe:
+        write_recipe(found, args.recipe)
     _say(found)
     print("options")
     print("\n".join(f"  {line}" for line in settings(found.tree["init_args"])))
     _table(found.rows, whole=args.weights)
+    if args.recipe:
+        print(f"what made it is written to {args.recipe}")
 
 
 def import_(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2v_lightning.checkpoints.own import RUN_KEY, read_checkpoint, stored_settings
+from d2v_lightning.checkpoints.own import RUN_KEY, is_trainer_setting, read_checkpoint, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
 from d2v_lightning.flavour import pl, rank_zero_warn
@@ -17,21 +17,6 @@ from d2v_lightning.support.errors import UsageError, UserError, naming
 # They say how a step is computed, or where weights came from, not which model it is.
 _FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
 
-# Trainer settings that decide what a run computes, and are plain numbers: a checkpoint may give them back.
-_TRAINER_SETTINGS = (
-    "max_epochs",
-    "max_steps",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "precision",
-    "limit_train_batches",
-    "limit_val_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "log_every_n_steps",
-)
 _FROM_DATA = frozenset({"class_names", "mean", "std"})  # arguments that are known only when the data is there
 _ORDER = frozenset({"batch_size", "effective_batch", "seed", "dataset", "root", "val_fraction", "task"})
 
@@ -74,7 +59,7 @@ class StoredRun:
         self.trainer: dict[str, Any] = {
             name: value
             for name, value in stored_settings(run.get("trainer"), path, f"{RUN_KEY}.trainer").items()
-            if _is_setting(name, value)
+            if is_trainer_setting(name, value)
         }
 
     @property
@@ -102,7 +87,7 @@ class StoreRun(pl.Callback):
     def __init__(self, data: Tree | None, trainer: dict[str, Any]) -> None:
         self.run = {
             "data": data if data is not None and is_own(data) else None,
-            "trainer": {name: value for name, value in trainer.items() if _is_setting(name, value)},
+            "trainer": {name: value for name, value in trainer.items() if is_trainer_setting(name, value)},
         }
 
     def on_save_checkpoint(
@@ -196,11 +181,6 @@ def _say_changed_settings(settings: dict[str, Any], stored: StoredRun) -> None:
     if words:
         order = ". The rest of the run sees other samples, or in another order, than it would have" if reorders else ""
         rank_zero_warn(f"going on from {stored.path} with changed settings: {', '.join(words)}{order}")
-
-
-def _is_setting(name: str, value: Any) -> bool:
-    plain_text = isinstance(value, str) and re.fullmatch(r"[a-z0-9-]+", value) is not None
-    return name in _TRAINER_SETTINGS and (isinstance(value, (bool, int, float)) or plain_text)
 
 
 def _plain(value: Any) -> Any:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from golden_case import GoldenCase
+from released_cfg import PRETRAINED, merged
 from safetensors.torch import load_file
 
+import cli
 from d2v_lightning import Data2Vec, load_backbone
 from d2v_lightning.checkpoints import official_state_dict
 from d2v_lightning.checkpoints.pretrained import FromPretrained
@@ -79,6 +82,54 @@ def test_inspect_writes_nothing_and_names_every_weight(tmp_path: Path, capsys: p
         assert weight in said
     assert "average_top_k_layers" in said
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_what_made_a_file_is_written_as_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = GoldenCase("d2v2_image")
+    path, out = case.write_official_file(tmp_path), tmp_path / "out.yaml"
+    file = torch.load(path)
+    options = merged(PRETRAINED["image_v2_base"], {"model": case.json["official_options_set"]})
+    torch.save({**file, "cfg": options}, path)
+    assert main(["inspect", str(path), "--recipe", str(out)]) == 0
+    header = out.read_text().partition("seed_everything")[0]
+    assert f"python cli.py fit --config {out} --data.root" in header
+    assert "#   model.modalities.image.mask_prob_adjust: 0.07" in header, "no counterpart"
+    assert "model.clone_batch" in header.partition("Options read: ")[2]
+    small = [
+        "--data.dataset",
+        "digits",
+        "--data.batch_size",
+        "4",
+        "--data.effective_batch",
+        "4",
+        "--data.num_workers",
+        "0",
+    ]
+    small += ["--trainer.max_steps", "1", "--model.optimization.warmup", "0", "--trainer.accelerator", "cpu"]
+    small += ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.logger", "false"]
+    cli.main(["fit", "--config", str(out), *small])
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+    again = tmp_path / "again.yaml"
+    assert main(["inspect", str(checkpoint), "--recipe", str(again)]) == 0
+    ours, theirs = (yaml.safe_load(written.read_text()) for written in (again, out))
+    assert ours["model"]["init_args"]["targets"] == theirs["model"]["init_args"]["targets"]
+    data = {**ours["data"]["init_args"], "batch_size": 16, "effective_batch": 256}
+    assert theirs["data"]["init_args"].items() <= data.items()
+    assert ours["trainer"]["max_steps"] == 1
+    capsys.readouterr()
+    assert "again.yaml exists" in refused(["inspect", str(checkpoint), "--recipe", str(again)], capsys)
+
+
+def test_a_file_that_does_not_say_what_made_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = GoldenCase("audio_padded").write_official_file(tmp_path), tmp_path / "out.yaml"
+    command = ["--recipe", str(out)]
+    assert "audio_padded.pt: its cfg has no section optimization" in refused(["inspect", str(path), *command], capsys)
+    assert main(["export", str(path), "--out", str(tmp_path / "hf")]) == 0
+    capsys.readouterr()
+    said = refused(["inspect", str(tmp_path / "hf"), *command], capsys)
+    assert "it holds a network and not what made it (targets, masks, batch, optimiser)" in said
+    assert not out.exists()
 
 
 def test_a_picture_of_another_size(tmp_path: Path) -> None:
