@@ -13,8 +13,8 @@ from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.configurable import Tree
 from d2v_lightning.flavour import rank_zero_info
 from d2v_lightning.nn.encoders.image import ImageEncoder
-from d2v_lightning.nn.normalization import Normalization, normalization_of
-from d2v_lightning.support.errors import UserError
+from d2v_lightning.nn.normalization import Normalization, is_finite, normalization_of
+from d2v_lightning.support.errors import UserError, naming
 
 PREPROCESSOR = "preprocessor_config.json"
 FILES = (PREPROCESSOR, "processor_config.json")
@@ -41,7 +41,8 @@ def read_processor(directory: Path, encoder: ImageEncoder, name: str) -> Tree | 
     path = next((directory / file for file in FILES if (directory / file).is_file()), None)
     options = {} if path is None else _options(path)
     if path is not None:
-        encoder.normalization = _normalization(options, encoder.in_channels, path)
+        with naming(path):
+            encoder.normalization = _normalization(options, encoder.in_channels, path)
     if encoder.normalization is None:
         reason = f"no {PREPROCESSOR}" if path is None else f"no image_mean and image_std in {path.name}"
         rank_zero_info(f"{name} does not say what its pictures are normalised with: there is {reason}")
@@ -52,7 +53,8 @@ def read_processor(directory: Path, encoder: ImageEncoder, name: str) -> Tree | 
 def write_processor(encoder: ImageEncoder, directory: Path, evaluation: Mapping[str, Any]) -> None:
     """Write the file for a network, whose pixels are then those of our evaluation; where it cannot be, say so.
 
-    Theirs resizes the shorter side and takes the centre, as ours does. A file that is there already stays.
+    Theirs resizes the shorter side and takes the centre, as ours does. A file that is there already stays, where it says mean
+    and deviation.
 
     Args:
         encoder: of the network.
@@ -68,7 +70,8 @@ def write_processor(encoder: ImageEncoder, directory: Path, evaluation: Mapping[
         theirs = _normalization(_options(there), encoder.in_channels, there)
         if seen is not None and theirs is not None and not theirs.agrees(seen):
             raise UserError(f"{there.name} says {theirs}, the model was trained with {seen}: leave that file out")
-        return
+        if theirs is not None:
+            return
     if seen is None or height != width:
         reason = "the model does not say what its pictures are normalised with"
         if seen is not None:
@@ -116,13 +119,13 @@ def _options(path: Path) -> dict[str, Any]:
 def _normalization(options: dict[str, Any], channels: int, path: Path) -> Normalization | None:
     """Theirs is of values in 0..255 times `rescale_factor`; ours of values in 0..1."""
     factor = options.get("rescale_factor", 1 / 255)
-    if type(factor) not in (int, float) or not math.isfinite(factor) or factor <= 0:
+    if not is_finite(factor) or factor <= 0:
         raise UserError(f"{path}: rescale_factor is {factor!r}, where a number above 0 is expected")
     one = 255 * factor if truth(options.get("do_rescale", True), f"do_rescale of {path}") else 255.0
     mean, std = options.get("image_mean"), options.get("image_std")
     if not truth(options.get("do_normalize", True), f"do_normalize of {path}"):
         mean, std = 0.0, 1.0
-    mean, std = ([value] * channels if type(value) in (int, float) else value for value in (mean, std))
+    mean, std = ([value] * channels if is_finite(value) else value for value in (mean, std))
     found = normalization_of(mean, std, channels, f"{path}: image_")
     if found is None or math.isclose(one, 1.0):
         return found
@@ -134,7 +137,7 @@ def _evaluation(options: dict[str, Any]) -> dict[str, Any]:
     resized, cropped = _side(options.get("size")), _side(options.get("crop_size"))
     if options.get("do_center_crop") is False:
         seen["crop_share"] = 1.0
-    elif options.get("do_center_crop") is True and resized and cropped and cropped <= resized:
+    elif options.get("do_center_crop") is True and resized and cropped and cropped <= resized <= 10 * cropped:
         seen["crop_share"] = cropped / resized
     names = {number: name for name, number in RESAMPLE.items()}
     if type(options.get("resample")) is int and options["resample"] in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -80,12 +81,13 @@ def normalization_of(mean: Any, std: Any, channels: int | None, owner: str = "")
         channels = max(1, len(values)) if channels is None else channels
         if len(values) != channels:
             raise UserError(f"{name} has {len(values)} values for {channels} channels: give one per channel")
-        if not all(_is_number(value) and math.isfinite(value) for value in values):
+        if not all(is_finite(value) for value in values):
             raise UserError(f"{name} is {list(values)}: it must be a list of finite numbers, one per channel")
     if min(std) <= 0:
         raise UserError(f"{owner}std {list(std)}: permitted is more than 0")
     return Normalization([float(value) for value in mean], [float(value) for value in std])
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def is_finite(value: Any) -> bool:
+    """Whether something from a file is a number that a float can be; JSON has longer ones."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

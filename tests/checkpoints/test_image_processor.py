@@ -127,6 +127,12 @@ def test_theirs_in_our_terms(options: dict[str, Any], expected: Normalization, t
         ({"image_mean": [0.5] * 3}, "image_std is None: give both"),
         ({"rescale_factor": "x"}, "rescale_factor is 'x'"),
         ({"rescale_factor": 0}, "rescale_factor is 0"),
+        ({"rescale_factor": 10**400}, "rescale_factor is 1000"),
+        (
+            {"rescale_factor": 1e308, "image_mean": 1, "image_std": 1},
+            r"preprocessor_config.json: std \[0.0, 0.0, 0.0\]",
+        ),
+        ({"image_mean": [10**400] * 3, "image_std": [1] * 3}, "image_mean is .*finite numbers"),
         ({"do_normalize": 1}, "do_normalize of .* is 1, where true or false"),
         ({"image_mean": [0.5] * 3, "much": "x" * 2**20}, "bytes: settings of an image processor are expected"),
     ],
@@ -140,6 +146,7 @@ def test_nonsense_is_one_line_that_names_the_file(options: Any, message: str, tm
 
 def test_odd_sizes_and_unknown_resampling_are_left_open(tmp_path: Path) -> None:
     assert reads({"size": "x", "crop_size": -1, "do_center_crop": True, "resample": 1}, tmp_path)[1] is None
+    assert reads({"size": 10**9, "crop_size": 8, "do_center_crop": True}, tmp_path)[1] is None, "no gigabytes of pixels"
     assert reads({"size": {"height": 8}, "do_center_crop": False}, tmp_path)[1]["init_args"] == {"crop_share": 1.0}
 
 
@@ -167,7 +174,7 @@ def test_a_file_that_a_model_came_with_stays_and_may_not_contradict_it(tmp_path:
     with pytest.raises(
         UserError, match=r"preprocessor_config.json says mean .*, the model was trained with mean \[0.485"
     ):
-        write_processor(ImageEncoder(32, 4, 3, 8, *[], mean=IMAGENET.mean, std=IMAGENET.std), tmp_path, {})
+        write_processor(ImageEncoder(32, 4, 3, 8, mean=IMAGENET.mean, std=IMAGENET.std), tmp_path, {})
 
 
 @pytest.mark.parametrize("evaluation", [{"crop_share": "x"}, {"crop_share": 2.0}, {"interpolation": "round"}])

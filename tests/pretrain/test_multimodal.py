@@ -34,6 +34,7 @@ from d2v_lightning import (
 )
 from d2v_lightning.checkpoints.pretrained import read_pretrained
 from d2v_lightning.flavour import pl
+from d2v_lightning.nn.normalization import IMAGENET
 from datamodules import ImageDataModule, MultimodalDataModule
 from datamodules.multimodal import spread_out
 from examples.signals import SignalDataModule, SignalEncoder
@@ -294,6 +295,7 @@ def test_one_modality_is_taken_out_of_a_checkpoint(checkpoint: Path) -> None:
 
 def test_one_modality_is_fine_tuned(checkpoint: Path, tmp_path: Path) -> None:
     classifier = ImageClassifier(num_classes=10, checkpoint=str(checkpoint), modality="image", drop_path=0.0)
+    assert classifier.encoder.normalization == IMAGENET.of_channels(1), "as its datamodule told the run of several"
     pictures = ImageDataModule(dataset="digits", task="classify", batch_size=32, rand_augment=None, num_workers=0)
     trainer = pl.Trainer(
         accelerator="cpu",
