@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from d2v_lightning.callbacks.collapse_statistics import measure
 from d2v_lightning.callbacks.objective_of import objective_of
+from d2v_lightning.callbacks.put_first import put_first
 from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_only, rank_zero_warn
@@ -175,6 +176,9 @@ class CollapseMonitor(Configurable, pl.Callback):
         self._candidate, self._times = Finding(*state_dict["candidate"]), state_dict["times"]
         self._first, self._best = dict(state_dict["first"]), dict(state_dict["best"])
         self.reading = dict(state_dict["reading"])
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        put_first(trainer, self)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = self._last_check = trainer.global_step

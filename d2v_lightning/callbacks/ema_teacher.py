@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from d2v_lightning.callbacks.put_first import put_first
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
@@ -15,7 +16,8 @@ class EMATeacher(Configurable, pl.Callback):
     """teacher <- decay x teacher + (1 - decay) x student, with a decay that rises linearly and then stays.
 
     The decay is a pure function of the number of optimiser steps taken, so a resumed run needs no counter and
-    accumulated micro-batches do not count. `Data2Vec` hands this callback to the Trainer by itself.
+    accumulated micro-batches do not count. `Data2Vec` hands this callback to the Trainer by itself. Callbacks of
+    the Trainer come after it: they see and save the teacher of the step that has ended.
 
     Args:
         decay_start: decay at the start. Images 1.0 Base: .9998, constant (released command).
@@ -49,6 +51,9 @@ class EMATeacher(Configurable, pl.Callback):
         """Move the teachers of a `Pretraining` as after optimiser step `step`, all tensors in one fused operation."""
         teacher, student = module.ema_pairs()
         torch._foreach_lerp_(teacher, student, 1.0 - self.decay(step))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        put_first(trainer, self)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stored = {str(parameter.dtype).removeprefix("torch.") for parameter in pl_module.parameters()}

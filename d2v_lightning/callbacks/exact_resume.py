@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from d2v_lightning.callbacks.put_first import put_first
 from d2v_lightning.flavour import pl
 
 ValidationStage = pl.loops.evaluation_loop.RestartStage
@@ -50,6 +51,9 @@ class ExactResume(pl.Callback):
         self._place: Place | None = None
         # After the last optimiser step: its number, the batches over all epochs, and the states of the loaders.
         self._last_step: tuple[int, int, list[Any]] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        put_first(trainer, self)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -59,8 +59,8 @@ class Preemption(Configurable, pl.Callback):
         self._replaced: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Callbacks that a module brings along (the teacher's) come after those of the Trainer: only the last one in the
-        # list sees a finished step. A new list, because Lightning is walking through the present one.
+        # Only the last one in the list sees what all the others have made of a step.
+        # A new list, because Lightning is walking through the present one.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 

@@ -27,7 +27,7 @@ class SaveOnError(pl.Callback):
         self._whole = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Callbacks that a module brings along (the teacher's) come after those of the Trainer: the last sees a whole step.
+        # Only the last one in the list sees what all the others have made of a step.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
 

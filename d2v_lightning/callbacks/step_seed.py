@@ -33,7 +33,7 @@ class StepSeed(pl.Callback):
             )
         self.seed = seed
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.seed is None:
             self.seed = trainer.strategy.broadcast(torch.initial_seed() % 2**32)
 

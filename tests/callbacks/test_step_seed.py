@@ -28,7 +28,7 @@ def draws(callback: StepSeed, batch: int = 0, **place: int) -> tuple[float, floa
 def begun(seed: int) -> StepSeed:
     torch.manual_seed(seed)
     callback = StepSeed()
-    callback.on_train_start(trainer(), None)  # type: ignore[arg-type]
+    callback.on_fit_start(trainer(), None)  # type: ignore[arg-type]
     return callback
 
 
@@ -47,7 +47,7 @@ def test_a_resumed_run_has_the_seed_of_its_checkpoint() -> None:
     whole, resumed = begun(5), StepSeed()
     resumed.load_state_dict(whole.state_dict())
     torch.manual_seed(77)
-    resumed.on_train_start(trainer(), None)  # type: ignore[arg-type]
+    resumed.on_fit_start(trainer(), None)  # type: ignore[arg-type]
     assert draws(resumed) == draws(whole)
 
 
