@@ -107,8 +107,8 @@ class CollapseMonitor(Configurable, pl.Callback):
 
     The released code has no verdict but two bounds: `min_target_var` and `min_pred_var` of examples/data2vec/models/
     data2vec_audio.py and data2vec2.py, standard deviations in spite of their names. After 5,000 updates its run fails at the
-    first batch whose targets are below .1, or whose predictions are below .01. The recipes of such rows set these here. Each
-    check looks at them, without dropout. The release looks at every batch, with dropout.
+    first batch whose targets are below .1, or whose predictions are below .01. The recipes of such rows set these and
+    `on_collapse: stop`. Each check looks at them, without dropout. The release looks at every batch, with dropout.
 
     A run that is stopped is saved as at any other end. `fit` then raises `CollapseError`; a command ends with its line and
     status 1.
@@ -116,11 +116,11 @@ class CollapseMonitor(Configurable, pl.Callback):
     Args:
         every_n_steps: optimiser steps between checks.
         patience: checks in a row that must agree before the verdict changes: one batch proves nothing.
-        on_collapse: what a verdict "collapsed" does: "warn" goes on, "stop" stops the run. Published rows warn, because the
-            release has no such verdict.
-        min_target_std, min_prediction_std: bounds of `target_std` and `prediction_std` below which a check stops the run,
-            whatever `on_collapse` is. 0 is none, as released for images, and for text of 1.0.
-        bounds_after: optimiser steps that bounds do not count in (released: 5,000).
+        on_collapse: what a verdict "collapsed", or a reading below a bound, does: "warn" goes on, "stop" stops the run.
+        min_target_std, min_prediction_std: bounds of `target_std` and `prediction_std`; one reading below them counts. 0 is
+            none, as released for images, and for text of 1.0.
+        stop_after: optimiser steps in which bounds do not count and nothing stops the run. Released: 5,000. Small runs are
+            over by then, so the default is 0.
         modality: in a run of several, the one that this monitor looks at, at its first batch after every so many steps; each
             has a monitor of its own. Its name then follows `collapse/`.
     """
@@ -133,21 +133,22 @@ class CollapseMonitor(Configurable, pl.Callback):
         modality: str | None = None,
         min_target_std: float = 0.0,
         min_prediction_std: float = 0.0,
-        bounds_after: int = 5000,
+        stop_after: int = 0,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
             raise UserError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
         if on_collapse not in ("warn", "stop"):
             raise UserError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
         self.every_n_steps, self.patience, self.on_collapse = every_n_steps, patience, on_collapse
-        if min(min_target_std, min_prediction_std, bounds_after) < 0:
+        if min(min_target_std, min_prediction_std, stop_after) < 0:
             raise UserError(
-                f"min_target_std is {min_target_std}, min_prediction_std is {min_prediction_std}, bounds_after is "
-                f"{bounds_after}: none of them may be negative"
+                f"min_target_std is {min_target_std}, min_prediction_std is {min_prediction_std}, stop_after is "
+                f"{stop_after}: none of them may be negative"
             )
-        self.modality, self.bounds_after = modality, bounds_after
+        self.modality, self.stop_after = modality, stop_after
         self.bounds = {"target_std": min_target_std, "prediction_std": min_prediction_std}
         self._reason: str | None = None  # why the run is being stopped
+        self._warned = False  # of a bound
         self._name = "CollapseMonitor" if modality is None else f"CollapseMonitor ({modality})"
         self.verdict: Finding | None = None
         self.reading: dict[str, float] = {}
@@ -205,24 +206,32 @@ class CollapseMonitor(Configurable, pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
         pl_module.log_dict(values, logger=False, batch_size=1)
-        self._reason = self._reason or self._below_bounds(step)
-        if self.verdict is not None and self.verdict.status == "collapsed" and self.on_collapse == "stop":
-            self._reason = f"{self._name}, step {step}: {describe(self.verdict, self.reading)}"
-        if self._reason is not None:
-            trainer.should_stop = True
+        self._stop_or_warn(trainer, step)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._reason is not None:  # and all is saved, as at any other end
             raise CollapseError(self._reason)
 
-    def _below_bounds(self, step: int) -> str | None:
-        """The first bound that the reading of this step is below, in words."""
+    def _stop_or_warn(self, trainer: pl.Trainer, step: int) -> None:
+        """What follows from the reading of this step."""
+        if step <= self.stop_after:
+            return
+        reason = self._below_bounds()
+        if reason is not None and self.on_collapse == "warn" and not self._warned:
+            self._warned = True
+            rank_zero_warn(f"{self._name}, step {step}: {reason}")
+        if reason is None and self.verdict is not None and self.verdict.status == "collapsed":
+            reason = describe(self.verdict, self.reading)
+        if reason is not None and self.on_collapse == "stop":
+            stopped = "The run was stopped: set on_collapse to warn to go on in any case"
+            self._reason = f"{self._name}, step {step}: {reason}. {stopped}"
+            trainer.should_stop = True
+
+    def _below_bounds(self) -> str | None:
+        """The first bound that the reading is below, in words."""
         for name, bound in self.bounds.items():
-            if step > self.bounds_after and self.reading[name] < bound:
-                return (
-                    f"{self._name}, step {step}: the run was stopped, because {name} is {self.reading[name]:.4g}, below "
-                    f"min_{name} {bound:g}: {LOWER}, or set min_{name} to 0 to go on in any case"
-                )
+            if self.reading[name] < bound:
+                return f"{name} is {self.reading[name]:.4g}, below min_{name} {bound:g}: {LOWER}"
         return None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

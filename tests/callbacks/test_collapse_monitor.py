@@ -78,41 +78,42 @@ def test_stop_ends_the_run_when_the_finding_has_come_twice() -> None:
 def test_released_bounds_stop_a_run_after_their_step_and_not_before(
     model: pl.LightningModule, bounds: dict[str, float], reason: str
 ) -> None:
-    runner = trainer([CollapseMonitor(every_n_steps=2, bounds_after=4, **bounds)], 30)
-    with pytest.raises(CollapseError, match=f"CollapseMonitor, step 6: the run was stopped, because {reason}"):
+    runner = trainer([CollapseMonitor(every_n_steps=2, on_collapse="stop", stop_after=4, **bounds)], 30)
+    with pytest.raises(CollapseError, match=f"CollapseMonitor, step 6: {reason}"):
         runner.fit(model, loader())
     assert runner.global_step == 6
-    unbounded = trainer([CollapseMonitor(every_n_steps=2, bounds_after=0)], 5)
-    unbounded.fit(model, loader())
-    assert unbounded.global_step == 5
+    warned = trainer([CollapseMonitor(every_n_steps=2, **bounds)], 5)
+    with pytest.warns(UserWarning, match=f"CollapseMonitor, step 2: {reason}"):
+        warned.fit(model, loader())
+    assert warned.global_step == 5
 
 
 def test_published_rows_have_the_released_bounds() -> None:
     """Defaults of data2vec_audio.py and data2vec2.py; 0 in the YAML files of 2.0 images; no such option in the others."""
-    released = {"audio": (0.1, 0.01, 5000), "text_v2": (0.1, 0.01, 5000), "image_v2": (0.0, 0.0, 5000)}
+    released = {"audio": (0.1, 0.01, 5000), "text_v2": (0.1, 0.01, 5000), "image_v2": (0.0, 0.0, 0)}
     for path in sorted((ROOT / "configs" / "pretrain").glob("*.yaml")):
         if not re.search("base|large|huge", path.stem):
             continue
         callbacks = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
         options = next(one for one in callbacks if one["class_path"].endswith("CollapseMonitor")).get("init_args", {})
         monitor = CollapseMonitor(**options)
-        expected = next((bounds for name, bounds in released.items() if path.stem.startswith(name)), (0.0, 0.0, 5000))
-        assert (*monitor.bounds.values(), monitor.bounds_after) == expected, path.name
+        expected = next((bounds for name, bounds in released.items() if path.stem.startswith(name)), (0.0, 0.0, 0))
+        assert (*monitor.bounds.values(), monitor.stop_after) == expected, path.name
         assert bool(options) == path.stem.startswith(tuple(released)), path.name
-        assert monitor.on_collapse == "warn", path.name
+        assert monitor.on_collapse == ("stop" if any(monitor.bounds.values()) else "warn"), path.name
 
 
 def test_a_stopped_command_is_saved_has_one_line_and_its_resume_goes_on_counting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bounds = {"every_n_steps": 1, "bounds_after": 3, "min_target_std": 100.0}
+    bounds = {"every_n_steps": 1, "on_collapse": "stop", "stop_after": 3, "min_target_std": 100.0}
     monitor = {"class_path": "CollapseMonitor", "init_args": bounds}
     settings = {**PRETRAIN, "trainer": {**PRETRAIN["trainer"], "callbacks": [monitor]}}
     command = ["fit", "--config", write(tmp_path / "tiny.yaml", settings), "--trainer.default_root_dir", str(tmp_path)]
     last = tmp_path / "checkpoints" / "last.ckpt"
     cli.main([*command, "--trainer.max_steps", "2"])
     printed = fails(capsys, 1, *command, "--trainer.max_steps", "9", "--ckpt_path", "last")
-    assert printed.startswith("error: CollapseMonitor, step 4: the run was stopped, because target_std is ")
+    assert printed.startswith("error: CollapseMonitor, step 4: target_std is ")
     assert printed.endswith(f"go on in any case. The last whole checkpoint is {last}\n")
     assert torch.load(last, weights_only=True)["global_step"] == 4
 
