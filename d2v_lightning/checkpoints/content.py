@@ -28,7 +28,8 @@ class Content(NamedTuple):
         data: the datamodule of the run that wrote it, where that is known.
         metrics: measured by that run on held-out data.
         tokenizer: that a text model was trained with, where the file has it.
-        normalize: whether a speech model heard clips of mean 0 and variance 1, where a foreign file says so.
+        normalize: whether a speech model heard clips of mean 0 and variance 1, where neither its tree nor its data say so.
+            What pictures are normalised with is in the tree, see `ImageEncoder`.
         path: of the file, as messages call it.
         options: a file of Meta's own options, "cfg" of fairseq's or "args" of BEiT's.
         trainer: settings of the Trainer that wrote a checkpoint of ours.

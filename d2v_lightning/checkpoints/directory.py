@@ -13,6 +13,7 @@ from torch import Tensor
 from d2v_lightning.checkpoints import stored_tokenizer
 from d2v_lightning.checkpoints.card import card
 from d2v_lightning.checkpoints.content import Content
+from d2v_lightning.checkpoints.options import truth
 from d2v_lightning.checkpoints.own import FORMAT_VERSION, refuse_other_format
 from d2v_lightning.checkpoints.shareable import decoder_with_files, shareable
 from d2v_lightning.checkpoints.tables import Row, State
@@ -119,6 +120,7 @@ def read_directory(directory: Path) -> Content:
         stamp.get("data"),
         stamp.get("metrics") or {},
         stored_tokenizer.from_directory(directory),
+        truth(stamp.get("normalize"), f"normalize of {directory}"),
     )
 
 
@@ -221,6 +223,7 @@ def write_directory(content: Content, out: str | Path, beside: Path | None = Non
             "licence": content.licence,
             "data": shareable(content.data),
             "metrics": dict(content.metrics),
+            "normalize": content.takes_normalized,
         }
         tree = content.tree
         if decoder_with_files(tree) is not None:

@@ -152,6 +152,7 @@ def save_huggingface(
     directory: str | Path,
     state: Mapping[str, Tensor] | None = None,
     evaluation: Mapping[str, Any] = MappingProxyType({}),
+    normalize: bool | None = None,
 ) -> str:
     """Write `config.json`, `model.safetensors`, and letters and feature extractor of speech or the image processor.
 
@@ -160,6 +161,7 @@ def save_huggingface(
         directory: is made where it does not exist.
         state: its weights, where it lies on the meta device and has none itself.
         evaluation: how pictures are shown, see `write_processor`.
+        normalize: of a speech backbone, which does not hold it itself: whether it heard clips of mean 0 and variance 1.
 
     Returns:
         The class of `transformers` whose `from_pretrained(directory)` is this network. Where `AudioEncoder.padding` is
@@ -190,6 +192,8 @@ def save_huggingface(
     encoder = module.encoder
     if isinstance(encoder, ImageEncoder):
         write_processor(encoder, Path(directory), evaluation)
+    if isinstance(module, Backbone) and isinstance(encoder, AudioEncoder) and normalize is not None:
+        huggingface_audio.write_extractor(Path(directory), normalize)
     return str(config.architectures[0])
 
 

@@ -191,7 +191,7 @@ def to_task(module: Any, config: Any, prefix: str) -> tuple[Names, tuple[str, ..
 
 def write_processor(module: Any, directory: Path) -> None:
     """The letters as a tokenizer of theirs, in which the padding token is CTC's blank, and the feature extractor."""
-    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2Processor
+    from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2Processor
 
     vocab = directory / "vocab.json"
     vocab.write_text(
@@ -201,11 +201,17 @@ def write_processor(module: Any, directory: Path) -> None:
     tokenizer = Wav2Vec2CTCTokenizer(
         str(vocab), pad_token=BLANK, unk_token=unknown, bos_token=None, eos_token=None, word_delimiter_token=SEPARATOR
     )
-    extractor = Wav2Vec2FeatureExtractor(
-        sampling_rate=module.sample_rate, do_normalize=module.normalize, return_attention_mask=True
-    )
-    extractor.save_pretrained(directory)
+    extractor = write_extractor(directory, module.normalize, module.sample_rate)
     Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(directory)
+
+
+def write_extractor(directory: Path, normalize: bool, sample_rate: int = RATE) -> Any:
+    """The feature extractor of theirs, which gives clips mean 0 and variance 1 or leaves them as they are."""
+    from transformers import Wav2Vec2FeatureExtractor
+
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=sample_rate, do_normalize=normalize, return_attention_mask=True)
+    extractor.save_pretrained(directory)
+    return extractor
 
 
 def untrained(config: Any, name: str) -> Backbone:

@@ -169,7 +169,7 @@ def export(args: argparse.Namespace) -> None:
 
 def _fill(folder: Path, module: nn.Module, content: Content, beside: Path | None) -> None:
     fill_beside(content, beside, folder)  # first: an image processor that the model came with stays
-    architecture = save_huggingface(module, folder, content.state, content.data_arguments)
+    architecture = save_huggingface(module, folder, content.state, content.data_arguments, content.takes_normalized)
     (folder / "README.md").write_text(card(content, architecture), encoding="utf-8")
     reads_text = isinstance(getattr(module, "encoder", None), TextEncoder)
     if reads_text and not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -209,7 +209,7 @@ def _backbone(found: Content, part: Part, image_size: int | None = None) -> Cont
         + (f"; left out: {others}, and its own head" if others else "")
     )
     kind = f"{found.kind}, the {part}'s backbone"
-    return found._replace(tree=tree, state=state, kind=kind, rows=[])
+    return found._replace(tree=tree, state=state, kind=kind, rows=[], normalize=found.takes_normalized)
 
 
 # ---- what is printed ---------------------------------------------------------------------------------------------------

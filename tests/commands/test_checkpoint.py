@@ -6,20 +6,23 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from golden_case import GoldenCase
+from golden_case import GoldenCase, changed
 from released_cfg import PRETRAINED, merged
 from safetensors.torch import load_file
 
 import cli
-from d2v_lightning import Data2Vec, load_backbone
+from d2v_lightning import Data2Vec, SpeechCTC, load_backbone
 from d2v_lightning.checkpoints import official_state_dict
+from d2v_lightning.checkpoints.backbones import load_normalize
 from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.commands.checkpoint import main
 from d2v_lightning.flavour import pl
+from d2v_lightning.support.errors import UserError
 
 CASES = [path.stem for path in (Path(__file__).parents[1] / "golden").glob("*.safetensors")]
 NOT_IN_TRANSFORMERS = ["d2v2_image", "audio_variant_prenorm", "d2v2_audio_alibi_padded", "d2v2_audio_alibi_unpadded"]
@@ -279,6 +282,29 @@ def test_checkpoints_of_runs_carry_licence_and_scores(tmp_path: Path, capsys: py
     assert "license: cc-by-nc-4.0" in card
     assert f"- val/loss: {float(runner.callback_metrics['val/loss']):.4g}" in card
     assert Data2Vec.load_from_checkpoint(path).backbone.licence == "cc-by-nc-4.0"
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_what_clips_were_normalised_with_goes_along(normalize: bool, tmp_path: Path) -> None:
+    def change(file: dict[str, Any]) -> dict[str, Any]:
+        file["cfg"]["task"] = {"normalize": normalize}
+        return file
+
+    path = changed("audio_padded", tmp_path, change)[1]
+    assert main(["import", str(path), "--out", str(tmp_path / "whole")]) == 0
+    assert main(["import", str(path), "--out", str(tmp_path / "part"), "--part", "teacher"]) == 0
+    assert main(["export", str(tmp_path / "whole"), "--out", str(tmp_path / "theirs")]) == 0
+    places = [path, *(tmp_path / name for name in ("whole", "part", "theirs"))]
+    assert [load_normalize(place) for place in places] == [normalize] * 4
+    tuned = SpeechCTC(checkpoint=str(tmp_path / "theirs"), normalize=normalize)
+    tuned.save_pretrained(tmp_path / "tuned")
+    assert main(["export", str(tmp_path / "tuned"), "--part", "student", "--out", str(tmp_path / "again")]) == 0
+    assert load_normalize(tmp_path / "again") is normalize
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    config["d2v_lightning"]["normalize"] = "x"
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"normalize of .*whole is 'x', where true or false is expected"):
+        load_normalize(tmp_path / "whole")
 
 
 def test_onnx_is_checked_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
