@@ -148,7 +148,8 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
     pl.seed_everything(0)
     if kind is ImageClassifier:
         tiny = tiny_image_model().backbone
-        classifier = build(overridden(tree, {"backbone": tiny.config, "num_classes": 10}))
+        colour = {"mean": None, "std": None}  # the recipe's may be for one channel
+        classifier = build(overridden(tree, {"backbone": tiny.config, "num_classes": 10, **colour}))
         waiting = not_called(classifier)
         steps(classifier, {"inputs": image_batch(4, 9)["inputs"], "labels": torch.tensor([0, 1, 2, 9])})
         assert not waiting
