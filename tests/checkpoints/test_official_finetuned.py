@@ -131,6 +131,10 @@ def test_image_classes(name: str, tmp_path: Path) -> None:
     assert base.encoder.normalization == IMAGENET
     assert found.encoder.normalization == (IMAGENET if v2 else INCEPTION)
     assert found.class_names is None, "the file has none"
+    if not v2:
+        file["args"].imagenet_default_mean_and_std = True
+        torch.save(file, tmp_path / "other.pth")
+        assert FromPretrained.from_pretrained(tmp_path / "other.pth").encoder.normalization == IMAGENET  # type: ignore[attr-defined]
     images = case.batch()["inputs"]
     tokens, _ = base.encoder.features(images)
     last = base.backbone.transformer.depth - 1
