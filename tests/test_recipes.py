@@ -143,7 +143,9 @@ def test_a_recipe_builds_at_full_size_and_runs_two_steps_when_small(path: Path, 
         [f"text{serves}_base" for serves in ("", "_v2")] if modality == "text" else [f"{modality}{version}_{size}"]
     )
     with torch.device("meta"):
-        for name in pretrained:
+        if "backbone" in arguments:  # from scratch
+            build(tree)
+        for name in () if "backbone" in arguments else pretrained:
             build({**tree, "init_args": {**arguments, "backbone": build(from_file(name)).config}})
     pl.seed_everything(0)
     if kind is ImageClassifier:
