@@ -5,9 +5,19 @@ from __future__ import annotations
 import re
 
 from d2v_lightning.checkpoints.content import Content
-from d2v_lightning.checkpoints.official_run_options import Batch, beit_batch, fairseq_batch, needed, only, section
+from d2v_lightning.checkpoints.official_run_options import (
+    Batch,
+    beit_batch,
+    counted,
+    fairseq_batch,
+    needed,
+    number,
+    only,
+    section,
+)
 from d2v_lightning.checkpoints.options import Options, option
 from d2v_lightning.configurable import Tree, own_class
+from d2v_lightning.method.student import VisibleStudent
 from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from d2v_lightning.nn.encoders.image import patch_grid
 from d2v_lightning.support.errors import UserError
@@ -28,29 +38,27 @@ def data_of(content: Content, options: Options, fairseq: bool) -> Tree:
     encoder = backbone["encoder"]
     kind = own_class(encoder["class_path"])
     batch = fairseq_batch(options) if fairseq else beit_batch(options)
+    own: Options | None = None  # 2.0's options of the modality
+    if pretrained and issubclass(own_class(arguments["student"]["class_path"]), VisibleStudent):
+        own = section(section(section(options, "model"), "modalities"), _MODALITIES[kind])
     if issubclass(kind, ImageEncoder):
         if not pretrained:
             return _tree("ImageDataModule", _classes(options, batch, fairseq))
-        read = _images_2(options, encoder["init_args"]) if fairseq else _images_1(options)
+        read = _images_1(options) if own is None else _images_2(options, own, encoder["init_args"])
         return _tree("ImageDataModule", {"task": "pretrain", **read, **_pictures(batch)})
     if issubclass(kind, AudioEncoder):
-        return _tree("SpeechDataModule", _speech(options, batch, pretrained))
+        return _tree("SpeechDataModule", _speech(options, own, batch, pretrained))
     assert issubclass(kind, TextEncoder)
-    return (
-        _tree("TextDataModule", _text(options, batch))
-        if pretrained
-        else _tree("GLUEDataModule", _sentences(options, batch))
-    )
+    if pretrained:
+        return _tree("TextDataModule", _text(options, own, batch))
+    return _tree("GLUEDataModule", _sentences(options, batch))
+
+
+_MODALITIES: dict[type, str] = {ImageEncoder: "image", AudioEncoder: "audio", TextEncoder: "text"}
 
 
 def _tree(name: str, arguments: Tree) -> Tree:
     return {"class_path": f"datamodules.{name}", "init_args": arguments}
-
-
-def _own(options: Options, modality: str) -> Options | None:
-    """2.0's options of a modality; None in 1.0."""
-    model = section(options, "model")
-    return section(section(model, "modalities"), modality) if "modalities" in model else None
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------------
@@ -66,7 +74,7 @@ def _images_1(options: Options) -> Tree:
     """BEiT's `run_cyclical.py` and `datasets.py`."""
     if (dropped := float(option(options, "mask_dropout_prob", default=-1.0))) > 0:
         raise UserError(f"its option mask_dropout_prob is {dropped:g}: masks have no dropout here")
-    most = option(options, "max_mask_patches_per_block", default=None)
+    most = number(options, "max_mask_patches_per_block")
     return {
         "num_masked_patches": int(needed(options, "num_mask_patches")),
         "min_block": int(needed(options, "min_mask_patches_per_block")),
@@ -76,10 +84,8 @@ def _images_1(options: Options) -> Tree:
     }
 
 
-def _images_2(options: Options, encoder: Tree) -> Tree:
+def _images_2(options: Options, own: Options, encoder: Tree) -> Tree:
     """2.0's `mae_image_dataset.py`, and `compute_block_mask_2d` of `fairseq/data/data_utils.py`."""
-    own = _own(options, "image")
-    assert own is not None
     if not option(own, "inverse_mask", default=False):
         raise UserError(
             "its option model.modalities.image.inverse_mask is false: only inverse blocks have a counterpart here"
@@ -121,12 +127,12 @@ def _classes(options: Options, batch: Batch, fairseq: bool) -> Tree:
 # ---- speech ------------------------------------------------------------------------------------------------------------
 
 
-def _speech(options: Options, batch: Batch, pretrained: bool) -> Tree:
+def _speech(options: Options, own: Options | None, batch: Batch, pretrained: bool) -> Tree:
     """`audio_{pretraining,finetuning}.py`, and the masks of `wav2vec2.py`, `wav2vec2_asr.py` and 2.0's `base.py`."""
     if batch.tokens is None:
         raise UserError("its option dataset.max_tokens is not set, so its batch of samples is not known")
-    rate = int(option(options, "task.sample_rate", default=16_000))
-    longest, shortest = (option(options, f"task.{side}_sample_size", default=None) for side in ("max", "min"))
+    rate = counted(section(options, "task"), "sample_rate", default=16_000)
+    longest, shortest = (number(section(options, "task"), f"{side}_sample_size") for side in ("max", "min"))
     arguments: Tree = {
         "task": "pretrain" if pretrained else "ctc",
         "train_split": str(option(options, "dataset.train_subset", default="train")),
@@ -139,7 +145,6 @@ def _speech(options: Options, batch: Batch, pretrained: bool) -> Tree:
     model = section(options, "model")
     if pretrained:
         padded = option(options, "task.enable_padding", default=False)
-        own = _own(options, "audio")
         masks = {"mask_prob": _share(model, 0.65), "mask_length": int(option(model, "mask_length", default=10))}
         if own is not None:
             masks = {
@@ -169,10 +174,10 @@ def _share(masks: Options, default: float) -> float:
 # ---- text --------------------------------------------------------------------------------------------------------------
 
 
-def _text(options: Options, batch: Batch) -> Tree:
+def _text(options: Options, own: Options | None, batch: Batch) -> Tree:
     """`masked_lm.py`, and 2.0's masks, which the model makes."""
-    task, own = section(options, "task"), _own(options, "text")
-    length = int(option(task, "tokens_per_sample", default=1024))
+    task = section(options, "task")
+    length = int(counted(task, "tokens_per_sample", default=1024))
     packing = str(option(task, "sample_break_mode", default="none"))
     if packing not in PACKINGS:
         raise UserError(

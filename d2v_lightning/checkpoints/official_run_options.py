@@ -45,15 +45,37 @@ def only(options: Options, name: str, known: Any) -> None:
         raise UserError(f"its option {options.place}{name} is {said!r}: only {known!r} has a counterpart here")
 
 
+def number(options: Options, name: str) -> float | None:
+    """A number, None where it is not set.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return None if option(options, name, default=None) is None else float(option(options, name, default=0.0))
+
+
 def needed(options: Options, name: str) -> float:
     """A number that has no default.
 
     Raises:
-        ValueError: it is missing.
+        ValueError: it is missing, or something else.
     """
-    if option(options, name, default=None) is None:
+    found = number(options, name)
+    if found is None:
         raise UserError(f"its option {options.place}{name} is not set, so what made it is not known")
-    return float(option(options, name, default=0.0))
+    return found
+
+
+def counted(options: Options, name: str, default: float = 0.0) -> float:
+    """A number of 1 or more.
+
+    Raises:
+        ValueError: it is missing where `default` is 0, or something else.
+    """
+    found = number(options, name)
+    if (default if found is None else found) < 1:
+        raise UserError(f"its option {options.place}{name} is {found}: a number of 1 or more is expected")
+    return default if found is None else found
 
 
 def numbers(options: Options, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
@@ -64,9 +86,10 @@ def numbers(options: Options, name: str, default: tuple[float, ...]) -> tuple[fl
     """
     given = option(options, name, default=list(default))
     found = _NUMBER.findall(given) if isinstance(given, str) else given
-    if not isinstance(found, (list, tuple)) or len(found) != len(default):
+    right = isinstance(found, (list, tuple)) and len(found) == len(default)
+    if not right or not all(isinstance(one, (int, float, str)) for one in found):
         raise UserError(f"its option {options.place}{name} is {given!r}, where {len(default)} numbers are expected")
-    return tuple(float(number) for number in found)
+    return tuple(float(one) for one in found)
 
 
 # ---- fairseq -----------------------------------------------------------------------------------------------------------
@@ -89,8 +112,8 @@ def fairseq_optimization(cfg: Options, **others: Any) -> Optimization:
             raise UserError("its composite optimiser has no groups, so what made it is not known")
         group = section(groups, "default" if "default" in groups else next(iter(groups)))
         optimizer, scheduler = section(group, "optimizer"), section(group, "lr_scheduler")
-        lr = option(group, "lr_float", default=None)
-        lr = learning_rate(cfg, 0.0) if lr is None else needed(group, "lr_float")
+        own = number(group, "lr_float")
+        lr = learning_rate(cfg, 0.0) if own is None else own
     else:
         scheduler, lr = section(cfg, "lr_scheduler"), learning_rate(cfg, 0.0)
     only(optimizer, "_name", "adam")
@@ -129,14 +152,12 @@ def _fairseq_schedule(scheduler: Options, whole: Options, lr: float) -> dict[str
     if name == "polynomial_decay":
         only(scheduler, "power", 1.0)
         only(scheduler, "force_anneal", None)
-        steps = option(scheduler, "total_num_update", default=None)
+        steps = number(scheduler, "total_num_update")
         return {
             "schedule": "polynomial",
             "warmup": int(option(scheduler, "warmup_updates", default=0)),
             "final_lr": float(option(scheduler, "end_learning_rate", default=0.0)),
-            "schedule_steps": int(
-                needed(whole, "max_update") if steps is None else needed(scheduler, "total_num_update")
-            ),
+            "schedule_steps": int(needed(whole, "max_update") if steps is None else steps),
         }
     raise UserError(
         f"its schedule {scheduler.place}_name is {name!r}: cosine, tri_stage and polynomial_decay are known"
@@ -150,14 +171,15 @@ def fairseq_batch(cfg: Options) -> Batch:
         ValueError: it says neither samples nor tokens.
     """
     data = section(cfg, "dataset")
-    samples, tokens = (option(data, name, default=None) for name in ("batch_size", "max_tokens"))
+    samples, tokens = (number(data, name) for name in ("batch_size", "max_tokens"))
     if samples is None and tokens is None:
         raise UserError("its options dataset.batch_size and dataset.max_tokens are not set, so its batch is not known")
-    frequency = option(cfg, "optimization.update_freq", default=[1])
-    often = frequency[0] if isinstance(frequency, list) and frequency else frequency
-    world = option(cfg, "distributed_training.distributed_world_size", default=1)
+    given = option(cfg, "optimization.update_freq", default=[1])  # one number for each epoch, or one for all
+    often = Options({"update_freq": given[0] if isinstance(given, list) and given else given}, place="optimization.")
+    batches = needed(often, "update_freq")
+    batches *= option(cfg, "distributed_training.distributed_world_size", default=1)
     many = [None if size is None else int(size) for size in (samples, tokens)]
-    return Batch(many[0], many[1], int(world) * int(often))
+    return Batch(many[0], many[1], int(batches))
 
 
 def fairseq_trainer(cfg: Options) -> Tree:
@@ -193,7 +215,7 @@ def beit_optimization(options: Options, **others: Any) -> Optimization:
     only(options, "opt", "adamw")
     only(options, "tri_phase_schedule", None)
     decay = float(option(options, "weight_decay", default=0.05))
-    if (end := option(options, "weight_decay_end", default=None)) not in (None, decay):
+    if (end := number(options, "weight_decay_end")) not in (None, decay):
         raise UserError(f"its option weight_decay_end is {end!r}: only a constant weight decay has a counterpart here")
     steps = int(option(options, "warmup_steps", default=-1))
     return Optimization(
@@ -202,7 +224,7 @@ def beit_optimization(options: Options, **others: Any) -> Optimization:
         eps=float(option(options, "opt_eps", default=1e-8)),
         weight_decay=decay,
         schedule="cosine",
-        warmup=steps if steps > 0 else needed(options, "warmup_epochs") / needed(options, "epochs"),
+        warmup=steps if steps > 0 else needed(options, "warmup_epochs") / counted(options, "epochs"),
         final_lr=needed(options, "min_lr"),
         **others,
     )
@@ -220,9 +242,9 @@ def beit_batch(options: Options) -> Batch:
 
 def beit_trainer(options: Options) -> Tree:
     """Length, clipping and precision of a run, as settings of the Trainer."""
-    settings: Tree = {"max_epochs": int(needed(options, "epochs")), "precision": PRECISION}
-    if (clip := option(options, "clip_grad", default=None)) is not None:
-        settings["gradient_clip_val"] = float(clip)
+    settings: Tree = {"max_epochs": int(counted(options, "epochs")), "precision": PRECISION}
+    if (clip := number(options, "clip_grad")) is not None:
+        settings["gradient_clip_val"] = clip
     return settings
 
 
