@@ -10,7 +10,7 @@ import torch
 from d2v_lightning.checkpoints import official_v1_audio_text, official_v1_image, official_v2, official_v2_options
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_v1_audio_text_options import audio_backbone, text_backbone
-from d2v_lightning.checkpoints.options import as_options, model_options, option, plain_options
+from d2v_lightning.checkpoints.options import as_options, model_options, option, plain_options, refuse_unknown
 from d2v_lightning.checkpoints.tables import Names, Row, State, drop, prefixed, to_ours, weight_and_bias
 from d2v_lightning.configurable import build, plain
 from d2v_lightning.flavour import rank_zero_info
@@ -39,6 +39,8 @@ def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None
     weights = named_tensors(official_v1_audio_text.split_teacher(file["model"], path)[0], path)
     cfg = as_options(file.get("cfg"))
     if cfg is None:
+        if file.get("model_ema") is not None:
+            rank_zero_info(f"{path} also has an average of its weights (model_ema), which is left out")
         return _image_1(weights, as_options(file.get("args")) or {}, path)
     if f"{CTC_HEAD}.weight" in weights:
         return _ctc(weights, cfg, dictionary or _symbols(file), path)
@@ -78,12 +80,28 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
     }
     table = prefixed(_table(backbone, v2), "backbone.", CTC) | weight_and_bias("head", CTC_HEAD)
     table["mask_token"] = (f"{CTC}mask_emb",)
+    _weigh_blank(weights, outer)
     if v2:  # masks with noise, and has no token
         weights[f"{CTC}mask_emb"] = torch.zeros(backbone.dim)
     content = _content("SpeechCTC", arguments, weights, table, rows, path)
     if v2:
         rows[:] = [row for row in rows if row.ours != "mask_token"]
     return Content(*content, f"data2vec {1 + v2}.0 for speech, fine-tuned with CTC", FREE, rows)
+
+
+def _weigh_blank(weights: Weights, outer: dict[str, Any]) -> None:
+    """Put what `wav2vec2_asr.py` adds to the logit of the blank, or sets it to, into the head."""
+    weight, mode = float(option(outer, "blank_weight", default=0)), option(outer, "blank_mode", default="add")
+    if weight == 0.0:
+        return
+    if mode not in ("add", "set"):
+        raise UserError(f"its option blank_mode is {mode!r}: 'add' and 'set' are known")
+    row, bias = weights[f"{CTC_HEAD}.weight"].clone(), weights[f"{CTC_HEAD}.bias"].clone()
+    if mode == "set":
+        row[0], bias[0] = 0.0, 0.0
+    bias[0] += weight
+    weights[f"{CTC_HEAD}.weight"], weights[f"{CTC_HEAD}.bias"] = row, bias
+    rank_zero_info(f"the blank's weight of {weight} (blank_mode {mode!r}) is now part of the head")
 
 
 def _symbols(file: dict[str, Any]) -> list[str] | None:
@@ -118,6 +136,7 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
         raise UserError(f"{path} has the heads {', '.join(heads)}: one is expected")
     below = f"{HEADS}{heads[0]}"
     options, prefix = model_options(cfg, path), ""
+    refuse_unknown(options, {"pooler_activation_fn": "tanh", "spectral_norm_classification_head": False})
     if any(name.startswith(f"{V2_PREFIX}modality_encoders.") for name in weights):
         options, prefix = _inner(options, "pretrained_model_args", path), V2_PREFIX
     weights = official_v1_audio_text.renamed(weights)
@@ -145,6 +164,10 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
 
 def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     rows: list[Row] = []
+    probe = not any(name in weights for name in ("norm.weight", "fc_norm.weight"))  # --linear_classifier
+    if probe:  # which has a norm without weights
+        dim = weights.sizes("head.weight", 2)[1]
+        weights["fc_norm.weight"], weights["fc_norm.bias"] = torch.ones(dim), torch.zeros(dim)
     pooling: Literal["mean", "class_token"] = "mean" if "fc_norm.weight" in weights else "class_token"
     backbone = official_v1_image.backbone_of(
         weights, options, path, final_norm="norm.weight" in weights, finetuned=True
@@ -156,6 +179,7 @@ def _image_1(weights: Weights, options: dict[str, Any], path: str) -> Content:
     table = prefixed(official_v1_image.BACKBONE, "backbone.") | IMAGE_HEAD
     arguments = {"num_classes": weights.sizes("head.weight", 2)[0], "backbone": backbone, "pooling": pooling}
     content = _content("ImageClassifier", arguments, weights, table, rows, path)
+    rows[:] = [row for row in rows if not (probe and row.theirs.startswith("fc_norm."))]
     return Content(*content, "data2vec 1.0 for images, fine-tuned on classes", NON_COMMERCIAL, rows)
 
 
@@ -168,6 +192,7 @@ def _image_2(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
             f"{'with' if 'fc_norm.weight' in weights else 'without'} fc_norm): the mean of the patches, then a norm, is known"
         )
     inner = {**_inner(options, "pretrained_model_args", path)}
+    inner["norm_eps"] = option(options, "norm_eps", default=option(inner, "norm_eps", default=1e-6))
     inner["end_drop_path_rate"] = option(options, "drop_path_rate", default=0.1)
     for name in ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout", "layerdrop"):
         inner[name] = option(options, name, default=0.0)

@@ -14,6 +14,7 @@ from d2v_lightning.checkpoints.options import (
     option,
     parse_conv_layers,
     refuse_contradictions,
+    refuse_unknown,
     target_norms,
 )
 from d2v_lightning.checkpoints.tables import State, depth_of
@@ -40,6 +41,7 @@ def audio_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbo
         ValueError: they describe none, or contradict each other.
     """
     depth, dim = _depth_and_width(state, "encoder.layers.", "post_extract_proj.bias")
+    refuse_unknown(options, {"layer_type": "transformer", "activation_fn": "gelu"})
     refuse_contradictions(
         options,
         {
@@ -123,9 +125,7 @@ def text_backbone(state: Weights, options: dict[str, Any], path: str) -> Backbon
     refuse_contradictions(trunk, {f"encoder{between}{name}": said for name, said in found.items() for between in "._"})
     vocab_size = state.sizes(f"{TEXT_PREFIX}embed_tokens.weight", 2)[0]
     pre_norm = option(trunk, "encoder.normalize_before", "encoder_normalize_before", default=False)
-    for name, needed in (("no_scale_embedding", True), ("encoder.learned_pos", True), ("activation_fn", "gelu")):
-        if (said := option(trunk, name, default=needed)) != needed:
-            raise UserError(f"its option {name} is {said!r}, only {needed!r} is known")
+    refuse_unknown(trunk, {"no_scale_embedding": True, "encoder.learned_pos": True, "activation_fn": "gelu"})
     with torch.device("meta"):
         encoder = TextEncoder(
             dim=dim,

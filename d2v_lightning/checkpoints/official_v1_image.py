@@ -177,6 +177,8 @@ def backbone_of(
             layer_scale=(option(options, "layer_scale_init_value", default=0.0) or 1e-4)
             if "blocks.0.gamma_1" in state
             else None,
+            dropout=float(option(options, "drop", default=0.0)),  # after attention, after the FFN and of the input
+            input_dropout=float(option(options, "drop", default=0.0)),
             attention_dropout=float(option(options, "attn_drop_rate", default=0.0)),
             drop_path=float(option(options, "drop_path", default=0.0)),
             final_norm=final_norm,

@@ -16,6 +16,7 @@ from d2v_lightning.checkpoints.options import (
     option,
     parse_conv_layers,
     refuse_contradictions,
+    refuse_unknown,
     target_norms,
 )
 from d2v_lightning.checkpoints.tables import depth_of
@@ -183,6 +184,7 @@ def _optimization(modality: str, lr: float) -> Optimization:
 def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str, Any], path: str) -> Encoder:
     if modality == "IMAGE":
         _, channels, patch, _ = state.sizes(f"{below}local_encoder.proj.weight", 4)
+        refuse_unknown(own, {"use_alibi_encoder": False})  # theirs is of distances in two dimensions
         fixed = below + FIXED in state
         if fixed:
             grid = grid_of(state[below + FIXED], below + FIXED)
@@ -204,6 +206,7 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
             std=std,
         )
     if modality == "TEXT":
+        refuse_unknown(own, {"no_scale_embedding": True})
         vocab_size = state.sizes(f"{below}local_encoder.embed_tokens.weight", 2)[0]
         return TextEncoder(
             dim=dim,
@@ -225,6 +228,8 @@ def _encoder(state: Weights, below: str, modality: str, dim: int, own: dict[str,
     ]
     if not positions:
         raise UserError("no convolutions for positions among its weights")
+    if len(positions) == 1:
+        raise UserError("its option conv_pos_depth is 1: ours has weight norm in a single convolution, as 1.0 has")
     kernel = state.sizes(positions[0], 3)
     layer_norms = f"{below}local_encoder.conv_layers.0.2.1.weight" in state
     refuse_contradictions(

@@ -150,6 +150,17 @@ def refuse_contradictions(options: Mapping[str, Any], found: Mapping[str, Any]) 
             raise UserError(f"its option {name} is {said!r}, its weights are those of {value!r}")
 
 
+def refuse_unknown(options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Compare options with the only values that ours computes with, `known` by the options' dotted names.
+
+    Raises:
+        ValueError: an option is set to another value, under which the weights mean other numbers.
+    """
+    for name, value in known.items():
+        if (said := option(options, name, default=value)) != value:
+            raise UserError(f"its option {name} is {said!r}, only {value!r} is known")
+
+
 def parse_conv_layers(spec: Any) -> list[tuple[int, int, int]]:
     """(channels, kernel, stride) of each convolution, from text such as `[(512, 10, 5)] + [(512, 3, 2)] * 4`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,100 @@ def test_options_that_are_in_the_pre_trained_file_only(version: str, tmp_path: P
         SpeechCTC.from_pretrained(path)
     with pytest.raises(ValueError, match="no pre-trained file at"):
         SpeechCTC.from_pretrained(path, pretrained="/elsewhere/base.pt")
+
+
+@pytest.mark.parametrize("mode", ["add", "set"])
+def test_weight_of_the_blank(mode: str, tmp_path: Path) -> None:
+    """`Wav2VecCtc.get_logits` (fairseq, `wav2vec2_asr.py`) adds `blank_weight` to the blank's logit or sets that."""
+    case = GoldenCase("audio_unpadded")
+    base = pretrained(case, tmp_path)
+    path = write_ctc(case, tmp_path / "ctc.pt", base.backbone.dim)
+    file = torch.load(path)
+    file["cfg"]["model"] |= {"blank_weight": 2.5, "blank_mode": mode}
+    torch.save(file, path)
+    inputs = case.batch()["inputs"]
+    logits = F.linear(base.backbone(inputs), *random_head("w2v_encoder.proj", 32, base.backbone.dim).values())
+    logits[..., 0] = 2.5 + (logits[..., 0] if mode == "add" else 0.0)
+    torch.testing.assert_close(SpeechCTC.from_pretrained(path).eval()(inputs)[0], logits.log_softmax(dim=-1))
+    file["cfg"]["model"]["blank_mode"] = "double"
+    torch.save(file, path)
+    with pytest.raises(ValueError, match="blank_mode is 'double': 'add' and 'set' are known"):
+        SpeechCTC.from_pretrained(path)
+
+
+def write_image(case: GoldenCase, path: Path, dim: int, cfg: dict[str, Any] | None = None, norm: bool = True) -> Path:
+    gone = ("norm.", "lm_head.", "mask_token", "modality_encoders.IMAGE.decoder.")
+    below = "" if cfg is None else "model."
+    weights = {below + key: tensor for key, tensor in case.group("model.").items() if not key.startswith(gone)}
+    weights |= random_head("head", 10, dim)
+    if norm:
+        weights |= {"fc_norm.weight": torch.ones(dim), "fc_norm.bias": torch.zeros(dim)}
+    options: Any = copy.deepcopy(case.json["official_options_set"])
+    said = {"args": argparse.Namespace(num_heads=options.get("num_heads"), drop=0.25)}
+    if cfg is not None:
+        options["norm_eps"] = 1e-6
+        said = {"cfg": {"model": {"pretrained_model_args": {"model": options}, **cfg}}}
+    torch.save({"model": weights, **said}, path)
+    return path
+
+
+def test_linear_probe_of_1(tmp_path: Path) -> None:
+    """`run_class_finetuning.py --linear_classifier` averages patches too, and its norm has no weights."""
+    case = GoldenCase("vision_shared_relpos")
+    dim, images = pretrained(case, tmp_path).backbone.dim, case.batch()["inputs"]
+    tuned = ImageClassifier.from_pretrained(write_image(case, tmp_path / "tuned.pth", dim)).eval()
+    probe = ImageClassifier.from_pretrained(write_image(case, tmp_path / "probe.pth", dim, norm=False)).eval()
+    assert probe.pooling == "mean"
+    torch.testing.assert_close(probe(images), tuned(images))
+    assert tuned.backbone.transformer.config["init_args"]["dropout"] == 0.25  # its option `drop`
+    assert tuned.backbone.transformer.config["init_args"]["input_dropout"] == 0.25
+
+
+def test_norms_of_fine_tuned_images(tmp_path: Path) -> None:
+    """The `norm_eps` of `mae_image_classification.py` replaces that of pre-training."""
+    case = GoldenCase("d2v2_image")
+    dim, images = pretrained(case, tmp_path).backbone.dim, case.batch()["inputs"]
+    path = write_image(case, tmp_path / "tuned.pt", dim, {"norm_eps": 0.1})
+    tuned = ImageClassifier.from_pretrained(path).eval()
+    assert tuned.backbone.transformer.config["init_args"]["norm_eps"] == 0.1
+    same = ImageClassifier.from_pretrained(write_image(case, tmp_path / "tuned.pt", dim, {"norm_eps": None})).eval()
+    assert not torch.allclose(tuned(images), same(images), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "wrong", "message"),
+    [
+        ("audio_padded", (), {"activation_fn": "relu"}, "activation_fn is 'relu', only 'gelu' is known"),
+        ("audio_padded", (), {"layer_type": "conformer"}, "layer_type is 'conformer', only 'transformer' is known"),
+        ("text_padded", (), {"pooler_activation_fn": "relu"}, "pooler_activation_fn is 'relu', only 'tanh' is known"),
+        ("text_padded", (), {"spectral_norm_classification_head": True}, "spectral_norm_classification_head is True"),
+        ("d2v2_text_padded", ("modalities", "text"), {"no_scale_embedding": False}, "no_scale_embedding is False"),
+        ("d2v2_image", ("modalities", "image"), {"use_alibi_encoder": True}, "use_alibi_encoder is True"),
+    ],
+)
+def test_options_with_which_weights_mean_other_numbers(
+    name: str, place: tuple[str, ...], wrong: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    case = GoldenCase(name)
+    options: Any = case.json["official_options_set"]
+    weights: dict[str, Tensor] = network(case)
+    if name.startswith("text"):
+        weights |= random_head("classification_heads.head.dense", 4, 4)
+    for part in place:
+        options = options.setdefault(part, {})
+    options |= wrong
+    torch.save({"model": weights, "cfg": {"model": case.json["official_options_set"]}}, tmp_path / "official.pt")
+    with pytest.raises(ValueError, match=rf"official\.pt: its option {message}"):
+        FromPretrained.from_pretrained(tmp_path / "official.pt")
+
+
+def test_single_convolution_for_positions_of_2(tmp_path: Path) -> None:
+    """Theirs has no weight norm, ours has, as 1.0."""
+    case = GoldenCase("d2v2_audio_alibi_padded")
+    later = re.compile(r"relative_positional_encoder\.([2-9])\.")
+    weights = {key: tensor for key, tensor in network(case).items() if not later.search(key)}
+    options: Any = case.json["official_options_set"]
+    options["modalities"]["audio"]["conv_pos_depth"] = 1
+    torch.save({"model": weights, "cfg": {"model": options}}, tmp_path / "official.pt")
+    with pytest.raises(ValueError, match=r"official\.pt: its option conv_pos_depth is 1"):
+        FromPretrained.from_pretrained(tmp_path / "official.pt")
