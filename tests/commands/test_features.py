@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -222,8 +223,10 @@ def test_stored_settings_of_another_kind_are_one_line(
     data: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = classifier()
-    tree = {"class_path": "datamodules.ImageDataModule", "init_args": data}
-    write_directory(Content(model.config, model.state_dict(), "a classifier", None, [], data=tree), tmp_path / "model")
+    write_directory(Content(model.config, model.state_dict(), "a classifier", None, []), tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["d2v_lightning"]["data"] = {"class_path": "datamodules.ImageDataModule", "init_args": data}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
     call = [str(tmp_path / "1.png"), "--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "x.npy")]
     assert features.main([*call, "--num_workers", "0"]) == 2
