@@ -12,10 +12,9 @@ from d2v_lightning.checkpoints.official_run_options import (
     fairseq_batch,
     needed,
     number,
-    only,
     section,
 )
-from d2v_lightning.checkpoints.options import Options, option
+from d2v_lightning.checkpoints.options import Options, option, refuse_unknown
 from d2v_lightning.configurable import Tree, own_class
 from d2v_lightning.method.student import VisibleStudent
 from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder, TextEncoder
@@ -90,8 +89,7 @@ def _images_2(options: Options, own: Options, encoder: Tree) -> Tree:
         raise UserError(
             "its option model.modalities.image.inverse_mask is false: only inverse blocks have a counterpart here"
         )
-    only(own, "add_masks", False)
-    only(own, "remove_masks", False)
+    refuse_unknown(own, {"add_masks": False, "remove_masks": False})
     image, patch = (
         (size, size) if isinstance(size, int) else (size[0], size[1])
         for size in (encoder["image_size"], encoder["patch_size"])
@@ -152,8 +150,8 @@ def _speech(options: Options, own: Options | None, batch: Batch, pretrained: boo
                 "mask_length": int(option(own, "mask_length", default=5)),
                 "num_masks": int(option(model, "clone_batch", default=1)),
             }
-            only(own, "inverse_mask", False)
-        only(model, "mask_channel_prob", 0.0)
+            refuse_unknown(own, {"inverse_mask": False})
+        refuse_unknown(model, {"mask_channel_prob": 0.0})
         return {**arguments, "crop": "none" if padded else "shortest", **masks}
     hides = bool(option(model, "apply_mask", default=False))
     return {
@@ -193,15 +191,14 @@ def _text(options: Options, own: Options | None, batch: Batch) -> Tree:
         "effective_batch": length * blocks * batch.batches,
     }
     if own is not None:
-        only(own, "inverse_mask", False)
+        refuse_unknown(own, {"inverse_mask": False})
         return {
             **arguments,
             "mask_prob": _share(own, 0.7),
             "mask_length": int(option(own, "mask_length", default=5)),
             "num_masks": int(option(options, "model.clone_batch", default=1)),
         }
-    only(task, "mask_stdev", 0.0)
-    only(task, "freq_weighted_replacement", False)
+    refuse_unknown(task, {"mask_stdev": 0.0, "freq_weighted_replacement": False})
     return {
         **arguments,
         "mask_prob": _share(task, 0.15),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from d2v_lightning.checkpoints.options import Options, learning_rate, option
+from d2v_lightning.checkpoints.options import Options, learning_rate, option, refuse_unknown
 from d2v_lightning.configurable import Tree
 from d2v_lightning.optim.optimization import Optimization
 from d2v_lightning.support.errors import UserError
@@ -32,17 +32,6 @@ def section(options: Options, name: str) -> Options:
     if not isinstance(found, Options):
         raise UserError(f"its cfg has no section {options.place}{name}, so what made it is not known")
     return found
-
-
-def only(options: Options, name: str, known: Any) -> None:
-    """Refuse an option that is set to something which ours cannot do.
-
-    Raises:
-        ValueError: it is.
-    """
-    said = option(options, name, default=None)
-    if said is not None and said != known:
-        raise UserError(f"its option {options.place}{name} is {said!r}: only {known!r} has a counterpart here")
 
 
 def number(options: Options, name: str) -> float | None:
@@ -116,7 +105,7 @@ def fairseq_optimization(cfg: Options, **others: Any) -> Optimization:
         lr = learning_rate(cfg, 0.0) if own is None else own
     else:
         scheduler, lr = section(cfg, "lr_scheduler"), learning_rate(cfg, 0.0)
-    only(optimizer, "_name", "adam")
+    refuse_unknown(optimizer, {"_name": "adam"})
     decay = float(option(optimizer, "weight_decay", default=0.0))
     if lr <= 0:
         raise UserError(f"its learning rate is {lr:g}, so what made it is not known")
@@ -141,7 +130,7 @@ def _fairseq_schedule(scheduler: Options, whole: Options, lr: float) -> dict[str
         warmup = int(option(scheduler, "warmup_updates", default=0))
         return {"schedule": "fairseq_cosine", "warmup": warmup, "final_lr": floor}
     if name == "tri_stage":
-        only(scheduler, "init_lr_scale", 0.01)
+        refuse_unknown(scheduler, {"init_lr_scale": 0.01})
         if option(scheduler, "phase_ratio", default=None) is not None:
             warmup_share, hold, _ = numbers(scheduler, "phase_ratio", (0.0, 0.0, 0.0))
         else:
@@ -150,8 +139,7 @@ def _fairseq_schedule(scheduler: Options, whole: Options, lr: float) -> dict[str
         floor = lr * float(option(scheduler, "final_lr_scale", default=0.01))
         return {"schedule": "tri_stage", "warmup": warmup_share, "hold": hold, "final_lr": floor}
     if name == "polynomial_decay":
-        only(scheduler, "power", 1.0)
-        only(scheduler, "force_anneal", None)
+        refuse_unknown(scheduler, {"power": 1.0, "force_anneal": None})
         steps = number(scheduler, "total_num_update")
         return {
             "schedule": "polynomial",
@@ -212,8 +200,7 @@ def beit_optimization(options: Options, **others: Any) -> Optimization:
     Raises:
         ValueError: a needed number is missing, or an option has no counterpart.
     """
-    only(options, "opt", "adamw")
-    only(options, "tri_phase_schedule", None)
+    refuse_unknown(options, {"opt": "adamw", "tri_phase_schedule": None})
     decay = float(option(options, "weight_decay", default=0.05))
     if (end := number(options, "weight_decay_end")) not in (None, decay):
         raise UserError(f"its option weight_decay_end is {end!r}: only a constant weight decay has a counterpart here")

@@ -158,7 +158,8 @@ def refuse_unknown(options: Mapping[str, Any], known: Mapping[str, Any]) -> None
     """
     for name, value in known.items():
         if (said := option(options, name, default=value)) != value:
-            raise UserError(f"its option {name} is {said!r}, only {value!r} is known")
+            place = options.place if isinstance(options, Options) else ""
+            raise UserError(f"its option {place}{name} is {said!r}, only {value!r} is known")
 
 
 def parse_conv_layers(spec: Any) -> list[tuple[int, int, int]]:

@@ -19,10 +19,9 @@ from d2v_lightning.checkpoints.official_run_options import (
     beit_trainer,
     fairseq_optimization,
     fairseq_trainer,
-    only,
     section,
 )
-from d2v_lightning.checkpoints.options import Options, option
+from d2v_lightning.checkpoints.options import Options, option, refuse_unknown
 from d2v_lightning.configurable import Tree, plain, refuse_foreign
 from d2v_lightning.support.atomic import atomic_write
 from d2v_lightning.support.errors import UserError, naming
@@ -148,7 +147,7 @@ MONITOR: Tree = {"class_path": "d2v_lightning.CollapseMonitor"}
 
 
 def _monitor(model: Options) -> Tree:
-    """`CollapseMonitor` with the bounds of a file, which 1.0 for text does not have."""
+    """`CollapseMonitor` with the bounds of a file; 1.0 for text has none. fairseq looks at them from update 5,000."""
     if "min_target_var" not in model:
         return MONITOR
     bounds = {
@@ -158,7 +157,8 @@ def _monitor(model: Options) -> Tree:
             ("min_prediction_std", "min_pred_var", 0.01),
         )
     }
-    return {**MONITOR, "init_args": bounds}
+    stops = {"on_collapse": "stop", "stop_after": 5000} if any(bounds.values()) else {}
+    return {**MONITOR, "init_args": {**stops, **bounds}}
 
 
 def _pretraining(arguments: Tree, options: Options, fairseq: bool) -> Tree:
@@ -166,7 +166,7 @@ def _pretraining(arguments: Tree, options: Options, fairseq: bool) -> Tree:
         seeded = option(options, "seed_model", default=None)  # whose student such a run begins with, as its teacher too
         teacher = {} if not seeded else {"teacher_from": "student"}
         return {**arguments, **teacher, "optimization": beit_optimization(options)}
-    only(section(options, "model"), "skip_ema", False)
+    refuse_unknown(section(options, "model"), {"skip_ema": False})
     return {**arguments, "optimization": fairseq_optimization(options)}
 
 
@@ -182,7 +182,7 @@ def _finetuning(name: str, arguments: Tree, options: Options, fairseq: bool) -> 
     if name == "ImageClassifier":
         return {**arguments, **own, **_classes(options, model)}
     if name == "SpeechCTC":
-        only(model, "final_dropout", 0.0)
+        refuse_unknown(model, {"final_dropout": 0.0})
         frozen = float(option(model, "feature_grad_mult", default=0.0)) == 0.0
         own |= {
             "freeze_convolutions": frozen,
@@ -201,7 +201,7 @@ def _finetuning(name: str, arguments: Tree, options: Options, fairseq: bool) -> 
 
 def _classes(options: Options, model: Options) -> Tree:
     """2.0's `mae_image_classification.py`."""
-    only(model, "mixup_mode", "batch")
+    refuse_unknown(model, {"mixup_mode": "batch"})
     decay = float(option(model, "layer_decay", default=0.65))
     return {
         "head_std": 0.02,
@@ -220,9 +220,7 @@ def _classes(options: Options, model: Options) -> Tree:
 
 def _beit_classes(options: Options) -> Tree:
     """1.0's `run_class_finetuning.py`."""
-    only(options, "mixup_mode", "batch")
-    only(options, "target_layer", -1)
-    only(options, "learn_layer_weights", False)
+    refuse_unknown(options, {"mixup_mode": "batch", "target_layer": -1, "learn_layer_weights": False})
     decay = float(option(options, "layer_decay", default=0.9))
     return {
         "head_std": 0.02 * float(option(options, "init_scale", default=0.001)),

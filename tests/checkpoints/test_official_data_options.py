@@ -40,11 +40,11 @@ def test_clips_are_as_long_as_the_samples_say() -> None:
     ("name", "changes", "message"),
     [
         ("text_base", {"task": {"sample_break_mode": "eos"}}, "task.sample_break_mode is 'eos'"),
-        ("text_base", {"task": {"mask_stdev": 1.0}}, "task.mask_stdev is 1.0: only 0.0"),
+        ("text_base", {"task": {"mask_stdev": 1.0}}, "task.mask_stdev is 1.0, only 0.0"),
         ("text_base", {"dataset": {"max_tokens": 100}}, "dataset.max_tokens is 100: that is no block of 512 tokens"),
         ("image_v2_base", {"model": {"modalities": {"image": {"inverse_mask": False}}}}, "image.inverse_mask is false"),
         ("image_v2_base", {"dataset": {"batch_size": None, "max_tokens": 9}}, "dataset.batch_size is not set"),
-        ("audio_v2_base", {"model": {"mask_channel_prob": 0.1}}, "model.mask_channel_prob is 0.1: only 0.0"),
+        ("audio_v2_base", {"model": {"mask_channel_prob": 0.1}}, "model.mask_channel_prob is 0.1, only 0.0"),
         ("audio_base", {"dataset": {"batch_size": 9, "max_tokens": None}}, "dataset.max_tokens is not set"),
     ],
 )

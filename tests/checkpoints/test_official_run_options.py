@@ -53,12 +53,12 @@ def test_a_schedule_may_be_longer_than_the_run() -> None:
     ("name", "changes", "message"),
     [
         ("text_base", {"optimizer": None}, "its cfg has no section optimizer"),
-        ("text_base", {"optimizer": {"_name": "adafactor"}}, "its option optimizer._name is 'adafactor': only 'adam'"),
+        ("text_base", {"optimizer": {"_name": "adafactor"}}, "its option optimizer._name is 'adafactor', only 'adam'"),
         ("text_base", {"optimizer": {"adam_betas": "0.9"}}, "its option optimizer.adam_betas is '0.9', where 2 numbers"),
         ("text_base", {"lr_scheduler": {"_name": "fixed"}}, "its schedule lr_scheduler._name is 'fixed'"),
         ("text_base", {"lr_scheduler": {"warmup_init_lr": 1e-7}}, "its warm-up starts at 1e-07"),
         ("text_base", {"optimization": {"lr": [0.0]}}, "its learning rate is 0"),
-        ("audio_base", {"lr_scheduler": {"init_lr_scale": 0.1}}, "lr_scheduler.init_lr_scale is 0.1: only 0.01"),
+        ("audio_base", {"lr_scheduler": {"init_lr_scale": 0.1}}, "lr_scheduler.init_lr_scale is 0.1, only 0.01"),
         ("text_v2_base", {"optimizer": {"groups": {"default": {"optimizer": None}}}}, "no section optimizer.groups.default"),
     ],
 )  # fmt: skip
@@ -88,7 +88,7 @@ def test_beit_counts_its_warm_up_in_epochs_or_steps() -> None:
     assert beit_optimization(Options(given)).warmup == 0.0125
     assert beit_optimization(Options({**given, "warmup_steps": 500})).warmup == 500
     for changed, message in (
-        ({"opt": "sgd"}, "its option opt is 'sgd': only 'adamw'"),
+        ({"opt": "sgd"}, "its option opt is 'sgd', only 'adamw'"),
         ({"weight_decay_end": 0.1}, "weight_decay_end is 0.1"),
         ({"lr": None}, "its option lr is not set"),
     ):
