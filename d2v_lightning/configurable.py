@@ -44,7 +44,10 @@ class Configurable:
         # bind_partial: copy and pickle call __new__ without arguments and restore `config` afterwards.
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {name: plain(value) for name, value in list(_by_name(cls, bound).items())[1:]}
+        arguments = {
+            name: plain(value, f"{cls.__name__}'s argument {name}")
+            for name, value in list(_by_name(cls, bound).items())[1:]
+        }
         parameters = bound.signature.parameters
         for name, value in arguments.items():
             kind = parameters[name].annotation if name in parameters else Any
@@ -92,11 +95,15 @@ def public_path(cls: type) -> str:
     return f"{package if public else cls.__module__}.{cls.__qualname__}"
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, name: str = "an argument") -> Any:
     """A constructor argument as data: modules of ours become trees, tuples become lists, paths become text.
 
+    Args:
+        value: the argument.
+        name: what messages call it.
+
     Raises:
-        TypeError: the value is neither plain data nor a `Configurable`, so that no checkpoint could describe it.
+        ValueError: the value is neither plain data nor a `Configurable`, so that no checkpoint could describe it.
     """
     if isinstance(value, Configurable):
         return value.config
@@ -105,11 +112,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, name) for item in value]
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: plain(item, name) for key, item in value.items()}
     raise UserError(
-        f"{type(value).__name__} cannot be stored in a checkpoint as a constructor argument: "
+        f"{name} is of type {type(value).__name__}, which no checkpoint can hold: "
         "pass plain data, or a module that inherits from d2v_lightning.Configurable"
     )
 
@@ -150,7 +157,7 @@ def build(tree: Any, root: type | None = None) -> Any:
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = set() if takes_any else set(arguments) - set(parameters)
     if unknown:
-        raise UserError(f"{tree['class_path']} takes no argument named {', '.join(sorted(unknown))}")
+        raise UserError(f"{public_path(cls)} takes no argument named {', '.join(sorted(unknown))}")
     return cls(**{name: build(value) for name, value in arguments.items()})
 
 
@@ -173,10 +180,22 @@ def own_class(class_path: str) -> type:
     cls = vars(module).get(name) if isinstance(module, ModuleType) else None
     if isinstance(cls, type) and issubclass(cls, Configurable):
         return cls
+    if _is_inside_another(module_name):
+        raise UserError(
+            f"'{class_path}' is defined inside a class or function, where no file finds it. Nothing was run: load the file "
+            f"with the `load_from_checkpoint` of {name} itself, or move {name} to the top level of its module and save again"
+        )
     raise UserError(
         f"'{class_path}' is not a class of d2v_lightning, nor a Configurable one of a module that is imported. Nothing was "
         "run: if it is yours, import its module first, or name the class on the command line or in a --config"
     )
+
+
+def _is_inside_another(owner: str) -> bool:
+    """Whether what stands before the last dot of a class path is a class, or the inside of a function."""
+    module_name, _, name = owner.rpartition(".")
+    module = sys.modules.get(module_name)
+    return name == "<locals>" or (isinstance(module, ModuleType) and isinstance(vars(module).get(name), type))
 
 
 def refuse_foreign(tree: Any) -> None:
@@ -235,7 +254,11 @@ def own_package(name: str) -> ModuleType:
         ValueError: another project's `datamodules` stands before ours on the path.
     """
     package = importlib.import_module(name)
-    found, expected = (os.path.dirname(os.path.realpath(path)) for path in (str(package.__file__), __file__))
-    if os.path.dirname(found) != os.path.dirname(expected):
-        raise UserError(f"{found} hides the package {name} of d2v_lightning: rename it, or start from another folder")
+    # A folder without an __init__.py is a package too, and has no __file__. A single file has no __path__.
+    found = [os.path.realpath(path) for path in getattr(package, "__path__", [str(package.__file__)])]
+    expected = os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), name)
+    if found != [expected]:
+        raise UserError(
+            f"{found[0]} hides the package {name} of d2v_lightning: rename it, or start from another folder"
+        )
     return package

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from d2v_lightning.configurable import Tree, build
+from d2v_lightning.configurable import Tree, build, own_class
 from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError
 
@@ -32,7 +32,7 @@ class FromRecipe:
 
     @classmethod
     def from_recipe(cls, name: str, overrides: dict[str, Any] | None = None) -> Self:
-        """What a published row says, built from the YAML that the command line reads.
+        """What a published row says, built from the YAML that the command line reads. A subclass of yours takes its place.
 
         Args:
             name: a file's name below `configs/`, such as "image_base".
@@ -41,9 +41,11 @@ class FromRecipe:
         Raises:
             ValueError: there is no such recipe or argument, or it is another class's.
         """
-        made = from_recipe(name, "data" if issubclass(cls, pl.LightningDataModule) else "model", overrides)
-        if not isinstance(made, cls):
-            raise UserError(f"recipe {name!r} is a {type(made).__name__}, not a {cls.__name__}")
+        tree = _section(name, "data" if issubclass(cls, pl.LightningDataModule) else "model", overrides)
+        named = own_class(tree["class_path"])
+        if not issubclass(named, cls) and not issubclass(cls, named):
+            raise UserError(f"recipe {name!r} is a {named.__name__}, not a {cls.__name__}")
+        made: Self = build(tree, cls if issubclass(cls, named) else named)
         return made
 
 
@@ -58,8 +60,12 @@ def from_recipe(name: str, section: str, overrides: dict[str, Any] | None = None
     Raises:
         ValueError: there is no such recipe, or an override names an argument that the recipe does not set.
     """
+    return build(_section(name, section, overrides))
+
+
+def _section(name: str, section: str, overrides: dict[str, Any] | None) -> Tree:
     tree: Tree = yaml.safe_load(recipe_path(name).read_text())[section]
-    return build(overridden(tree, overrides or {}))
+    return overridden(tree, overrides or {})
 
 
 def overridden(tree: Tree, overrides: dict[str, Any]) -> Tree:

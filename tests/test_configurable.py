@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from d2v_lightning import (
     TextEncoder,
     Transformer,
 )
-from d2v_lightning.configurable import build
+from d2v_lightning.configurable import build, own_package
 from d2v_lightning.recipes import from_recipe
 from d2v_lightning.support.errors import UserError
 
@@ -77,3 +79,32 @@ def test_a_recorded_tree_builds_the_same_module() -> None:
 def test_only_classes_of_this_project_are_built(class_path: str) -> None:
     with pytest.raises(ValueError, match="is not a class of d2v_lightning"):
         build({"class_path": class_path, "init_args": {"in_features": 1, "out_features": 1}})
+
+
+def test_an_argument_that_no_checkpoint_can_hold_is_named() -> None:
+    with pytest.raises(
+        UserError, match="Optimization's argument schedule is of type method, which no checkpoint can hold"
+    ):
+        Optimization(schedule=tiny_image_model().forward)  # type: ignore[arg-type]
+
+
+class Outer:
+    """Holds a class."""
+
+    class Inner(Alibi):
+        """Out of sight of files."""
+
+
+def test_a_class_inside_another_is_not_found_and_what_to_do_is_said() -> None:
+    with pytest.raises(UserError, match=r"Outer.Inner' is defined inside a class or function.*move Inner to the top"):
+        build(Outer.Inner(8).config)
+
+
+def test_a_folder_without_init_that_stands_in_place_of_ours_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "datamodules").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "datamodules")
+    with pytest.raises(UserError, match=f"{tmp_path / 'datamodules'} hides the package datamodules"):
+        own_package("datamodules")

@@ -71,14 +71,16 @@ def test_files_from_before_and_after_a_move_of_a_class(tmp_path: Path, capsys: p
     assert torch.load(run / "further/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
-def test_another_package_of_the_name_datamodules_is_refused_with_its_path(tmp_path: Path) -> None:
-    foreign = tmp_path / "datamodules/__init__.py"
-    foreign.parent.mkdir()
+@pytest.mark.parametrize("kind", ["package", "file"])
+def test_another_package_of_the_name_datamodules_is_refused_with_its_path(tmp_path: Path, kind: str) -> None:
+    foreign = tmp_path / {"package": "datamodules/__init__.py", "file": "datamodules.py"}[kind]
+    foreign.parent.mkdir(exist_ok=True)
     foreign.write_text("")
     command = [sys.executable, "-m", "d2v_lightning.commands.features", "--help"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr == (
-        f"error: {foreign.parent} hides the package datamodules of d2v_lightning: rename it, or start from another folder\n"
+        f"error: {foreign if kind == 'file' else foreign.parent} hides the package datamodules of d2v_lightning: rename it, "
+        "or start from another folder\n"
     )

@@ -209,6 +209,27 @@ def test_a_header_names_what_the_file_reproduces_and_its_command(path: Path) -> 
     assert any(f"--config {path.relative_to(CONFIGS.parent)}" in line for line in header)
 
 
+class Mine(Data2Vec):
+    """A subclass with an argument of its own."""
+
+    def __init__(self, colour: str = "red", **inherited: Any) -> None:
+        super().__init__(**inherited)
+        self.colour = colour
+
+
+class MyData(ImageDataModule):
+    """A subclass without arguments of its own."""
+
+
+def test_a_subclass_takes_the_place_of_the_class_in_a_recipe() -> None:
+    mine = Mine.from_recipe("digits", {"colour": "blue", "optimization.lr": 0.5})
+    assert (type(mine), mine.colour, mine.optimization.lr) == (Mine, "blue", 0.5)
+    assert mine.config["class_path"] == f"{__name__}.Mine"
+    assert type(MyData.from_recipe("digits")) is MyData
+    with pytest.raises(ValueError, match="recipe 'imagenet_base' is a ImageClassifier, not a Mine"):
+        Mine.from_recipe("imagenet_base")
+
+
 def test_from_recipe_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match=r"no recipe 'image_bse': choose from .*image_base"):
         Data2Vec.from_recipe("image_bse")

@@ -103,7 +103,7 @@ def read_directory(directory: Path) -> Content:
     config = read_config(directory)
     stamp, tree = config["d2v_lightning"], {name: config.get(name) for name in ("class_path", "init_args")}
     version = stamp.get("format_version") if isinstance(stamp, dict) else None
-    if not isinstance(version, int) or not isinstance(tree["init_args"], dict):
+    if type(version) is not int or not isinstance(tree["init_args"], dict):
         raise UserError(f"{directory / CONFIG} is not whole: it lacks format version or the model's arguments")
     refuse_other_format(version, str(directory))
     with naming(directory / CONFIG):

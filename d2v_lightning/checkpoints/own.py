@@ -239,12 +239,12 @@ def check_format(checkpoint: Any, name: str) -> None:
     version = stamp.get("format_version") if isinstance(stamp, dict) else None
     tree = checkpoint.get("hyper_parameters")
     described = isinstance(tree, dict) and {"class_path", "init_args"} <= set(tree) and "state_dict" in checkpoint
-    if not isinstance(version, int) or not described:
+    if type(version) is not int or not described:  # True is an int too
         raise UserError(
             f"{name} is not a whole checkpoint: it lacks format version, the model's arguments or its weights"
         )
     for entry in ("epoch", "global_step"):
-        if not isinstance(checkpoint.get(entry, 0), int):
+        if type(checkpoint.get(entry, 0)) is not int:
             raise UserError(f"{name}: {entry} is {str(checkpoint[entry])[:60]!r}, where a count is expected")
     refuse_other_format(version, name)
 

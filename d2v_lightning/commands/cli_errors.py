@@ -19,6 +19,7 @@ from d2v_lightning.commands.signatures import (
     choices,
     classes_in,
     holds_nan,
+    is_base,
     is_concrete,
     parameters_of,
     readable,
@@ -145,10 +146,11 @@ class _Schema:
         elif bases and isinstance(value, list):
             for place, item in enumerate(value):
                 self._check(annotation, item, f"{key}[{place}]", source, (*path, place))
-        elif bases and isinstance(value, (dict, str)) and not (isinstance(value, str) and takes(annotation, value)):
-            self._check_tree(
-                bases, {"class_path": value} if isinstance(value, str) else value, key, source, path, section
-            )
+        elif bases and (
+            isinstance(value, dict) or (isinstance(value, str) and (section or not takes(annotation, value)))
+        ):
+            tree = {"class_path": value} if isinstance(value, str) else value
+            self._check_tree(bases, tree, key, source, path, section)
         elif not bases and (holds_nan(value) or not takes(annotation, value)):
             hints = [f"it must be {readable(annotation)}"]
             hints += did_you_mean(str(value), choices(annotation))
@@ -206,17 +208,20 @@ class _Schema:
     def _resolve(self, bases: list[type], class_path: Any, key: str, where: str) -> type:
         module_name, _, name = str(class_path).rpartition(".")
         known = {cls.__name__: cls for base in bases for cls in (base, *subclasses(base))}
-        if not module_name and name in known:
-            return known[name]
-        if module_name:
-            try:
-                cls = getattr(importlib.import_module(module_name), name, None)
-            except ImportError:
-                cls = None
-            if isinstance(cls, type) and issubclass(cls, tuple(bases)):
-                return cls
-        candidates = {name for name, cls in known.items() if is_concrete(cls)}
-        raise self._unknown(f"unknown class '{class_path}'", name, sorted(candidates), where, key)
+        candidates = sorted(name for name, cls in known.items() if is_concrete(cls))
+        try:
+            package = importlib.import_module(module_name or "d2v_lightning")
+        except ImportError:
+            package = None
+        cls = getattr(package, name, None) if module_name or name not in known else known[name]
+        if not isinstance(cls, type):
+            raise self._unknown(f"unknown class '{class_path}'", name, candidates, where, key)
+        needed = f"{key} takes: {', '.join(candidates)}"
+        if not issubclass(cls, tuple(bases)):
+            raise MistakeError(f"{key} cannot be a {cls.__name__}", where, [needed])
+        if is_base(cls):
+            raise MistakeError(f"{cls.__name__} is only a base of other classes: name one of those", where, [needed])
+        return cls
 
     @staticmethod
     def _where(source: Source, path: tuple[str | int, ...], key: str) -> str:

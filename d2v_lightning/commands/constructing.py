@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from d2v_lightning.commands.running import one_line
+from d2v_lightning.commands.signatures import is_base
 from d2v_lightning.support.errors import UserError, flat
 
 # What a constructor raises that was written without a thought of the value at hand.
@@ -22,6 +23,8 @@ class ConstructorError(BaseException):
 
 def construct(cls: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """An instance; what comes of a value that its constructor cannot use is said with the name of the class."""
+    if isinstance(cls, type) and is_base(cls):
+        raise ConstructorError(UserError(f"{cls.__name__} is only a base of other classes: name one of those"))
     try:
         return cls(*args, **kwargs)
     except _OF_VALUES as error:

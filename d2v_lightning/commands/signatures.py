@@ -9,8 +9,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from d2v_lightning.configurable import OWN_PACKAGES, public_path
+from d2v_lightning.flavour import pl
+
 _PLAIN_TYPES = ("builtins", "collections", "datetime", "os", "pathlib", "typing")
-_ABSTRACT = ("LightningModule", "LightningDataModule", "Callback", "Logger", "Encoder")
+# Of Lightning and of ours: they lack what their subclasses define.
+_BASES = (
+    *("LightningModule", "LightningDataModule", "Logger", "Encoder"),
+    *("Callback", "Checkpoint", "ProgressBar", "BaseFinetuning", "BasePredictionWriter", "SaveConfigCallback"),
+)
 
 
 def parameters_of(cls: type) -> dict[str, inspect.Parameter]:
@@ -51,9 +58,16 @@ def subclasses(cls: type) -> Iterator[type]:
         yield from subclasses(child)
 
 
+def is_base(cls: type) -> bool:
+    """Whether a class is there for its subclasses alone."""
+    known = cls.__module__.partition(".")[0] in (*OWN_PACKAGES, pl.__name__.partition(".")[0])
+    return inspect.isabstract(cls) or (known and cls.__name__ in _BASES)
+
+
 def is_concrete(cls: type) -> bool:
-    """Whether a class can be made: it is neither abstract nor a base of Lightning's or ours."""
-    return not inspect.isabstract(cls) and cls.__name__ not in _ABSTRACT
+    """Whether a class is one to name: it is no base, nor one of ours that is not public."""
+    hidden = cls.__module__.partition(".")[0] in OWN_PACKAGES and public_path(cls).count(".") > 1
+    return not (is_base(cls) or hidden)
 
 
 def allows_none(annotation: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from d2v_lightning.types import Batch, TakesPlainBatches, require
 _TOKENS_PER_UNIT = 4096
 
 
-class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
+class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule, ABC):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """The part of `Data2Vec` and `MultimodalData2Vec` that does not ask what is predicted."""
 
     predicts = "features"
@@ -45,13 +46,13 @@ class Pretraining(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretr
         self._extraction = Extraction()
         self._running: Batch = {}  # the micro-batch between its loss and its backward pass
 
+    @abstractmethod
     def objectives(self) -> Collection[Objective]:
         """All that is trained."""
-        raise NotImplementedError(f"{type(self).__name__} must define objectives()")
 
+    @abstractmethod
     def objective(self, batch: Batch) -> Objective:
         """What this batch is for."""
-        raise NotImplementedError(f"{type(self).__name__} must define objective(batch)")
 
     def label(self, batch: Batch) -> str:
         """Goes in front of the names of what is logged for this batch."""

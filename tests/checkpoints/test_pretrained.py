@@ -75,6 +75,11 @@ def poisoned(content: dict[str, Any]) -> None:
         (deeper, "describes a network with 10000000 parts of a kind, but has"),
         (smaller, "not a whole number of patches of 3x3"),
         (poisoned, "NaN or infinity"),
+        (
+            lambda content: content["d2v_lightning"].update(format_version=True),
+            "is not a whole checkpoint: it lacks format",
+        ),
+        (lambda content: content.update(global_step=True), "global_step is 'True', where a count is expected"),
         (lambda content: content.pop("d2v_lightning"), "is of another project: it holds entries"),
         (
             lambda content: content["hyper_parameters"].update(

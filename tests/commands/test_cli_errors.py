@@ -87,7 +87,16 @@ def test_a_typo_in_a_file_is_named_with_file_line_and_nearest_name(
             ["fit", "--config", "CONFIG", "--data", "ImageData"],
             ["unknown class 'ImageData'", "did you mean: ImageDataModule"],
         ),
-        (["fit", "--config", "CONFIG", "--model", "torch.nn.Linear"], ["unknown class 'torch.nn.Linear'", "Data2Vec"]),
+        (["fit", "--config", "CONFIG", "--model", "torch.nn.Linear"], ["model cannot be a Linear", "Data2Vec"]),
+        (
+            ["fit", "--config", "CONFIG", "--model", "Pretraining"],
+            ["Pretraining is only a base", "takes: Data2Vec, GLUE"],
+        ),
+        (
+            ["fit", "--config", "CONFIG", "--model.student.decoder", "d2v_lightning.Targets"],
+            ["model.student.decoder cannot be a Targets", "LinearDecoder, MlpDecoder"],
+        ),
+        (["fit", "--model", "Data2Vec", "--data", "ImageDataModule"], ["Data2Vec needs student"]),
         (
             ["fit", "--data.root", "x", "--config", "CONFIG"],
             ["--data.root stands before --config", "would override it"],

@@ -11,6 +11,7 @@ import pytest
 from d2v_lightning.commands.noise import _is_no_noise, leave_out_noise
 
 NOISE = "Found 7 module(s) in eval mode at the start of training."
+EMPTY = "Total length of `list` across ranks is zero. Please make sure this was your intention."
 NEWS = "The dataloader has no workers."
 
 
@@ -28,7 +29,7 @@ def test_noise_is_left_out_and_news_are_not(logger: logging.Logger) -> None:
         warnings.simplefilter("always")
         leave_out_noise()
         leave_out_noise()
-        for message in (NOISE, NEWS):
+        for message in (NOISE, EMPTY, NEWS):
             warnings.warn(message, stacklevel=1)
     assert [str(warning.message) for warning in caught] == [NEWS]
     assert logger.filters.count(_is_no_noise) == 1

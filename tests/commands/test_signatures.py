@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from d2v_lightning import Encoder, ImageEncoder, Optimization
+from d2v_lightning.commands.resuming import StoreRun
 from d2v_lightning.commands.signatures import (
     allows_none,
     annotations_of,
@@ -22,6 +23,7 @@ from d2v_lightning.commands.signatures import (
     takes,
     takes_anything,
 )
+from d2v_lightning.pretrain.pretraining import Pretraining
 
 
 class Takes:
@@ -41,6 +43,8 @@ def test_parameters_that_have_a_name_are_seen() -> None:
     assert annotations_of(Takes)["rate"] == float | None
     assert list(subclasses(Takes)) == [Inner, Innermost]
     assert (is_concrete(Encoder), is_concrete(ImageEncoder)) == (False, True)
+    # bases of ours, and what the command line makes for itself
+    assert not any(map(is_concrete, (Pretraining, StoreRun)))
 
 
 def test_classes_that_are_configured_are_found_at_any_depth() -> None:
