@@ -189,6 +189,22 @@ def test_a_header_says_what_the_file_is(path: Path) -> None:
     assert not re.search(r"\d(,\d+)* (updates|epochs|steps)\b", said[0]), "numbers of the run stand in its line"
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_what_stands_beside_a_warm_up_is_true(path: Path) -> None:
+    """`# warm-up: 10 of 800 epochs`, `# 10,000 updates`: as a share, or in updates of the whole run."""
+    sections = yaml.safe_load(path.read_text())
+    optimization = build(sections["model"]["init_args"]["optimization"])
+    for line in path.read_text().splitlines():
+        setting, _, comment = line.partition(" # ")
+        if "warmup:" not in setting:
+            continue
+        for part, whole in re.findall(r"(\d+) of (\d+) epochs", comment):
+            assert sections["trainer"]["max_epochs"] == int(whole)
+            assert optimization.warmup == int(part) / int(whole)
+        for updates in re.findall(r"([\d,]+) (?:steps|updates)", comment):
+            assert int(optimization.warmup * sections["trainer"]["max_steps"]) == int(updates.replace(",", ""))
+
+
 def test_every_row_is_there() -> None:
     for name in PUBLISHED | PAPERS | OURS:
         recipe_path(name)

@@ -133,14 +133,15 @@ def _official(content: Content, options: Options) -> tuple[Tree, list[str]]:
             trainer["check_val_every_n_epoch"] = interval
     model = {name: value for name, value in model.items() if value is not None}
     seed = int(option(options, "common.seed" if fairseq else "seed", default=0))
-    sections = {
+    sections: Tree = {
         "seed_everything": seed,
         "model": {"class_path": content.tree["class_path"], "init_args": plain(model)},
         "data": data_of(content, options, fairseq),
         **({"model_checkpoint": BEST[name]} if name in BEST else {}),
         "trainer": trainer,
     }
-    return sections, _notes(options, name, fairseq, trainer)
+    speech = sections["data"]["class_path"].endswith("SpeechDataModule")
+    return sections, _notes(options, fairseq, speech, trainer)
 
 
 MONITOR: Tree = {"class_path": "d2v_lightning.CollapseMonitor"}
@@ -258,14 +259,14 @@ def _header(content: Content, sections: Tree, notes: list[str], target: str) -> 
     return lines
 
 
-def _notes(options: Options, name: str, fairseq: bool, trainer: Tree) -> list[str]:
+def _notes(options: Options, fairseq: bool, speech: bool, trainer: Tree) -> list[str]:
     """What a header says of the options of a file."""
     notes = []
     if trainer["precision"] == PRECISION:
         notes.append(f"The file's run computed in half precision with a loss scaler; {PRECISION} stands in its place.")
-    if fairseq and name == "SpeechCTC":
-        notes.append("data.train_split and data.val_split are the names of fairseq's manifests: set your own.")
-    if fairseq and name != "SpeechCTC" and "dataset" in options:
+    if speech:
+        notes.append("Splits of the data have the names of fairseq's manifests: --data.train_split names yours.")
+    if fairseq:
         notes.append("What the data was is in task.data below, if anywhere.")
     left = [(dotted, value) for dotted, value in options.leaves() if _is_left(dotted, value, options)]
     if left:
