@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from d2v_lightning.checkpoints.options import (
+    Options,
     as_options,
+    ema_anneal_steps,
     option,
     parse_conv_layers,
     plain_options,
@@ -70,3 +72,20 @@ def test_norms_stand_in_the_order_in_which_fairseq_applies_them() -> None:
     assert target_norms(options) == (["batch", "instance"], ["layer"])
     with pytest.raises(UserError, match="group_norm_target_layer is set"):
         target_norms({"group_norm_target_layer": True})
+
+
+def test_options_remember_which_were_asked_for() -> None:
+    options = Options({"model": {"depth": 2, "width": 3}, "lr": [0.1]})
+    assert option(options, "model.depth", default=0) == 2
+    assert options["model"].get("missing") is None
+    assert options.read == {"model", "model.depth", "model.missing"}
+    assert [name for name, _ in options.leaves() if name not in options.read] == ["model.width", "lr"]
+    other = options.changed(lr=[0.2])
+    assert (other["lr"], options["lr"]) == ([0.2], [0.1])
+    assert "lr" in options.read, "and what is read of the one counts for the other"
+
+
+def test_the_ema_rises_over_the_whole_run_where_nothing_is_said() -> None:
+    """`ema_anneal_end_step: II("optimization.max_update")` in all of fairseq's classes."""
+    cfg = {"optimization": {"max_update": 500}}
+    assert [ema_anneal_steps(model, cfg) for model in ({}, {"ema_anneal_end_step": 7})] == [500, 7]

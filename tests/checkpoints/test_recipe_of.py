@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,16 @@ def published(name: str) -> Tree:
     return sections
 
 
+@functools.lru_cache(maxsize=2)
+def module_of(section: str) -> Any:
+    """What a recipe's section "model" builds, without weights."""
+    with torch.device("meta"):
+        return build(yaml.safe_load(section))
+
+
 def content_of(name: str, cfg: Tree) -> Content:
     """What a file with the shapes of a published row, and these options, is read as."""
-    with torch.device("meta"):
-        model = build(published(name)["model"])
+    model = module_of(yaml.safe_dump(published(name)["model"]))
     state = Weights(official_state_dict(model)["model"])
     for teacher in ("_ema", "encoder._ema"):
         state.pop(teacher, None)
@@ -94,8 +101,7 @@ def flat(tree: Any, place: str = "") -> dict[str, Any]:
 def resolved(sections: Tree) -> dict[str, Any]:
     """What sections come to: every argument with its default, schedules in steps, the EMA by its decays."""
     sections = yaml.safe_load(yaml.safe_dump(sections))
-    with torch.device("meta"):
-        model, data = build(sections["model"]), build(sections["data"])
+    model, data = module_of(yaml.safe_dump(sections["model"])), build(sections["data"])
     trainer = sections["trainer"]
     rate, ema = model.optimization, getattr(model, "ema_teacher", EMATeacher())
     updates = rate.schedule_steps or trainer.get("max_steps") or 100_000  # as many as that, where epochs say how many
