@@ -26,7 +26,10 @@ NAMES = ["ape", "bee", "cat"]
 def classifier() -> ImageClassifier:
     torch.manual_seed(0)
     backbone = tiny_backbone(32)
-    return ImageClassifier(3, backbone, head_std=1.0, norm_eps=1e-6, class_names=NAMES, **SEEN)
+    model = ImageClassifier(3, backbone, head_std=0.5, norm_eps=1e-6, class_names=NAMES, **SEEN)
+    torch.nn.init.normal_(model.encoder.patch_embed.weight, std=0.5)  # it looks closely, and says different things
+    model.head.bias.data.copy_(torch.tensor([-2.7, -1.1, 2.2]))
+    return model
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -59,7 +62,8 @@ def test_a_pipeline_of_transformers_says_what_predict_says(tmp_path: Path) -> No
         found = [{each["label"]: each["score"] for each in row} for row in classify(paths, top_k=3)]
         return torch.tensor([[row[name] for name in NAMES] for row in found])
 
-    assert ours.max(dim=1).values.min() > 0.4, "probabilities that could differ"
+    assert ours.max() < 0.95, "probabilities that could differ"
+    assert ours.std(dim=0).min() > 0.01
     even = [*range(len(sizes) - 1)]
     torch.testing.assert_close(said()[even], ours[even], atol=0.02, rtol=0)
     over_pillow = AutoImageProcessor.from_pretrained(tmp_path / "theirs", backend="pil")

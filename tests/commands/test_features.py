@@ -19,10 +19,12 @@ from safetensors.torch import load_file
 from tiny import tiny_backbone
 
 from d2v_lightning import ImageClassifier, load_backbone
+from d2v_lightning.checkpoints import save_huggingface
 from d2v_lightning.checkpoints.content import Content
 from d2v_lightning.checkpoints.directory import write_directory
 from d2v_lightning.commands import features
 from datamodules import ImageDataModule
+from datamodules.image.transforms import evaluation_transform
 
 
 @pytest.fixture
@@ -166,6 +168,22 @@ def test_pictures_are_shown_as_the_checkpoint_says(tmp_path: Path, caplog: pytes
     assert features.main([*call, "--out", str(tmp_path / "y.npy"), "--mean", "0.7"]) == 0
     assert "of the checkpoint, and of --mean: crop_share 1.0, interpolation bilinear, mean [0.7, 0.7" in caplog.text
     assert not np.allclose(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"), atol=1e-2)
+
+
+def test_pictures_of_a_directory_of_transformers_are_shown_as_it_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: dict[str, Any] = {"mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
+    model = ImageClassifier(2, backbone=tiny_backbone(), mixup=0, cutmix=0, **seen)
+    save_huggingface(model, tmp_path / "theirs", evaluation={"crop_share": 0.8, "interpolation": "bilinear"})
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    noise.save(tmp_path / "1.png")
+    caplog.set_level("INFO")
+    assert features.main(command(tmp_path / "theirs", "1.png", "x.npy")) == 0
+    assert "of the checkpoint: crop_share 0.8, interpolation bilinear, mean [0.5, 0.4, 0.3]" in caplog.text
+    shown = evaluation_transform((16, 16), 0.8, *seen.values(), "bilinear")(noise)
+    expected = model.backbone.features(shown[None], layers=[-1]).layers[0].mean(dim=1)
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "x.npy"))[0], expected, atol=1e-5, rtol=1e-4)
 
 
 def classifier() -> ImageClassifier:
