@@ -15,8 +15,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from d2v_lightning.support.errors import UserError
 
@@ -44,14 +44,13 @@ class Configurable:
         # bind_partial: copy and pickle call __new__ without arguments and restore `config` afterwards.
         bound = inspect.signature(cls.__init__).bind_partial(instance, *args, **kwargs)
         bound.apply_defaults()
-        arguments = {
-            name: plain(value, f"{cls.__name__}'s argument {name}")
-            for name, value in list(_by_name(cls, bound).items())[1:]
-        }
-        parameters = bound.signature.parameters
+        given = dict(list(_by_name(cls, bound).items())[1:])
+        arguments = {name: plain(value, f"{cls.__name__}'s argument {name}") for name, value in given.items()}
+        parameters, annotations = bound.signature.parameters, _annotations(cls)
         for name, value in arguments.items():
             kind = parameters[name].annotation if name in parameters else Any
             _refuse_odd(cls.__name__, name, value, kind)
+            _refuse_wrong_part(cls.__name__, name, given[name], annotations.get(name, Any))
         instance.__dict__["config"] = {"class_path": public_path(cls), "init_args": arguments}
         return instance
 
@@ -76,6 +75,48 @@ def _refuse_odd(owner: str, name: str, value: Any, annotation: Any) -> None:
             raise UserError(
                 f"{name} is {value}: {owner} needs {'a finite number' if number is value else 'finite numbers'}"
             )
+
+
+def _refuse_wrong_part(owner: str, name: str, value: Any, annotation: Any) -> None:
+    """Look at an argument that is to be a module of ours. A `Configurable` of the user's may stand in for any.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if get_origin(annotation) is dict and isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_wrong_part(owner, f"{name}.{key}", item, get_args(annotation)[1])
+        return
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if not all(isinstance(kind, type) for kind in kinds) or isinstance(value, kinds):
+        return
+    needed = [kind.__name__ for kind in kinds if issubclass(kind, Configurable)]
+    if needed and not (isinstance(value, Configurable) and not _is_ours(type(value))):
+        found = f"a {type(value).__name__}" if isinstance(value, Configurable) else repr(value)[:60]
+        raise UserError(f"{name} is {found}: {owner} needs {' or '.join(needed)}")
+
+
+def _annotations(cls: type) -> dict[str, Any]:
+    """Of the arguments of a constructor, and of those that it hands on as **kwargs; without what cannot be resolved."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        constructor = vars(base)["__init__"]
+        try:
+            hints = get_type_hints(constructor)
+        except (NameError, TypeError, AttributeError):  # what another package imports for type checking only
+            hints = {}
+        parameters = inspect.signature(constructor).parameters
+        for name in parameters:
+            found.setdefault(name, hints.get(name, Any))
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return found
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] in OWN_PACKAGES
 
 
 def _is_of(kind: str, value: Any) -> bool:
@@ -153,9 +194,9 @@ def build(tree: Any, root: type | None = None) -> Any:
         return {key: build(value) for key, value in tree.items()}
     cls = root or own_class(tree["class_path"])
     arguments = tree.get("init_args") or {}
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = set() if takes_any else set(arguments) - set(parameters)
+    unknown = {"self"} & set(arguments) if takes_any else set(arguments) - set(parameters)
     if unknown:
         raise UserError(f"{public_path(cls)} takes no argument named {', '.join(sorted(unknown))}")
     return cls(**{name: build(value) for name, value in arguments.items()})
@@ -198,30 +239,40 @@ def _is_inside_another(owner: str) -> bool:
     return name == "<locals>" or (isinstance(module, ModuleType) and isinstance(vars(module).get(name), type))
 
 
-def refuse_foreign(tree: Any) -> None:
+def refuse_foreign(tree: Any, root: type | None = None) -> None:
     """Look through a stored tree without making anything of it.
 
+    Args:
+        tree: the stored tree.
+        root: see `build`.
+
     Raises:
-        ValueError: it names a class that `own_class` refuses.
+        ValueError: it names a class that `own_class` refuses, is not of the form of such a tree, or leads to another file.
     """
     for node in _nodes(tree):
         if "class_path" in node:
-            if not set(node) <= {"class_path", "init_args"}:
-                raise UserError(f"the settings stored for {node['class_path']!r} are not of this project's form")
-            arguments = node.get("init_args") or {}
-            if not isinstance(arguments, dict):
-                raise UserError(f"the settings stored for {node['class_path']!r} are not of this project's form")
-            refuse_another_file(own_class(node["class_path"]), arguments)
+            path, arguments = node["class_path"], node.get("init_args", {})
+            if not set(node) <= {"class_path", "init_args"} or not isinstance(arguments, dict):
+                raise UserError(f"the settings stored for {path!r} are not of this project's form")
+            if odd := [name for name in arguments if not isinstance(name, str)]:
+                raise UserError(f"the settings stored for {path!r} have an argument named {odd[0]!r}, which is no name")
+            _refuse_another_file(root if root is not None and node is tree else own_class(path), arguments)
 
 
-def refuse_another_file(cls: type, arguments: dict[str, Any]) -> None:
+def is_ours(tree: Any, root: type | None = None) -> bool:
+    """Whether all classes of a stored tree are this project's, see `build`."""
+    paths = [node["class_path"] for node in _nodes(tree) if "class_path" in node and not (root and node is tree)]
+    return all(map(_is_ours, [*map(own_class, paths), *([root] if root else [])]))
+
+
+def _refuse_another_file(cls: type, arguments: dict[str, Any]) -> None:
     """A module of ours that starts from a file forgets its name: no stored tree may send its reader to another file.
 
     Raises:
         ValueError: this one would.
     """
     given = arguments.get("checkpoint")
-    ours = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in OWN_PACKAGES]
+    ours = [base for base in cls.__mro__ if _is_ours(base)]
     if given is not None and any("checkpoint" in inspect.signature(base).parameters for base in ours):
         raise UserError(
             f"its stored settings name another file, checkpoint: {str(given)[:200]!r}. Nothing was read from there: a file "

@@ -14,9 +14,13 @@ from d2v_lightning import (
     Alibi,
     AudioEncoder,
     Backbone,
+    Configurable,
     ConvDecoder,
+    EMATeacher,
     ImageEncoder,
     LinearDecoder,
+    MaskTokenStudent,
+    MultimodalData2Vec,
     Optimization,
     RegressionLoss,
     RelativePositionBias,
@@ -108,3 +112,28 @@ def test_a_folder_without_init_that_stands_in_place_of_ours_is_named(
     monkeypatch.delitem(sys.modules, "datamodules")
     with pytest.raises(UserError, match=f"{tmp_path / 'datamodules'} hides the package datamodules"):
         own_package("datamodules")
+
+
+class Decoder(Configurable, torch.nn.Module):
+    """A part of the user's that does what a decoder does, without being one of ours."""
+
+    dim = 48
+
+
+class Names(MaskTokenStudent):
+    """A subclass that hands its arguments on."""
+
+    def __init__(self, loss: str = "red", **inherited: Any) -> None:
+        super().__init__(**inherited)
+
+
+def test_a_part_in_a_wrong_place_is_refused_and_one_of_the_users_may_stand_in() -> None:
+    backbone, decoder = tiny_image_model().backbone, Decoder()
+    for student in (MaskTokenStudent, Names):
+        with pytest.raises(UserError, match=f"decoder is None: {student.__name__} needs LinearDecoder or MlpDecoder"):
+            student(backbone=backbone, decoder=None)
+        with pytest.raises(UserError, match=f"backbone is a LinearDecoder: {student.__name__} needs Backbone"):
+            student(backbone=LinearDecoder(8), decoder=decoder)
+        assert student(backbone=backbone, decoder=decoder).decoder is decoder  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"modalities.image is a RegressionLoss: MultimodalData2Vec needs Objective"):
+        MultimodalData2Vec({"image": RegressionLoss()}, EMATeacher(), Optimization())  # type: ignore[dict-item]

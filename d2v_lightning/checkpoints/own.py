@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +18,9 @@ from d2v_lightning.configurable import (
     Configurable,
     Tree,
     build,
+    is_ours,
     own_class,
     plain,
-    refuse_another_file,
     refuse_foreign,
 )
 from d2v_lightning.flavour import rank_zero_warn
@@ -120,17 +120,17 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
         if weights_only is False:
             raise UserError("weights_only is False: a checkpoint is read as tensors and plain data only, leave it out")
         checkpoint = read_checkpoint(checkpoint_path, map_location)
-        tree = checkpoint["hyper_parameters"]
+        tree, state = checkpoint["hyper_parameters"], named_tensors(checkpoint["state_dict"], str(checkpoint_path))
         held = cls if _is_of(cls, tree["class_path"]) else own_class(tree["class_path"])
         if not issubclass(held, cls):
             raise UserError(f"{checkpoint_path} holds a {tree['class_path']}, not a {cls.__name__}")
         with naming(checkpoint_path):
-            tree = overridden(tree, {name: plain(value) for name, value in overrides.items()})
-            refuse_foreign(tree["init_args"])
-            refuse_another_file(held, tree["init_args"])
+            refuse_foreign(tree, held)
+            tree = overridden(tree, {name: plain(value, name) for name, value in overrides.items()})
+            refuse_foreign(tree, held)
+            refuse_unfit(tree, held, state, str(checkpoint_path), strict=strict is not False)
             module = build(tree, held)
-        state = checkpoint["state_dict"]
-        load_exactly(module, state if strict in (None, True) else _shared(module, state), str(checkpoint_path))
+        load_exactly(module, _shared(module, state) if strict is False else state, str(checkpoint_path))
         module._take_over(checkpoint["d2v_lightning"])
         return module
 
@@ -178,6 +178,13 @@ def refuse_others(
     Raises:
         ValueError: names and shapes of `state` are not exactly the module's.
     """
+    _refuse_other_shapes(module, state, path, needed)
+    refuse_odd_numbers(module.state_dict(), state, path)
+
+
+def _refuse_other_shapes(
+    module: nn.Module, state: Mapping[str, Tensor], path: str, needed: Callable[[str], bool]
+) -> None:
     own = module.state_dict()
     missing, foreign = sorted(filter(needed, set(own) - set(state))), sorted(set(state) - set(own))
     if missing or foreign:
@@ -185,7 +192,55 @@ def refuse_others(
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise UserError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
-    refuse_odd_numbers(own, state, path)
+
+
+def refuse_unfit(
+    tree: Tree,
+    cls: type,
+    state: Mapping[str, Tensor],
+    path: str,
+    needed: Callable[[str], bool] = lambda name: True,
+    strict: bool = True,
+) -> None:
+    """Compare a stored tree with the weights beside it, before memory is taken for what it describes.
+
+    Args:
+        tree: the stored tree.
+        cls: of its outermost node.
+        state: the weights. Only the shapes of such on the device "meta" are compared.
+        path: what messages call the file.
+        needed: see `refuse_others`.
+        strict: False where only weights are compared that both have.
+
+    Raises:
+        ValueError: it describes no network, or another one; or a weight holds NaN or infinity.
+    """
+    most = max((number for number in _repeats(tree) if isinstance(number, int)), default=0)
+    if most > len(state):
+        raise UserError(f"{path} describes a network with {most} parts of a kind, but has {len(state)} weights")
+    try:
+        with torch.device("meta"), naming(path):
+            module = build(tree, cls)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
+        if not is_ours(tree, cls):  # a constructor of the user's may ask for values, which there are none of on "meta"
+            return
+        raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
+    own = module.state_dict()
+    if not strict:
+        state, needed = {name: tensor for name, tensor in state.items() if name in own}, lambda name: False
+    _refuse_other_shapes(module, state, path, needed)
+    if not any(tensor.is_meta for tensor in state.values()):
+        refuse_odd_numbers(own, state, path)
+
+
+def _repeats(tree: Any) -> Iterator[Any]:
+    """What the arguments in a tree that say how often a part is repeated are set to."""
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        if str(name).endswith("depth") or name == "num_tables":
+            yield value
+        yield from _repeats(value)
 
 
 def refuse_odd_numbers(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: str) -> None:

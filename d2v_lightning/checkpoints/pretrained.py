@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from d2v_lightning.checkpoints import hub, stored_tokenizer
@@ -21,7 +19,7 @@ from d2v_lightning.checkpoints.own import (
     check_format,
     is_trainer_setting,
     load_exactly,
-    refuse_others,
+    refuse_unfit,
     stored_settings,
 )
 from d2v_lightning.checkpoints.tables import Row
@@ -92,35 +90,13 @@ def read_pretrained(
 
 
 def _refuse_unfit(content: Content, path: str, whole: bool) -> None:
-    """Compare one of our own trees with its weights, before memory is taken for it.
-
-    Raises:
-        ValueError: it describes no network, or another one; or a weight holds NaN or infinity.
-    """
+    """Compare one of our own trees with its weights, see `refuse_unfit`."""
     cls, state = own_class(content.tree["class_path"]), dict(content.state)
     if not issubclass(cls, nn.Module):
         raise UserError(f"{path} holds a {cls.__name__}, which is no network")
-    most = max((number for number in _repeats(content.tree) if isinstance(number, int)), default=0)
-    if most > len(state):
-        raise UserError(f"{path} describes a network with {most} parts of a kind, but has {len(state)} weights")
-    try:
-        with torch.device("meta"), naming(path):
-            module = build(content.tree)
-    except UserError:
-        raise
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError) as error:
-        raise UserError(f"{path}: its arguments make no {cls.__name__}: {str(error).partition(chr(10))[0]}") from error
     if cls is Backbone:
         state.pop("mask_token", None)
-    refuse_others(module, state, path, lambda name: whole or cls is Backbone or "backbone." in name)
-
-
-def _repeats(tree: Any) -> Iterator[Any]:
-    """What the arguments in a tree that say how often a part is repeated are set to."""
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        if str(name).endswith("depth") or name == "num_tables":
-            yield value
-        yield from _repeats(value)
+    refuse_unfit(content.tree, cls, state, path, lambda name: whole or cls is Backbone or "backbone." in name)
 
 
 def _scores(file: dict[str, Any]) -> dict[str, float]:

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from d2v_lightning.checkpoints.own import RUN_KEY, is_trainer_setting, read_checkpoint, stored_settings
+from torch import Tensor
+
+from d2v_lightning.checkpoints.own import RUN_KEY, is_trainer_setting, read_checkpoint, refuse_unfit, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
 from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.support.errors import UsageError, UserError, naming
+from d2v_lightning.support.stored_form import as_mapping
 
 # They say how a step is computed, or where weights came from, not which model it is.
 _FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
@@ -45,6 +48,9 @@ class StoredRun:
             raise UserError(f"{path} does not say which model it holds: it was not written by this project's modules")
         with naming(path):
             refuse_foreign(model)
+        state = as_mapping(checkpoint["state_dict"], f"{path}: state_dict")
+        weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        refuse_unfit(model, own_class(model["class_path"]), weights, path)
         self.model: Tree = model
         run = stored_settings(checkpoint.get(RUN_KEY), path, RUN_KEY)
         data = stored_settings(run.get("data"), path, f"{RUN_KEY}.data") or None

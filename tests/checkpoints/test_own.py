@@ -15,6 +15,7 @@ import torch
 import cli
 from d2v_lightning import Data2Vec, ImageClassifier, load_backbone
 from d2v_lightning.commands import checkpoint as convert
+from d2v_lightning.commands.resuming import StoredRun
 from d2v_lightning.support.errors import UserError
 from d2v_lightning.support.tensor_files import read_tensors
 
@@ -177,6 +178,51 @@ def test_a_shared_container_is_no_ring(tmp_path: Path) -> None:
     shared = {"a": [1, 2]}
     torch.save({"one": shared, "two": [shared, shared]}, tmp_path / "good.pt")
     assert read_tensors(tmp_path / "good.pt")["two"][1] == {"a": [1, 2]}
+
+
+def arguments(tree: Any, *names: str) -> Any:
+    for name in names:
+        tree = tree["init_args"][name]
+    return tree["init_args"]
+
+
+EDITS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a list": (lambda tree: tree.update(init_args=[1]), "the settings stored for .*Data2Vec' are not of this project's form"),
+    "nothing": (lambda tree: tree.update(init_args=None), "Data2Vec' are not of this project's form"),
+    "nothing below": (lambda tree: tree["init_args"]["loss"].update(init_args=None), "RegressionLoss' are not of this"),
+    "self": (lambda tree: arguments(tree).update(self=1), "Data2Vec takes no argument named self"),
+    "a number as a name": (lambda tree: arguments(tree).update({3: 4}), "an argument named 3, which is no name"),
+    "text for a trunk": (
+        lambda tree: arguments(tree, "student", "backbone").update(transformer="x"),
+        "transformer is 'x': Backbone needs Transformer",
+    ),
+    "text for settings": (
+        lambda tree: arguments(tree).update(optimization="hi"), "optimization is 'hi': Data2Vec needs Optimization"
+    ),
+    "a part in another's place": (
+        lambda tree: arguments(tree, "student").update(decoder=tree["init_args"]["targets"]),
+        "decoder is a Targets: MaskTokenStudent needs LinearDecoder or MlpDecoder",
+    ),
+    "more memory than there is": (
+        lambda tree: arguments(tree, "student", "backbone", "transformer").update(dim=30_000_000),
+        "encoder.dim is 16, transformer.dim is 30000000: make them equal",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_every_door_refuses_settings_that_were_edited_by_hand_in_one_line(
+    kind: str, content: dict[str, Any], tmp_path: Path
+) -> None:
+    path, odd = tmp_path / "odd.ckpt", copy.deepcopy(content)
+    EDITS[kind][0](odd["hyper_parameters"])
+    torch.save(odd, path)
+    doors = {**DOORS, "the command line": lambda path: StoredRun(str(path))}
+    for door in doors.values():
+        with pytest.raises(UserError, match=EDITS[kind][1]) as error:
+            door(path)
+        assert "\n" not in str(error.value)
+        assert str(error.value).startswith(str(path))
 
 
 @pytest.mark.parametrize("without", ["teacher.", "student.decoder.", "student.mask_token"])
