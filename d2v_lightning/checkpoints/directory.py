@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,10 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
         separate[name] = tensor.clone() if start in seen else tensor
         seen.add(start)
     with atomic_write(path) as unfinished:
+        unfinished.touch()
+        mode = stat.S_IMODE(unfinished.stat().st_mode)
         save_file(separate, unfinished, metadata={"format": "pt"})
+        unfinished.chmod(mode)  # safetensors 0.8 leaves its file to its owner alone
 
 
 def write_directory(content: Content, out: str | Path, beside: Path | None = None) -> None:

@@ -183,7 +183,7 @@ def _finetuning(name: str, arguments: Tree, options: Options, fairseq: bool) -> 
     if name == "ImageClassifier":
         return {**arguments, **own, **_classes(options, model)}
     if name == "SpeechCTC":
-        refuse_unknown(model, {"final_dropout": 0.0})
+        refuse_unknown(model, {"final_dropout": 0.0, "blank_weight": 0.0})
         frozen = float(option(model, "feature_grad_mult", default=0.0)) == 0.0
         own |= {
             "freeze_convolutions": frozen,

@@ -11,6 +11,7 @@ import torch
 from transformers import Data2VecTextConfig, Data2VecTextModel, Data2VecVisionConfig, Data2VecVisionModel
 
 from d2v_lightning import Data2Vec, load_backbone
+from d2v_lightning.checkpoints.directory import write_safetensors
 from d2v_lightning.commands.checkpoint import main
 from d2v_lightning.support.errors import NotFoundError, UserError
 
@@ -169,3 +170,9 @@ def test_numbers_beyond_all_measure_are_refused_in_our_own(
     (tmp_path / "own/config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="own"):
         load_backbone(tmp_path / "own")
+
+
+def test_weights_are_as_readable_as_any_other_file(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    write_safetensors({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode

@@ -186,3 +186,12 @@ def test_what_made_a_finetuned_file_is_the_published_recipe(name: str, tmp_path:
     for sections in (written, wanted):
         sections["model"]["init_args"]["backbone"] = network
     assert differences(written, wanted) == EXPECTED.get(name, {})
+
+
+def test_a_weight_of_the_blank_has_no_counterpart_in_training(tmp_path: Path) -> None:
+    path, _ = write_finetuned("librispeech_10h", tmp_path)
+    file = torch.load(path)
+    file["cfg"]["model"]["blank_weight"] = 1.5
+    torch.save(file, path)
+    with pytest.raises(ValueError, match=r"blank_weight is 1\.5"):
+        recipe_of(read_pretrained(path))
