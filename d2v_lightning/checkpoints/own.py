@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from d2v_lightning.checkpoints.changed_settings import say_changed_model
 from d2v_lightning.checkpoints.stored_normalization import take_over_normalization
 from d2v_lightning.checkpoints.stored_tokenizer import refuse_another
 from d2v_lightning.checkpoints.training_state import refuse_training_state
@@ -79,6 +80,8 @@ class LoadsOwnCheckpoints(FromRecipe, Configurable):
             refuse_another("of the data", self.backbone.tokenizer, stamp.get("tokenizer"))
         take_over_normalization(module, checkpoint["hyper_parameters"], name)
         self._take_over(stamp)
+        if module.trainer.state.fn == "fit":
+            say_changed_model(self.config, checkpoint["hyper_parameters"], name)
 
     def _take_over(self, stamp: dict[str, Any]) -> None:
         self.backbone.licence = stamp.get("licence")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from d2v_lightning.checkpoints.changed_settings import as_lists, describe_changes, differences
 from d2v_lightning.checkpoints.own import RUN_KEY, is_trainer_setting, read_checkpoint, refuse_unfit, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign
@@ -17,10 +16,6 @@ from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.support.errors import UsageError, UserError, naming
 from d2v_lightning.support.stored_form import as_mapping
 
-# They say how a step is computed, or where weights came from, not which model it is.
-_FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
-
-_FROM_DATA = frozenset({"class_names", "mean", "std"})  # arguments that are known only when the data is there
 _ORDER = frozenset({"batch_size", "effective_batch", "seed", "dataset", "root", "val_fraction", "task"})
 
 
@@ -111,37 +106,9 @@ def is_own(tree: Tree) -> bool:
     return True
 
 
-def differences(now: Any, stored: Any, key: str, parameters: Any = None) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value now, value stored) wherever two trees differ in what a model computes."""
-    if isinstance(now, dict) and isinstance(stored, dict) and "class_path" in now and "class_path" in stored:
-        if own_class(now["class_path"]) is not own_class(stored["class_path"]):
-            yield key, now["class_path"], stored["class_path"]
-            return
-        defaults = inspect.signature(own_class(now["class_path"])).parameters
-        yield from differences(now.get("init_args") or {}, stored.get("init_args") or {}, key, defaults)
-    elif isinstance(now, dict) and isinstance(stored, dict):
-        for name in dict.fromkeys([*now, *stored]):
-            if name in _FREE:
-                continue
-            # A key that one of them lacks is from another version: its default then.
-            default = getattr((parameters or {}).get(name), "default", None)
-            mine, theirs = now.get(name, default), stored.get(name, default)
-            if name in _FROM_DATA and None in (mine, theirs):
-                continue
-            yield from differences(mine, theirs, f"{key}.{name}")
-    elif _plain(now) != _plain(stored):
-        yield key, now, stored
-
-
-def describe_changes(changes: list[tuple[str, Any, Any]], most: int = 4) -> str:
-    """Differences in words: key, value now, value in the checkpoint."""
-    words = [f"{key} is {now!r} now and {stored!r} in the checkpoint" for key, now, stored in changes[:most]]
-    return "; ".join(words) + (f"; and {len(changes) - most} more" if len(changes) > most else "")
-
-
 def changed_settings(now: dict[str, Any], stored: dict[str, Any], prefix: str) -> tuple[list[str], bool]:
     """Settings that differ, in words, and whether they change which samples come when."""
-    names = [name for name in dict.fromkeys([*now, *stored]) if _plain(now.get(name)) != _plain(stored.get(name))]
+    names = [name for name in dict.fromkeys([*now, *stored]) if as_lists(now.get(name)) != as_lists(stored.get(name))]
     words = [f"{prefix}.{name} {stored.get(name)!r} -> {now.get(name)!r}" for name in names]
     return words, bool(_ORDER & set(names))
 
@@ -187,7 +154,3 @@ def _say_changed_settings(settings: dict[str, Any], stored: StoredRun) -> None:
     if words:
         order = ". The rest of the run sees other samples, or in another order, than it would have" if reorders else ""
         rank_zero_warn(f"going on from {stored.path} with changed settings: {', '.join(words)}{order}")
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
