@@ -66,6 +66,12 @@ class Optimization(Configurable):
         ):
             if value < 0:
                 raise UserError(f"{name} is {value}: it must not be negative")
+        if not 0.0 <= hold <= 1.0:
+            raise UserError(f"hold is {hold}: it is a part of the run, from 0 to 1")
+        if schedule == "tri_stage" and final_lr == 0:
+            raise UserError(
+                "final_lr is 0: 'tri_stage' falls by equal factors and never gets there, give a rate above 0"
+            )
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise UserError(f"betas is {tuple(betas)}: two numbers from 0 to below 1 are needed")
         if layer_decay is not None and not 0 < layer_decay <= 1:
@@ -85,8 +91,8 @@ class Optimization(Configurable):
         Frozen parameters stay out.
 
         Raises:
-            ValueError: the warm-up is longer than the run; the schedule needs a length that the run does not have; or what is
-                frozen is to be trained later on several devices.
+            ValueError: the warm-up, or warm-up and hold, are longer than the run; the schedule needs a length that the run
+                does not have; or what is frozen is to be trained later on several devices.
         """
         _refuse_to_unfreeze_on_several_devices(module)
         groups = self.parameter_groups(module)
@@ -147,7 +153,12 @@ class Optimization(Configurable):
             return lambda step: schedules.cosine(step, int(total_steps), 1.0, warmup, floor=own_floor, init=own_floor)
         if self.schedule == "tri_stage":
             hold = int(self.hold * total_steps)
-            decay = max(1, int(total_steps) - warmup - hold)
+            decay = int(total_steps) - warmup - hold
+            if decay < 0:
+                raise UserError(
+                    f"warmup is {warmup} steps and hold {hold}, the whole schedule has {total_steps:g}: both have to fit "
+                    "into it"
+                )
             return lambda step: schedules.tri_stage(step, 1.0, warmup, hold, decay, final_scale=floor)
         if self.schedule == "polynomial":
             return lambda step: schedules.polynomial(step, int(total_steps), 1.0, warmup, end=own_floor)

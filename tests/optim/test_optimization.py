@@ -17,6 +17,7 @@ from d2v_lightning import ImageClassifier, Optimization
 from d2v_lightning.configurable import build
 from d2v_lightning.flavour import pl
 from d2v_lightning.optim.optimization import decays_weight, layer_id
+from d2v_lightning.support.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -82,6 +83,25 @@ def test_2_0_decays_the_rates_of_blocks_alone() -> None:
 def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"warmup is 500 steps, the whole run has 100"):
         Optimization(warmup=500).configure(torch.nn.Linear(2, 2), total_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hold": 1.5}, "hold is 1.5: it is a part of the run"),
+        ({"schedule": "tri_stage", "final_lr": 0.0}, "final_lr is 0: 'tri_stage' falls by equal factors"),
+    ],
+)
+def test_stages_without_a_meaning_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Optimization(**arguments)
+
+
+def test_stages_that_do_not_fit_into_the_run_are_refused() -> None:
+    stages = {"schedule": "tri_stage", "lr": 1e-3, "final_lr": 1e-5}
+    with pytest.raises(UserError, match="warmup is 20 steps and hold 90, the whole schedule has 100"):
+        Optimization(warmup=20, hold=0.9, **stages).factor(100)
+    assert Optimization(warmup=0.1, hold=0.9, **stages).factor(100)(99) == 1.0
 
 
 def test_a_schedule_may_be_longer_or_shorter_than_the_run() -> None:
