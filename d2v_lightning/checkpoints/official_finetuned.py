@@ -25,6 +25,8 @@ HEADS = "classification_heads."
 PRETRAINED_AT = ("w2v_path", "model_path")  # where a fine-tuned file says that it started from
 V2_PREFIX = "model."  # what 2.0 puts before the network's names in images and text
 IMAGE_HEAD: Names = weight_and_bias("head", "head") | weight_and_bias("norm", "fc_norm")
+# Where a file says whether clips had mean 0 and variance 1; `wav2vec2_asr.py` asserts that pre-training says the same.
+NORMALIZED = ("task.normalize", "model.normalize", "model.w2v_args.task.normalize", "model.w2v_args.normalize")
 FAIRSEQ_SPECIAL = [BLANK, "<pad>", "</s>", UNKNOWN]  # fairseq's `<s>` stands for the blank
 
 
@@ -73,7 +75,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
     arguments = {
         "backbone": backbone,
         "vocabulary": _vocabulary(symbols, weights.sizes(f"{CTC_HEAD}.weight", 2)[0], path),
-        "normalize": bool(option(cfg, "task.normalize", default=option(outer, "normalize", default=False))),
+        "normalize": bool(option(cfg, *NORMALIZED, default=False)),
         "sample_rate": int(option(cfg, "task.sample_rate", default=RATE)),
         "time_mask": "noise" if v2 else "token",
         "freeze_trunk_steps": int(option(outer, "freeze_finetune_updates", default=0)),
@@ -92,7 +94,7 @@ def _ctc(weights: Weights, cfg: dict[str, Any], symbols: list[str] | None, path:
 def _weigh_blank(weights: Weights, outer: dict[str, Any]) -> None:
     """Put what `wav2vec2_asr.py` adds to the logit of the blank, or sets it to, into the head."""
     weight, mode = float(option(outer, "blank_weight", default=0)), option(outer, "blank_mode", default="add")
-    if weight == 0.0:
+    if weight == 0.0 or not weights[f"{CTC_HEAD}.bias"].is_floating_point():  # no real numbers, which is refused later
         return
     if mode not in ("add", "set"):
         raise UserError(f"its option blank_mode is {mode!r}: 'add' and 'set' are known")

@@ -190,6 +190,15 @@ def test_options_that_are_in_the_pre_trained_file_only(version: str, tmp_path: P
         SpeechCTC.from_pretrained(path, pretrained="/elsewhere/base.pt")
 
 
+def test_normalised_clips_that_the_pre_training_alone_tells(tmp_path: Path) -> None:
+    case = GoldenCase("audio_unpadded")
+    path = write_ctc(case, tmp_path / "ctc.pt", pretrained(case, tmp_path).backbone.dim)
+    file = torch.load(path)
+    file["cfg"]["task"], file["cfg"]["model"]["normalize"] = {}, None
+    torch.save(file, path)
+    assert SpeechCTC.from_pretrained(path).normalize
+
+
 @pytest.mark.parametrize("mode", ["add", "set"])
 def test_weight_of_the_blank(mode: str, tmp_path: Path) -> None:
     """`Wav2VecCtc.get_logits` (fairseq, `wav2vec2_asr.py`) adds `blank_weight` to the blank's logit or sets that."""
