@@ -83,7 +83,7 @@ def convert_official(
 
 def _convert(file: dict[str, Any], path: str, dictionary: list[str] | None, whole: bool) -> Content:
     if official_finetuned.is_finetuned(file):
-        return official_finetuned.convert(file, path, dictionary)
+        return official_finetuned.convert(file, path, dictionary, whole)
     if file["cfg"] is None:
         return official_v1_image.convert(file, path, whole)
     layout = official_v2 if official_v2.is_v2(file["model"]) else official_v1_audio_text

@@ -36,8 +36,9 @@ def is_finetuned(file: dict[str, Any]) -> bool:
     return any(name == f"{CTC_HEAD}.weight" or name == "head.weight" or name.startswith(HEADS) for name in names)
 
 
-def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None) -> Content:
-    """A `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`, see `convert_official`."""
+def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None, whole: bool = True) -> Content:
+    """A `SpeechCTC`, `ImageClassifier` or `GLUEClassifier`, see `convert_official`. Of several heads one is taken where the
+    backbone is all that is wanted."""
     weights = named_tensors(official_v1_audio_text.split_teacher(file["model"], path)[0], path)
     cfg = as_options(file.get("cfg"))
     if cfg is None:
@@ -48,7 +49,7 @@ def convert(file: dict[str, Any], path: str, dictionary: list[str] | None = None
         return _ctc(weights, cfg, dictionary or _symbols(file), path)
     if "head.weight" in weights:
         return _image_2(weights, cfg, path)
-    return _sentences(weights, cfg, path)
+    return _sentences(weights, cfg, path, whole)
 
 
 # ---- speech ------------------------------------------------------------------------------------------------------------
@@ -132,10 +133,13 @@ def _vocabulary(symbols: list[str] | None, size: int, path: str) -> list[str]:
 # ---- text --------------------------------------------------------------------------------------------------------------
 
 
-def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
+def _sentences(weights: Weights, cfg: dict[str, Any], path: str, whole: bool) -> Content:
     heads = sorted({name.split(".")[1] for name in weights if name.startswith(HEADS)})
-    if len(heads) != 1:
-        raise UserError(f"{path} has the heads {', '.join(heads)}: one is expected")
+    if len(heads) != 1 and whole:
+        raise UserError(
+            f"{path} has the heads {', '.join(heads)}, one is expected: GLUEClassifier(checkpoint=...) starts from its "
+            "backbone"
+        )
     below = f"{HEADS}{heads[0]}"
     options, prefix = model_options(cfg, path), ""
     refuse_unknown(options, {"pooler_activation_fn": "tanh", "spectral_norm_classification_head": False})
@@ -147,6 +151,8 @@ def _sentences(weights: Weights, cfg: dict[str, Any], path: str) -> Content:
     for name in list(weights):
         if name.startswith(("encoder.regression_head.", "encoder.lm_head.")):
             drop(weights, name, "of pre-training", rows)
+        elif name.startswith(HEADS) and not name.startswith(f"{below}."):
+            drop(weights, name, "another head", rows)
     official_v1_audio_text.drop_version(weights, rows)
     names = _table(backbone, v2=bool(prefix))
     table = prefixed(names, "backbone.", prefix)

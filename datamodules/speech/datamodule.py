@@ -57,7 +57,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         task: "pretrain" makes span masks, "ctc" reads transcripts and makes time and channel masks.
         batch_samples: samples in a batch of one device, padding included.
         effective_batch: samples per optimiser step over all devices: sets the Trainer's `accumulate_grad_batches`.
-        min_seconds: shorter clips are left out; by default 2 in pre-training, and what makes one frame in fine-tuning.
+        min_seconds: shorter clips are left out; by default 2 in pre-training, and what makes two frames in fine-tuning.
         max_seconds: in pre-training longer clips are cropped to this, in fine-tuning they are left out; null for no limit.
         crop: "shortest" crops a batch to its shortest clip in pre-training (published), "none" pads.
         normalize: mean 0, variance 1 per clip; has to agree with the model. Fine-tuned models know what they need.

@@ -14,7 +14,7 @@ from golden_case import GoldenCase
 from torch import Tensor
 from torch.nn import functional as F
 
-from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC
+from d2v_lightning import Data2Vec, GLUEClassifier, ImageClassifier, SpeechCTC, load_backbone
 from d2v_lightning.checkpoints import read_dictionary
 from d2v_lightning.checkpoints.pretrained import FromPretrained
 from d2v_lightning.nn.normalization import IMAGENET, INCEPTION
@@ -110,6 +110,24 @@ def test_sentences(name: str, tmp_path: Path) -> None:
     first = base.backbone(batch["inputs"], batch.get("padding_mask"))[:, 0]
     expected = F.linear(torch.tanh(F.linear(first, dense, dense_bias)), out, out_bias)
     torch.testing.assert_close(found(batch["inputs"], batch.get("padding_mask")), expected)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_one_of_several_heads_is_not_chosen_but_their_backbone_is_read(name: str, tmp_path: Path) -> None:
+    case = GoldenCase(name)
+    base, v2 = pretrained(case, tmp_path).backbone, name.startswith("d2v2")
+    weights = {("model." if v2 else "") + key: tensor for key, tensor in network(case).items()}
+    for head, classes in (("mnli", 3), ("sst_2", 2)):
+        below = f"classification_heads.{head}."
+        weights |= random_head(f"{below}dense", base.dim, base.dim) | random_head(f"{below}out_proj", classes, base.dim)
+    options = case.json["official_options_set"]
+    model = {"pretrained_model_args": {"model": options}} if v2 else options
+    torch.save({"model": weights, "cfg": {"model": model, "task": {}}}, tmp_path / "glue.pt")
+    with pytest.raises(ValueError, match="has the heads mnli, sst_2, one is expected"):
+        GLUEClassifier.from_pretrained(tmp_path / "glue.pt")
+    found, wanted = load_backbone(tmp_path / "glue.pt").state_dict(), base.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[key]) for key, tensor in found.items())
 
 
 @pytest.mark.parametrize("name", ["vision_shared_relpos", "vision_perlayer_relpos", "d2v2_image"])
