@@ -8,7 +8,7 @@ import torch
 
 from d2v_lightning.checkpoints.content import FREE, NON_COMMERCIAL, Content
 from d2v_lightning.checkpoints.official_v1_audio_text import split_teacher
-from d2v_lightning.checkpoints.official_v2_options import FIXED, grid_of, tree_of
+from d2v_lightning.checkpoints.official_v2_options import FIXED, grid_of, refuse_borrowing, tree_of
 from d2v_lightning.checkpoints.options import as_options, model_options
 from d2v_lightning.checkpoints.tables import (
     Names,
@@ -85,6 +85,7 @@ def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
             below = f"encoder.{name}" if name.startswith("position.") else name
             converted[f"teacher.{name}"] = state[f"backbone.{below}"].clone()
         return Content(tree, converted, f"{kind}, without teacher", licence, rows)
+    refuse_borrowing(model.backbone, modality, options)
     teacher = named_tensors(ema, f"{path} (_ema)")
     state = to_ours(model.teacher.state_dict(), teacher, _teacher_table(model), f"{path} (_ema)", rows, "teacher.")
     drop_fixed(teacher, f"{path} (_ema)", rows, model.encoder)

@@ -68,6 +68,7 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
     said = options.get("supported_modality")
     if isinstance(said, str) and said.rpartition(".")[2].upper() != modality:
         raise UserError(f"{path}: its option supported_modality is {said!r}, its weights are those of {modality}")
+    refuse_unknown(options, {"norm_affine": True})
     if "blocks.0.norm1.weight" not in state:
         raise UserError(f"{path}: no first block among its weights")
     if options.get("layer_norm_first"):
@@ -88,6 +89,8 @@ def backbone_of(state: Weights, modality: str, options: dict[str, Any], path: st
     with torch.device("meta"):
         encoder = _encoder(state, below, modality, dim, own, path)
         alibi = state.get(f"{below}alibi_scale")
+        if alibi is not None:
+            refuse_unknown(own, {"learned_alibi_scale_per_head": True})
         if bool(own.get("use_alibi_encoder")) != (alibi is not None):
             raise UserError(
                 f"{path}: its option use_alibi_encoder contradicts its weights: learned scales are expected"
@@ -135,9 +138,6 @@ def tree_of(state: Weights, modality: str, options: dict[str, Any], cfg: dict[st
             _decoder(state, f"modality_encoders.{modality}.decoder.", backbone.dim, backbone.encoder, decoder, path),
             mask_noise_std=float(option(own, "mask_noise_std", default=0.01)),
         )
-    scope: Scope = "transformer"
-    if not option(options, "ema_encoder_only", default=True):
-        scope = "backbone" if own.get("ema_local_encoder") else "context"
     each, after = target_norms(options)
     scale = option(options, "loss_scale", default=-1.0)
     arguments = {
@@ -160,10 +160,35 @@ def tree_of(state: Weights, modality: str, options: dict[str, Any], cfg: dict[st
             first_update=1,
         ),
         "optimization": _optimization(modality, learning_rate(cfg, 7.5e-4)),
-        "teacher_scope": scope,
+        "teacher_scope": _scope(options, own),
         "class_loss": float(option(options, "cls_loss", default=0.0)),
     }
     return {"class_path": "d2v_lightning.Data2Vec", "init_args": plain(arguments)}
+
+
+def refuse_borrowing(backbone: Backbone, modality: str, options: dict[str, Any]) -> None:
+    """Compare what the teacher of a file shares with the student, as options say, with what ours shares.
+
+    Raises:
+        ValueError: it is more.
+    """
+    trunk, scope = backbone.transformer.config["init_args"], _scope(options, _own_options(options, modality))
+    if scope == "transformer" and (trunk["prenet_depth"] or trunk["input_norm"] or trunk["position_bias"] is not None):
+        raise UserError(
+            "its option ema_encoder_only is true: such a teacher shares prenet, norm and ALiBi scales with the student, "
+            "which ours does not"
+        )
+    if scope == "context" and modality == "TEXT":
+        raise UserError(
+            "its options ema_encoder_only and ema_local_encoder are false: such a teacher of text shares its positions "
+            "with the student, which ours does not"
+        )
+
+
+def _scope(options: dict[str, Any], own: dict[str, Any]) -> Scope:
+    if option(options, "ema_encoder_only", default=True):
+        return "transformer"
+    return "backbone" if own.get("ema_local_encoder") else "context"
 
 
 def _optimization(modality: str, lr: float) -> Optimization:

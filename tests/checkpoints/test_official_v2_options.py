@@ -10,7 +10,7 @@ import pytest
 import torch
 from golden_case import GoldenCase
 
-from d2v_lightning.checkpoints.official_v2_options import backbone_of, grid_of, tree_of
+from d2v_lightning.checkpoints.official_v2_options import backbone_of, grid_of, refuse_borrowing, tree_of
 from d2v_lightning.nn.encoders import AudioEncoder, ImageEncoder
 from d2v_lightning.nn.position import Alibi, sine_cosine_positions
 from d2v_lightning.support.errors import UserError
@@ -58,6 +58,8 @@ def test_a_network_has_the_sizes_of_its_weights() -> None:
         ("IMAGE", {"input_size": 48}, {}, "its option input_size is 48, its weights are those of 40"),
         ("IMAGE", {}, {"supported_modality": "Modality.TEXT"}, "supported_modality is 'Modality.TEXT'"),
         ("IMAGE", {}, {"layer_norm_first": True}, "file is pre-norm"),
+        ("IMAGE", {}, {"norm_affine": False}, "its option norm_affine is False, only True is known"),
+        ("AUDIO", {"learned_alibi_scale_per_head": False}, {}, "its option learned_alibi_scale_per_head is False"),
         ("AUDIO", {"use_alibi_encoder": False}, {}, "use_alibi_encoder contradicts its weights"),
         ("AUDIO", {"conv_pos_depth": 4}, {}, "its option conv_pos_depth is 4, its weights are those of 5"),
         ("AUDIO", {"conv_pos_pre_ln": True}, {}, "conv_pos_pre_ln is set, which no released model has"),
@@ -100,3 +102,19 @@ def test_the_method_is_what_the_options_say() -> None:
     state, modality, options = case("AUDIO")
     arguments = tree_of(state, modality, options, {"model": options}, "file")["init_args"]
     assert arguments["teacher_scope"] == "context"
+
+
+def test_a_teacher_that_shares_more_with_its_student_is_refused() -> None:
+    for modality in CASES:
+        weights, _, options = case(modality, ema_encoder_only=True)
+        backbone = backbone_of(weights, modality, options, "file")
+        with pytest.raises(UserError, match="its option ema_encoder_only is true: such a teacher shares prenet"):
+            refuse_borrowing(backbone, modality, options)
+    weights, options = (
+        Weights((text := GoldenCase("d2v2_text_padded")).group("model.")),
+        text.json["official_options_set"],
+    )
+    backbone = backbone_of(weights, "TEXT", options, "file")
+    refuse_borrowing(backbone, "TEXT", options)
+    with pytest.raises(UserError, match="such a teacher of text shares its positions"):
+        refuse_borrowing(backbone, "TEXT", {**options, "ema_encoder_only": False})
