@@ -202,6 +202,11 @@ class GLUEDataModule(FromRecipe, Configurable, pl.LightningDataModule):
         if empty := [place for place, row in zip(places, texts, strict=True) if not all(text.strip() for text in row)]:
             rank_zero_warn(f"{len(empty)} row(s) have an empty text and are kept: {listed(empty, NAMED)}")
         columns = [list(column) for column in zip(*texts, strict=True)]
+        special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+        if length < (least := special + len(columns)):
+            raise UserError(
+                f"max_length {length} has room for nothing but {special} special tokens: {least} is the least"
+            )
         ids = tokenizer(*columns, truncation=True, max_length=length, padding=False)["input_ids"]
         return Examples(ids, labels if labelled else None, places)
 

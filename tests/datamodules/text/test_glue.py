@@ -105,6 +105,16 @@ def test_tables_and_files_of_ones_own(tmp_path: Path, tokenizer: str) -> None:
     assert next(iter(own.val_dataloader()[0]))["labels"].tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize(("task", "least"), [("sst2", 3), ("rte", 6)])
+def test_a_length_without_room_for_text_is_refused(task: str, least: int, tmp_path: Path, tokenizer: str) -> None:
+    for split in ("train", "dev"):
+        write(tmp_path, task, split, 4)
+    with pytest.raises(ValueError, match=f"max_length {least - 1} has room for nothing but .* {least} is the least"):
+        module(tmp_path, task, tokenizer, max_length=least - 1)
+    batch = next(iter(module(tmp_path, task, tokenizer, max_length=least).train_dataloader()))
+    assert batch["inputs"].shape[1] == least
+
+
 def test_length_groups_within_a_budget_of_tokens(tmp_path: Path, tokenizer: str) -> None:
     write(tmp_path, "sst2", "train", 30)
     write(tmp_path, "sst2", "dev", 5)
