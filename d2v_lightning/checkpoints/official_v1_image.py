@@ -198,10 +198,12 @@ def image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
         anneal_steps=int(option(options, "ema_start_at", default=25000)),
         first_update=0,
     )
+    lr = float(option(options, "lr", default=5e-4))
     optimization = Optimization(
-        lr=float(option(options, "lr", default=5e-4)),
+        lr=lr,
         betas=tuple(option(options, "opt_betas", default=(0.9, 0.999))),
         weight_decay=float(option(options, "weight_decay", default=0.05)),
+        final_lr=min(lr, float(option(options, "min_lr", default=1e-5))),
     )
     arguments = {
         "student": student,

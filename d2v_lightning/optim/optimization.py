@@ -68,9 +68,13 @@ class Optimization(Configurable):
                 raise UserError(f"{name} is {value}: it must not be negative")
         if not 0.0 <= hold <= 1.0:
             raise UserError(f"hold is {hold}: it is a part of the run, from 0 to 1")
-        if schedule == "tri_stage" and final_lr == 0:
+        if schedule == "tri_stage" and final_lr == 0 < lr:
             raise UserError(
                 "final_lr is 0: 'tri_stage' falls by equal factors and never gets there, give a rate above 0"
+            )
+        if schedule != "constant" and final_lr > lr > 0:
+            raise UserError(
+                f"final_lr is {final_lr:g}, above lr {lr:g}: the rate would rise, give a final_lr of at most lr"
             )
         if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             raise UserError(f"betas is {tuple(betas)}: two numbers from 0 to below 1 are needed")

@@ -44,10 +44,10 @@ def said(model: Any, path: Path) -> list[str]:
 
 
 def test_a_script_that_goes_on_with_another_model_is_told(saved: Path) -> None:
-    (line,) = said(changed(loss__beta=0.5, optimization__lr=1e-9), saved)
+    (line,) = said(changed(loss__beta=0.5, optimization__lr=1e-4), saved)
     assert line.startswith(f"going on from {saved} with another model: ")
     assert "model.loss.beta is 0.5 now and 2.0 in the checkpoint" in line
-    assert "model.optimization.lr is 1e-09 now and 0.001 in the checkpoint" in line
+    assert "model.optimization.lr is 0.0001 now and 0.001 in the checkpoint" in line
 
 
 def test_the_same_model_and_what_does_not_change_it_are_not_spoken_of(saved: Path) -> None:

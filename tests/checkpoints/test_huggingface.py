@@ -268,7 +268,7 @@ def test_a_network_that_ours_cannot_be(options: dict[str, Any], message: str, tm
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("id2label", ["cat", "dog"], "'list' object has no attribute"),
+        ("id2label", ["cat", "dog"], "'list' object has no attribute|Field 'id2label' with value"),
         ("hidden_dropout_prob", 2.0, "dropout 2.0: it is a probability"),
         ("hidden_size", "wide", "hidden_size is 'wide'"),
         ("num_attention_heads", -1, "num_attention_heads is -1, where 1 or more is expected"),

@@ -89,6 +89,7 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"hold": 1.5}, "hold is 1.5: it is a part of the run"),
+        ({"lr": 1e-6}, "final_lr is 1e-05, above lr 1e-06: the rate would rise"),
         ({"schedule": "tri_stage", "final_lr": 0.0}, "final_lr is 0: 'tri_stage' falls by equal factors"),
     ],
 )
