@@ -183,6 +183,7 @@ class CollapseMonitor(Configurable, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last_step = self._last_check = trainer.global_step
+        self._reason, self._warned = None, False  # of a `fit` before this one
         objective_of(pl_module, self.modality, "CollapseMonitor")
 
     def on_train_batch_end(

@@ -73,7 +73,8 @@ def convert_official(
         content = _convert(file, path, dictionary, whole)
     except ValueError as error:  # of a constructor, or about one option or weight: say where
         raise UserError(str(error) if path in str(error) else f"{path}: {error}") from error
-    content = content._replace(options=file["cfg"] if file["cfg"] is not None else file["args"])
+    made_with = next((given for given in (file["cfg"], file["args"]) if isinstance(given, Options)), None)
+    content = content._replace(options=made_with)
     if (padding := _padding(content.tree)) is not None:
         rank_zero_info(
             f"{path}: padding is handled as in Meta's code (encoder.padding: {padding}), under which it was trained"

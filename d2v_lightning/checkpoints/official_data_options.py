@@ -46,7 +46,7 @@ def data_of(content: Content, options: Options, fairseq: bool) -> Tree:
         read = _images_1(options) if own is None else _images_2(options, own, encoder["init_args"])
         return _tree("ImageDataModule", {"task": "pretrain", **read, **_pictures(batch)})
     if issubclass(kind, AudioEncoder):
-        return _tree("SpeechDataModule", _speech(options, own, batch, pretrained))
+        return _tree("SpeechDataModule", _speech(options, own, batch, arguments))
     assert issubclass(kind, TextEncoder)
     if pretrained:
         return _tree("TextDataModule", _text(options, own, batch))
@@ -125,8 +125,13 @@ def _classes(options: Options, batch: Batch, fairseq: bool) -> Tree:
 # ---- speech ------------------------------------------------------------------------------------------------------------
 
 
-def _speech(options: Options, own: Options | None, batch: Batch, pretrained: bool) -> Tree:
-    """`audio_{pretraining,finetuning}.py`, and the masks of `wav2vec2.py`, `wav2vec2_asr.py` and 2.0's `base.py`."""
+def _speech(options: Options, own: Options | None, batch: Batch, model_arguments: Tree) -> Tree:
+    """`audio_{pretraining,finetuning}.py`, and the masks of `wav2vec2.py`, `wav2vec2_asr.py` and 2.0's `base.py`.
+
+    A file of CTC may say only in its pre-training's options whether clips are normalised: `SpeechCTC` has read that.
+    """
+    pretrained = "student" in model_arguments
+    normalize = model_arguments.get("normalize", False)
     if batch.tokens is None:
         raise UserError("its option dataset.max_tokens is not set, so its batch of samples is not known")
     rate = counted(section(options, "task"), "sample_rate", default=16_000)
@@ -138,7 +143,7 @@ def _speech(options: Options, own: Options | None, batch: Batch, pretrained: boo
         "effective_batch": batch.tokens * batch.batches,
         **({} if shortest is None else {"min_seconds": shortest / rate}),
         "max_seconds": None if longest is None else longest / rate,
-        "normalize": bool(option(options, "task.normalize", default=False)),
+        "normalize": bool(option(options, "task.normalize", default=normalize)),
     }
     model = section(options, "model")
     if pretrained:

@@ -82,10 +82,12 @@ def test_stop_ends_the_run_when_the_finding_has_come_twice() -> None:
 def test_released_bounds_stop_a_run_after_their_step_and_not_before(
     model: pl.LightningModule, bounds: dict[str, float], reason: str
 ) -> None:
-    runner = trainer([CollapseMonitor(every_n_steps=2, on_collapse="stop", stop_after=4, **bounds)], 30)
+    monitor = CollapseMonitor(every_n_steps=2, on_collapse="stop", stop_after=4, **bounds)
+    runner = trainer([monitor], 30)
     with pytest.raises(CollapseError, match=f"CollapseMonitor, step 6: {reason}"):
         runner.fit(model, loader())
     assert runner.global_step == 6
+    trainer([monitor], 3).fit(model, loader())  # over before `stop_after`, so nothing stops it
     warned = trainer([CollapseMonitor(every_n_steps=2, **bounds)], 5)
     with pytest.warns(UserWarning, match=f"CollapseMonitor, step 2: {reason}"):
         warned.fit(model, loader())

@@ -195,3 +195,20 @@ def test_a_weight_of_the_blank_has_no_counterpart_in_training(tmp_path: Path) ->
     torch.save(file, path)
     with pytest.raises(ValueError, match=r"blank_weight is 1\.5"):
         recipe_of(read_pretrained(path))
+
+
+def test_data_are_normalised_as_the_model_of_the_same_file_has_it(tmp_path: Path) -> None:
+    path, _ = write_finetuned("librispeech_10h", tmp_path)
+    file = torch.load(path)
+    file["cfg"]["task"]["normalize"] = None
+    file["cfg"]["model"]["normalize"] = True
+    torch.save(file, path)
+    sections, _ = recipe_of(read_pretrained(path))
+    assert [sections[name]["init_args"]["normalize"] for name in ("model", "data")] == [True, True]
+
+
+def test_a_network_beside_odd_options_has_no_recipe(tmp_path: Path) -> None:
+    path, _ = write_finetuned("imagenet_base", tmp_path)
+    torch.save({**torch.load(path, weights_only=False), "args": "text"}, path)
+    with pytest.raises(ValueError, match="holds a network and not what made it"):
+        recipe_of(read_pretrained(path))
