@@ -53,7 +53,7 @@ PUBLISHED = {
 }
 PAPERS = {"text_base_bert": "data2vec 1.0 (arXiv 2202.03555), section 4.3 and footnote 7"}
 OURS = {
-    "audio_large": "audio_base.yaml on the network of Large; how the released Large was trained is unpublished",
+    "audio_large": "audio_base.yaml on the network of Large; no recipe of the released Large is published",
     "wnli": "rte.yaml, the released file of the set that is most like it; none is released for WNLI",
 }
 

@@ -59,11 +59,14 @@ class TextMaskCollator(TextCollator):
     It adds "mask" (B, M, T) bool, True = hidden, and "hidden" (P,) where the loss is taken. With M > 1 it adds "visible"
     (B, M, V), and with kept or random tokens "corrupted" (B, M, T) int64.
 
-    `<s>` and `</s>` are hidden like any token, as released: 1.0 (fairseq/data/mask_tokens_dataset.py) hides 9 % of the first
-    tokens and 31 % of the last, 2.0 (`random_masking` of examples/data2vec/models/modalities/base.py) 48 % of either. Padding
-    never is. How many are hidden follows from a text's length alone, so it is the same in all rows without padding. A padded
-    row hides the same share of its own tokens. 2.0 (M > 1) drops what is hidden and needs equal numbers. There a padded row
-    also hides tokens of its padding, where no loss is taken, until it hides as many as rows of full length.
+    `<s>` and `</s>` are hidden like any token, as released. 1.0 (fairseq/data/mask_tokens_dataset.py) hides 9 % of the first
+    tokens and 31 % of the last. 2.0 (`random_masking` of examples/data2vec/models/modalities/base.py) hides 48 % of either,
+    Large 50 %.
+
+    How many are hidden follows from a text's length alone, so it is the same in all rows without padding. A padded row hides
+    the same share of its own tokens, and nothing of its padding. 2.0 (M > 1) is an exception, because it drops what is hidden
+    and needs equal numbers. There a padded row also hides tokens of its padding, where no loss is taken, until it hides as
+    many as rows of full length.
 
     The masks of a sample with a key (epoch, index) are a pure function of (seed, epoch, index); without a key they come from
     torch's global generator.
@@ -71,13 +74,13 @@ class TextMaskCollator(TextCollator):
     Args:
         vocabulary: of the tokenizer, see `vocabulary_of`.
         mask_prob, mask_length: `mask_prob` / `mask_length` spans start per token (1.0 as released: .35, 4, which hides 31 %;
-            the paper's first: .15, 1; 2.0: .48, 1).
+            BERT's, of the paper: .15, 1; 2.0: .48, 1, Large .5, 1).
         num_masks: M.
         leave_unmasked_prob, random_token_prob: shares of the chosen tokens that stay as they are or become random (BERT: .1
             each). They are read as such, are not in "mask", and no loss is taken there.
         whole_words: hide whole words only, see `whole_word_mask`. A special token is one.
-        mask_special: False spares special tokens: as many tokens are hidden, of the others. Only of a text of 2.0 that is
-            nearly all special tokens, those inside it are hidden too.
+        mask_special: False spares special tokens: as many tokens are hidden, of the others. A text of 2.0 that is
+            nearly all special tokens is the exception: those inside it are hidden too.
         multiple_of: see `TextCollator`.
         seed: of the masks.
 

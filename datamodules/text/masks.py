@@ -13,7 +13,7 @@ from d2v_lightning.method.masking import num_span_masked, random_mask, span_mask
 def num_text_masked(length: int, mask_prob: float, mask_length: int, mask_special: bool = True) -> int:
     """How many of `length` tokens are hidden.
 
-    Single tokens: `mask_prob` of them, what is visible rounded down (2.0: 246 of 512). Spans: what fairseq's overlapping
+    Single tokens: `mask_prob` of them, what is visible rounded down (2.0 Base: 246 of 512). Spans: what fairseq's overlapping
     spans come to on average (1.0: .35 in spans of 4 hide 31 %). Those that spare special tokens end with the text.
 
     Raises:
