@@ -136,14 +136,14 @@ class CollapseMonitor(Configurable, pl.Callback):
         stop_after: int = 0,
     ) -> None:
         if every_n_steps < 1 or patience < 1:
-            raise UserError(f"every_n_steps is {every_n_steps}, patience is {patience}: both must be 1 or more")
+            raise UserError(f"every_n_steps is {every_n_steps}, patience is {patience}: choose 1 or more for both")
         if on_collapse not in ("warn", "stop"):
             raise UserError(f"on_collapse is {on_collapse!r}: choose 'warn' or 'stop'")
         self.every_n_steps, self.patience, self.on_collapse = every_n_steps, patience, on_collapse
         if min(min_target_std, min_prediction_std, stop_after) < 0:
             raise UserError(
                 f"min_target_std is {min_target_std}, min_prediction_std is {min_prediction_std}, stop_after is "
-                f"{stop_after}: none of them may be negative"
+                f"{stop_after}: choose 0 or more for each"
             )
         self.modality, self.stop_after = modality, stop_after
         self.bounds = {"target_std": min_target_std, "prediction_std": min_prediction_std}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -75,10 +76,13 @@ def numbers(options: Options, name: str, default: tuple[float, ...]) -> tuple[fl
     """
     given = option(options, name, default=list(default))
     found = _NUMBER.findall(given) if isinstance(given, str) else given
-    right = isinstance(found, (list, tuple)) and len(found) == len(default)
-    if not right or not all(isinstance(one, (int, float, str)) for one in found):
+    try:
+        values = tuple(float(one) for one in found)
+    except (TypeError, ValueError):
+        values = ()
+    if len(values) != len(default):
         raise UserError(f"its option {options.place}{name} is {given!r}, where {len(default)} numbers are expected")
-    return tuple(float(one) for one in found)
+    return values
 
 
 # ---- fairseq -----------------------------------------------------------------------------------------------------------
@@ -135,7 +139,7 @@ def _fairseq_schedule(scheduler: Options, whole: Options, lr: float) -> dict[str
             warmup_share, hold, _ = numbers(scheduler, "phase_ratio", (0.0, 0.0, 0.0))
         else:
             total = needed(whole, "max_update")
-            warmup_share, hold = (needed(scheduler, f"{stage}_steps") / total for stage in ("warmup", "hold"))
+            warmup_share, hold = (_part(needed(scheduler, f"{stage}_steps"), total) for stage in ("warmup", "hold"))
         floor = lr * float(option(scheduler, "final_lr_scale", default=0.01))
         return {"schedule": "tri_stage", "warmup": warmup_share, "hold": hold, "final_lr": floor}
     if name == "polynomial_decay":
@@ -150,6 +154,12 @@ def _fairseq_schedule(scheduler: Options, whole: Options, lr: float) -> dict[str
     raise UserError(
         f"its schedule {scheduler.place}_name is {name!r}: cosine, tri_stage and polynomial_decay are known"
     )
+
+
+def _part(steps: float, total: float) -> float:
+    """Steps as a part of the run. `Optimization` cuts its product with the whole to a whole number: the same steps."""
+    part = steps / total
+    return part if int(part * total) >= steps else math.nextafter(part, math.inf)
 
 
 def fairseq_batch(cfg: Options) -> Batch:

@@ -132,9 +132,9 @@ def _official(content: Content, options: Options) -> tuple[Tree, list[str]]:
         if (interval := int(option(options, "dataset.validate_interval", default=1))) > 1:
             trainer["check_val_every_n_epoch"] = interval
     model = {name: value for name, value in model.items() if value is not None}
-    seed = int(option(options, "common.seed" if fairseq else "seed", default=0))
+    seed = option(options, "common.seed", default=1) if fairseq else option(options, "seed", default=0)  # as theirs
     sections: Tree = {
-        "seed_everything": seed,
+        "seed_everything": int(seed),
         "model": {"class_path": content.tree["class_path"], "init_args": plain(model)},
         "data": data_of(content, options, fairseq),
         **({"model_checkpoint": BEST[name]} if name in BEST else {}),

@@ -87,8 +87,8 @@ def num_span_masked(length: int, mask_prob: float, mask_length: int, open_end: b
         length: N.
         mask_prob: share that would be hidden if spans never overlapped.
         mask_length: of a span.
-        open_end: spans may start anywhere and are cut at the end (1.0 text, fairseq/data/mask_tokens_dataset.py), and not so
-            that they end before the last token (speech, `compute_mask_indices` of fairseq/data/data_utils.py).
+        open_end: spans may start anywhere and are cut at the end (1.0 text, fairseq/data/mask_tokens_dataset.py). Otherwise
+            they end before the last token (speech, `compute_mask_indices` of fairseq/data/data_utils.py).
 
     Returns:
         1..N-1. Where a sequence is hardly longer than a span it is half of it.

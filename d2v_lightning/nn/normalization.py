@@ -51,12 +51,10 @@ class Normalization(NamedTuple):
         return Normalization([mean] * channels, [std] * channels)
 
 
-IMAGENET = Normalization(
-    [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-)  # of both pre-trainings, and of 2.0's fine-tuning
-INCEPTION = Normalization(
-    [0.5] * 3, [0.5] * 3
-)  # of 1.0's fine-tuning, which leaves --imagenet_default_mean_and_std out
+# Of both pre-trainings, and of 2.0's fine-tuning.
+IMAGENET = Normalization([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+# Of 1.0's fine-tuning, whose command leaves out --imagenet_default_mean_and_std.
+INCEPTION = Normalization([0.5] * 3, [0.5] * 3)
 
 
 def normalization_of(mean: Any, std: Any, channels: int | None, owner: str = "") -> Normalization | None:
@@ -84,7 +82,7 @@ def normalization_of(mean: Any, std: Any, channels: int | None, owner: str = "")
         if not all(is_finite(value) for value in values):
             raise UserError(f"{name} is {list(values)}: it must be a list of finite numbers, one per channel")
     if min(std) <= 0:
-        raise UserError(f"{owner}std {list(std)}: permitted is more than 0")
+        raise UserError(f"{owner}std is {list(std)}: give numbers above 0")
     return Normalization([float(value) for value in mean], [float(value) for value in std])
 
 

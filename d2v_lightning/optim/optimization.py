@@ -126,8 +126,8 @@ class Optimization(Configurable):
         Args:
             total_steps: see `configure`.
             peak: peak rate of the layer, under `layer_decay`; None for `lr`. BEiT's cosine and "tri_stage" scale a layer's
-                whole schedule. fairseq's cosine and "polynomial" end at the same `final_lr` in every layer (`min_lr` of
-                `cosine_lr_scheduler.py`, which `composite.py` hands to each group with a `lr` of its own).
+                whole schedule. fairseq's cosine and "polynomial" end at the same `final_lr` in every layer: `composite.py`
+                hands each group a `lr` of its own, and `min_lr` of `cosine_lr_scheduler.py` is one for all.
         """
         if self.schedule_steps is not None and total_steps >= 1:
             total_steps = self.schedule_steps

@@ -14,6 +14,7 @@ from d2v_lightning.method.objective import Objective
 from d2v_lightning.method.student import MaskTokenStudent, VisibleStudent
 from d2v_lightning.method.targets import Targets
 from d2v_lightning.method.teacher import Scope
+from d2v_lightning.nn.encoders import ImageEncoder
 from d2v_lightning.optim.optimization import Optimization
 from d2v_lightning.pretrain.pretraining import Pretraining
 from d2v_lightning.support.errors import UserError
@@ -73,8 +74,8 @@ class Data2Vec(Objective, Pretraining):  # type: ignore[misc]  # as in `Pretrain
             load_exactly(self.teacher, pretrained.part("teacher."), path)
         else:
             self.teacher.copy_from(self.backbone)
-        self.backbone.tokenizer = pretrained.tokenizer
-        if getattr(self.encoder, "normalization", self) is None:
+        self.backbone.licence, self.backbone.tokenizer = pretrained.licence, pretrained.tokenizer
+        if isinstance(self.encoder, ImageEncoder) and self.encoder.normalization is None:
             take_over_normalization(self, pretrained.tree, path)
         rank_zero_info(f"warm start from {path}: the teacher starts as the file's {teacher_from}")
         self.config["init_args"]["checkpoint"] = None  # a checkpoint of this run holds the weights, not the path

@@ -126,7 +126,7 @@ def test_theirs_in_our_terms(options: dict[str, Any], expected: Normalization, t
         ({"image_mean": "half", "image_std": [1] * 3}, "image_mean is 'half': it must be a list of numbers"),
         ({"image_mean": ["a"] * 3, "image_std": [1] * 3}, "image_mean is .*finite numbers"),
         ({"image_mean": [0.5], "image_std": [1] * 3}, "image_mean has 1 values for 3 channels"),
-        ({"image_mean": [0.5] * 3, "image_std": [0] * 3}, r"image_std \[0, 0, 0\]: permitted is more than 0"),
+        ({"image_mean": [0.5] * 3, "image_std": [0] * 3}, r"image_std is \[0, 0, 0\]: give numbers above 0"),
         ('{"image_mean": [NaN, 0, 0], "image_std": [1, 1, 1]}', "finite numbers"),
         ({"image_mean": [0.5] * 3}, "image_std is None: give both"),
         ({"rescale_factor": "x"}, "rescale_factor is 'x'"),

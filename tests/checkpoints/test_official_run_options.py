@@ -43,6 +43,13 @@ def test_a_tri_stage_rate_in_steps_is_one_in_shares() -> None:
     )
 
 
+def test_steps_are_the_same_number_of_steps_again() -> None:
+    """14,500 / 400,000 x 400,000 is 14,499.999999999998 in floating point."""
+    steps = {"phase_ratio": None, "warmup_steps": 14_500, "hold_steps": 14_500}
+    made = fairseq_optimization(cfg("audio_base", lr_scheduler=steps))
+    assert [int(made.warmup * 400_000), int(made.hold * 400_000)] == [14_500, 14_500]
+
+
 def test_a_schedule_may_be_longer_than_the_run() -> None:
     made, settings = fairseq_optimization(Options(RTE)), fairseq_trainer(Options(RTE))
     assert (made.schedule, made.schedule_steps, made.warmup) == ("polynomial", 2036, 122)
@@ -55,6 +62,7 @@ def test_a_schedule_may_be_longer_than_the_run() -> None:
         ("text_base", {"optimizer": None}, "its cfg has no section optimizer"),
         ("text_base", {"optimizer": {"_name": "adafactor"}}, "its option optimizer._name is 'adafactor', only 'adam'"),
         ("text_base", {"optimizer": {"adam_betas": "0.9"}}, "its option optimizer.adam_betas is '0.9', where 2 numbers"),
+        ("text_base", {"optimizer": {"adam_betas": ["a", "b"]}}, "adam_betas is .*, where 2 numbers are expected"),
         ("text_base", {"lr_scheduler": {"_name": "fixed"}}, "its schedule lr_scheduler._name is 'fixed'"),
         ("text_base", {"lr_scheduler": {"warmup_init_lr": 1e-7}}, "its warm-up starts at 1e-07"),
         ("text_base", {"optimization": {"lr": [0.0]}}, "its learning rate is 0"),

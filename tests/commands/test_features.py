@@ -195,7 +195,7 @@ def classifier() -> ImageClassifier:
     [
         ([0.5, 0.5], "std has 2 values for 3 channels: give one per channel"),
         (0.5, "std is 0.5: it must be a list"),
-        ([0.1, 0.1, 0.0], "std [0.1, 0.1, 0.0]: permitted is more than 0"),
+        ([0.1, 0.1, 0.0], "std is [0.1, 0.1, 0.0]: give numbers above 0"),
         ([0.1, 0.1, float("nan")], "std is [0.1, 0.1, nan]: ImageEncoder needs finite numbers"),
     ],
 )

@@ -20,6 +20,7 @@ def written(tmp_path: Path) -> tuple[str, Data2Vec]:
     model = tiny_image_model()
     for parameter in model.student.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.backbone.licence = "CC-BY-NC-4.0"
     content: dict[str, Any] = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(content)
     torch.save(content, tmp_path / "before.ckpt")
@@ -47,6 +48,7 @@ def test_a_warm_start_takes_the_student_and_the_teacher_that_is_asked_for(
     )
     assert model.config["init_args"]["checkpoint"] is None, "its own checkpoints hold the weights"
     assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
+    assert model.backbone.licence == "CC-BY-NC-4.0", "weights that were trained on keep their licence"
 
 
 def test_a_warm_start_from_another_network_or_part_is_refused(written: tuple[str, Data2Vec]) -> None:

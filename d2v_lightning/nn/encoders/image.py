@@ -127,8 +127,7 @@ class ImageEncoder(Encoder):
 
     @normalization.setter
     def normalization(self, value: Normalization | None) -> None:
-        mean, std = (None, None) if value is None else value
-        self._normalization = normalization_of(mean, std, self.in_channels)
+        self._normalization = None if value is None else normalization_of(value.mean, value.std, self.in_channels)
         mean, std = (None, None) if value is None else (list(values) for values in value)
         self.config["init_args"].update(mean=mean, std=std)
 

@@ -157,7 +157,7 @@ def test_pictures_smaller_than_the_patch_grid_are_refused(tree: Path) -> None:
         ({"num_channels": 2}, "num_channels 2: pictures have 1, 3, 4"),
         ({"mean": [0.5], "std": [0.5]}, "mean has 1 values for 3 channels"),
         ({"mean": [0.5] * 3}, r"mean is \[0.5, 0.5, 0.5\], std is None: give both, or neither"),
-        ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]}, r"std \[0.5, 0.5, 0.0\]: permitted is more than 0"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]}, r"std is \[0.5, 0.5, 0.0\]: give numbers above 0"),
         (
             {"batch_size": 13},
             "batch_size 13 x 1 device.s. is more than 12 training pictures: set batch_size to at most 12",
