@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 class GLUEClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone and, on its first token, RoBERTa's head: dropout, linear, tanh, dropout, linear.
 
-    The defaults are the released fine-tuning of data2vec 2.0, one of its four learning rates (RECIPES "GLUE, 2.0").
+    The defaults are the released fine-tuning of data2vec 2.0 on SST-2 (configs/finetune/glue/sst2.yaml).
 
     Logged at validation and test: the loss, a mean over samples, the task's own metrics and `score`, their mean, which the
     papers report; of classes the accuracy always, which released 1.0 keeps an epoch by. Those of MNLI's second set of pairs

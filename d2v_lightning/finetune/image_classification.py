@@ -28,7 +28,7 @@ _NEEDS_LABELS = "classification needs pictures with classes, or ImageCollator() 
 class ImageClassifier(TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]  # a narrower load_from_checkpoint
     """A backbone, the mean of its patches, a layer norm and a linear head.
 
-    The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (RECIPES "ImageNet, 1.0").
+    The defaults are the released fine-tuning of data2vec 1.0 Base on ImageNet-1K (configs/finetune/imagenet_base.yaml).
 
     Args:
         num_classes: classes.

@@ -12,7 +12,7 @@ from d2v_lightning.support.errors import UserError
 
 
 class RegressionLoss(Configurable):
-    """Smooth L1 or squared error, averaged over hidden tokens (RECIPES "loss").
+    """Smooth L1 or squared error, averaged over hidden tokens.
 
     Args:
         beta: error at which smooth L1 turns from quadratic to linear; 0 for the plain squared error.

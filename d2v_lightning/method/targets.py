@@ -17,7 +17,7 @@ Norm = Literal["layer", "instance", "batch", "position"]
 
 
 class Targets(Configurable):
-    """How the teacher's layers become the target (paper 1.0, section 3.3; RECIPES "averaged", "norm of each", "norm after").
+    """How the teacher's layers become the target (paper 1.0, section 3.3).
 
     Args:
         average_top_k_layers: K, how many blocks from the top are averaged; or a list of the blocks, 0-based.

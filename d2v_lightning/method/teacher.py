@@ -17,7 +17,7 @@ Scope = Literal["transformer", "context", "backbone"]
 
 
 class Teacher(nn.Module):
-    """Frozen copy of `scope` of the student's backbone; the rest it borrows from the student (DESIGN "teacher_scope").
+    """Frozen copy of `scope` of the student's backbone; the rest it borrows from the student.
 
     | scope       | owns                | reads                            |
     |-------------|---------------------|----------------------------------|

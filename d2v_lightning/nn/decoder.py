@@ -70,7 +70,7 @@ class ConvDecoder(Configurable, nn.Module):
     Args:
         dim: width D of student and targets.
         grid: patches (down, across) for 3x3-like convolutions over a picture; None for one-dimensional ones over a sequence.
-        depth, kernel, width, groups: of the convolutions (RECIPES "decoder").
+        depth, kernel, width, groups: of the convolutions.
         residual: add a convolution's input where it is as wide (all but text).
         projection_depth: linear maps at the end; those inside are `projection_ratio` x `width` wide (text: 2).
         projection_ratio: see `projection_depth`.

@@ -22,7 +22,7 @@ Schedule = Literal["cosine", "fairseq_cosine", "tri_stage", "polynomial", "const
 class Optimization(Configurable):
     """AdamW and its schedule, as data.
 
-    The defaults are data2vec 1.0 for images, Base (RECIPES "1.0, image B").
+    The defaults are data2vec 1.0 for images, Base (configs/pretrain/image_base.yaml).
 
     Args:
         lr: peak learning rate for the published batch.

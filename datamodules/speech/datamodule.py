@@ -48,7 +48,7 @@ class SpeechDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     """Recordings in LibriSpeech's layout, a folder, a manifest or a Hugging Face data set.
 
     Sound is decoded by soundfile (wav, flac, ogg, mp3, ...), mixed to one channel and resampled to 16 kHz. The defaults are
-    data2vec 1.0 Base on LibriSpeech (RECIPES "1.0, audio B").
+    data2vec 1.0 Base on LibriSpeech (configs/pretrain/audio_base.yaml).
 
     Args:
         root: folder that holds the splits, or a single recording; what predict transcribes.

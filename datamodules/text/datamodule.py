@@ -77,8 +77,8 @@ class TextDataModule(FromRecipe, Configurable, pl.LightningDataModule):
     "mask" (B, M, T) bool, True = hidden. `TextMaskCollator` says what else. Everything random follows from (seed, epoch,
     index). A run that is stopped anywhere goes on with the batches it would have had.
 
-    The defaults are data2vec 1.0's released command (RECIPES "1.0, text B"). 2.0: `packing` "blocks", `mask_prob` .48,
-    `mask_length` 1, `num_masks` 8, `batch_size` 4.
+    The defaults are data2vec 1.0's released command (configs/pretrain/text_base.yaml). 2.0 has `packing` "blocks",
+    `mask_prob` .48 (Large: .5), `mask_length` 1, `num_masks` 8, `batch_size` 4 (Large: 2).
 
     The text is tokenised once, on all cores, into a cache that is read from the disk; it is made anew when a file or the
     tokenizer changes. Lines that are not UTF-8 are left out, counted and named.

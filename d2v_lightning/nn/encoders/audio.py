@@ -109,7 +109,7 @@ class ConvPosition(Position):
 class AudioEncoder(Encoder):
     """Convolutional feature encoder of waveforms at 16 kHz.
 
-    The defaults are data2vec 1.0 for speech, Base (RECIPES "1.0, audio B").
+    The defaults are data2vec 1.0 for speech, Base (configs/pretrain/audio_base.yaml).
 
     Args:
         dim: width D.

@@ -43,7 +43,7 @@ class TextPosition(Position):
 class TextEncoder(Encoder):
     """Embedding of token ids.
 
-    The defaults are data2vec 1.0 for text, Base, with RoBERTa's vocabulary (RECIPES "1.0, text B").
+    The defaults are data2vec 1.0 for text, Base, with RoBERTa's vocabulary (configs/pretrain/text_base.yaml).
 
     Args:
         dim: width D.
