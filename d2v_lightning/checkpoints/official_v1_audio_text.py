@@ -88,7 +88,10 @@ def convert(file: dict[str, Any], path: str, whole: bool = True) -> Content:
     elif any(name.startswith(TEXT_PREFIX) for name in student):
         tree, modality = text_tree(student, options, cfg, path), "text"
     else:
-        raise UserError(f"{path}: neither convolutions of waveforms nor a sentence encoder among its weights")
+        name = str(options.get("_name"))[:100]
+        raise UserError(
+            f"{path}: its model {name!r} has neither convolutions of waveforms nor a sentence encoder among its weights"
+        )
     with torch.device("meta"):
         model: Objective = build(tree)
     rows: list[Row] = []

@@ -37,7 +37,7 @@ from d2v_lightning.commands.running import USAGE, run_command
 from d2v_lightning.configurable import build, own_class
 from d2v_lightning.nn.backbone import Backbone
 from d2v_lightning.nn.encoders import TextEncoder
-from d2v_lightning.support.errors import UserError
+from d2v_lightning.support.errors import UsageError, UserError
 
 Part = Literal["student", "teacher"]
 
@@ -131,6 +131,8 @@ def export(args: argparse.Namespace) -> None:
     """Write a directory for `transformers`, or an ONNX file."""
     if args.push and not args.out:
         raise UserError("--push uploads a directory: give --out too")
+    if args.out and args.out.endswith(".onnx"):
+        raise UsageError(f"--out {args.out}: that would be a directory, give --onnx {args.out} for an ONNX file")
     refuse_existing(args.out or args.onnx)
     found = _read(args)
     _say(found)

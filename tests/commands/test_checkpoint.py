@@ -243,6 +243,8 @@ def test_directories_that_are_damaged_or_in_the_way(tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert "ours exists: remove it" in refused(["import", str(good), "--out", str(ours)], capsys)
     assert "exists: remove it" in refused(["export", str(good), "--out", str(good)], capsys)
+    assert main(["export", str(good), "--out", str(tmp_path / "model.onnx")]) == 2
+    assert "that would be a directory, give --onnx" in capsys.readouterr().err
 
     copy = tmp_path / "copy"
 
