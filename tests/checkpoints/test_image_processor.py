@@ -134,7 +134,7 @@ def test_theirs_in_our_terms(options: dict[str, Any], expected: Normalization, t
         ({"rescale_factor": 10**400}, "rescale_factor is 1000"),
         (
             {"rescale_factor": 1e308, "image_mean": 1, "image_std": 1},
-            r"preprocessor_config.json: std \[0.0, 0.0, 0.0\]",
+            r"preprocessor_config.json: std is \[0.0, 0.0, 0.0\]",
         ),
         ({"image_mean": [10**400] * 3, "image_std": [1] * 3}, "image_mean is .*finite numbers"),
         ({"do_normalize": 1}, "do_normalize of .* is 1, where true or false"),
