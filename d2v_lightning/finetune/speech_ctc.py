@@ -34,7 +34,7 @@ _NEEDS_LABELS = "fine-tuning needs recordings with transcripts: data.task 'ctc'"
 class SpeechCTC(WeighsMicroBatches, TakesPlainBatches, KeepsFigures, FromPretrained, pl.LightningModule):  # type: ignore[misc]
     """A backbone and a linear map of its output to letters, trained with CTC.
 
-    The defaults are the released fine-tuning of Base on 10 hours (configs/finetune/librispeech_10h.yaml).
+    The defaults are the released fine-tuning of Base on 1 hour (configs/finetune/librispeech_1h.yaml).
 
     Args:
         backbone: a network to train from scratch; or

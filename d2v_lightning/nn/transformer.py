@@ -167,7 +167,7 @@ def drop_path_rates(last: float, depth: int, prenet_depth: int = 0) -> list[floa
 class Transformer(Configurable, nn.Module):
     """A stack of blocks.
 
-    The defaults are data2vec 1.0 for images, Base (configs/pretrain/image_base.yaml).
+    The defaults are those of configs/pretrain/image_base.yaml, without its `drop_path` .25 and `attention_dropout` .05.
 
     Args:
         dim: width D. depth: blocks L. num_heads: heads H. mlp_ratio: hidden width of the FFN as a multiple of D.
