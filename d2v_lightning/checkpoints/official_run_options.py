@@ -214,14 +214,18 @@ def beit_optimization(options: Options, **others: Any) -> Optimization:
     decay = float(option(options, "weight_decay", default=0.05))
     if (end := number(options, "weight_decay_end")) not in (None, decay):
         raise UserError(f"its option weight_decay_end is {end!r}: only a constant weight decay has a counterpart here")
-    steps = int(option(options, "warmup_steps", default=-1))
+    warmup: float = int(option(options, "warmup_steps", default=-1))
+    if warmup <= 0:
+        warmup = needed(options, "warmup_epochs") / counted(options, "epochs")
+        if warmup >= 1:  # which `Optimization` takes for steps
+            raise UserError(f"its warm-up is {warmup:g} times its run: only a shorter one has a counterpart here")
     return Optimization(
         lr=needed(options, "lr"),
         betas=_two(numbers(options, "opt_betas", (0.9, 0.999))),
         eps=float(option(options, "opt_eps", default=1e-8)),
         weight_decay=decay,
         schedule="cosine",
-        warmup=steps if steps > 0 else needed(options, "warmup_epochs") / counted(options, "epochs"),
+        warmup=warmup,
         final_lr=needed(options, "min_lr"),
         **others,
     )

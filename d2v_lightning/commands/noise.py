@@ -26,10 +26,8 @@ def leave_out_noise() -> None:
     """Leave it out of warnings and logs."""
     for message in _NOT_FOR_PEOPLE:
         warnings.filterwarnings("ignore", message)
-    for name in (
-        "pytorch_lightning",
-        "lightning.pytorch",
-    ):  # where both are imported, both speak as the one imported last
+    # Both: where both are imported, both speak as the one that was imported last.
+    for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(f"{name}.utilities.rank_zero").addFilter(_is_no_noise)  # once, however often
 
 

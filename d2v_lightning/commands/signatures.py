@@ -15,8 +15,16 @@ from d2v_lightning.flavour import pl
 _PLAIN_TYPES = ("builtins", "collections", "datetime", "os", "pathlib", "typing")
 # Of Lightning and of ours: they lack what their subclasses define.
 _BASES = (
-    *("LightningModule", "LightningDataModule", "Logger", "Encoder"),
-    *("Callback", "Checkpoint", "ProgressBar", "BaseFinetuning", "BasePredictionWriter", "SaveConfigCallback"),
+    "LightningModule",
+    "LightningDataModule",
+    "Logger",
+    "Encoder",
+    "Callback",
+    "Checkpoint",
+    "ProgressBar",
+    "BaseFinetuning",
+    "BasePredictionWriter",
+    "SaveConfigCallback",
 )
 
 

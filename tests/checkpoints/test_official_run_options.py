@@ -99,6 +99,7 @@ def test_beit_counts_its_warm_up_in_epochs_or_steps() -> None:
         ({"opt": "sgd"}, "its option opt is 'sgd', only 'adamw'"),
         ({"weight_decay_end": 0.1}, "weight_decay_end is 0.1"),
         ({"lr": None}, "its option lr is not set"),
+        ({"warmup_epochs": 8, "epochs": 8}, "its warm-up is 1 times its run"),
     ):
         with pytest.raises(UserError, match=message):
             beit_optimization(Options({**given, **changed}))
