@@ -203,6 +203,7 @@ def image_tree(state: Weights, options: dict[str, Any], path: str) -> Tree:
         lr=lr,
         betas=tuple(option(options, "opt_betas", default=(0.9, 0.999))),
         weight_decay=float(option(options, "weight_decay", default=0.05)),
+        warmup=option(options, "warmup_epochs", default=10.0) / max(1.0, option(options, "epochs", default=800.0)),
         final_lr=min(lr, float(option(options, "min_lr", default=1e-5))),
     )
     arguments = {
