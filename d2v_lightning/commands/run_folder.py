@@ -93,6 +93,8 @@ def refuse_other_run(folder: Path, checkpoints: Path, stored: StoredRun | None, 
             return
     last = checkpoints / "last.ckpt"
     go_on = f"go on with that run (--ckpt_path {last}), or " if last.exists() else ""
+    if not saved:  # it ended before its first checkpoint, by an error in the settings for example
+        go_on = "begin there anew (--ckpt_path last), "
     raise UsageError(
         f"{folder} holds another run, which this one would overwrite: {go_on}choose another folder with "
         "--trainer.default_root_dir DIR, or delete it"

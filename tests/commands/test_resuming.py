@@ -61,7 +61,9 @@ def test_a_run_killed_before_its_first_checkpoint_is_sent_again(
     run = tmp_path / "runs" / "tiny"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("")
-    assert "holds another run" in fails(capsys, 2, "fit", "--config", config)
+    refused = fails(capsys, 2, "fit", "--config", config)
+    assert "holds another run" in refused
+    assert "begin there anew (--ckpt_path last)" in refused
     cli.main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_steps", "1"])
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "config_resumed_1.yaml").is_file()
