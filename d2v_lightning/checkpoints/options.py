@@ -207,8 +207,8 @@ def model_options(cfg: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def learning_rate(cfg: dict[str, Any], default: float) -> float:
-    """The rate of a configuration, which keeps it as a list of one for each epoch."""
-    given = option(cfg, "optimization.lr", default=[default])
+    """The rate of a configuration, which keeps it as a list of one for each epoch; a composite optimiser has its own."""
+    given = option(cfg, "optimizer.groups.default.lr_float", "optimization.lr", default=[default])
     rates = {"lr": given[0] if isinstance(given, list) and given else given}
     return float(option(rates, "lr", default=default))
 
