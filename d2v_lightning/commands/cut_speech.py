@@ -94,6 +94,8 @@ def cut_recording(path: str, folder: Path, seconds: float) -> Cut:
     name, count, samples = Path(path).stem, 0, 0
     try:
         stretches = voice_activity(Path(path).with_suffix(".json"))
+        if not stretches:
+            raise UserError("its JSON file lists no speech")
         with Recording(path) as recording, atomic_write(folder) as unfinished:
             unfinished.mkdir()
             for count, clip in enumerate(joined(stretches, seconds), start=1):
@@ -161,7 +163,10 @@ def _cut_found(found: list[str], recordings: list[str], root: Path, out: Path, s
         first = folders.setdefault(_folder(path, root, out), path)
         if first != path:
             unused.append(Cut(path, left_out=f"{first} has the same name"))
-    alone = (path for path in found if path.lower().endswith(".json") and _folder(path, root, out) not in folders)
+    alone = [path for path in found if path.lower().endswith(".json") and _folder(path, root, out) not in folders]
+    above = {parent for folder in folders for parent in folder.parents}
+    for folder in sorted(above & folders.keys()):
+        unused.append(Cut(folders.pop(folder), left_out="a folder with recordings has the same name"))
     unused += [Cut(path, left_out="there is no recording beside it") for path in alone]
     todo = {folder: path for folder, path in folders.items() if not folder.is_dir()}
     cuts = [*unused, *_cut(todo, seconds, workers)]

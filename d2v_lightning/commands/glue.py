@@ -20,6 +20,7 @@ import argparse
 import csv
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -87,7 +88,7 @@ class Grid:
             "checkpoint": self.checkpoint,
             "sha256": _sha256(self.checkpoint),
             "protocol": args.protocol,
-            "options": dict(self.options),
+            "options": {name: value.rstrip("/") or value for name, value in self.options},
         }
         self.done = self._read_results()
 
@@ -107,8 +108,10 @@ class Grid:
     def _check(self) -> None:
         if unknown := [task for task in self.tasks if task not in TASKS]:
             raise UsageError(f"--tasks {unknown[0]}: choose from {', '.join(TASKS)}")
-        if bad := [rate for rate in self.rates if rate <= 0]:
-            raise UsageError(f"--rates {bad[0]:g}: a learning rate must be above 0")
+        if bad := [rate for rate in self.rates if not 0 < rate < math.inf]:
+            raise UsageError(f"--rates {bad[0]:g}: a learning rate must be a number above 0")
+        if odd := [seed for seed in self.seeds if not 0 <= seed < 2**32]:
+            raise UsageError(f"--seeds {odd[0]}: a seed must be a whole number from 0 to {2**32 - 1}")
         if ours := [name for name, _ in self.options if name in _OURS]:
             raise UsageError(f"{ours[0]}: {_OURS[ours[0]]}")
         given = self._section("--data.")
@@ -131,13 +134,15 @@ class Grid:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             runs = [Run(run["task"], run["rate"], run["seed"], run["figures"]) for run in stored["runs"]]
-            differs = next((name for name, value in self.what.items() if stored[name] != value), None)
+            before, now = ({**what, **what["options"]} for what in (stored, self.what))
+            names = ["checkpoint", "sha256", "protocol", *stored["options"], *self.what["options"]]
+            differs = next((name for name in names if before.get(name) != now.get(name)), None)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged: choose another folder with --output, or remove it") from error
         if differs is not None:
+            was, is_now = before.get(differs), now.get(differs)
             raise UsageError(
-                f"{path} is of another {differs} ({stored[differs]}, now {self.what[differs]}): choose another folder with "
-                "--output"
+                f"{path} is of another {differs} ({was}, now {is_now}): choose another folder with --output"
             )
         return {(run.task, run.rate, run.seed): run for run in runs}
 

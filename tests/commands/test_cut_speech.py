@@ -103,14 +103,16 @@ def test_what_cannot_be_cut_is_counted_and_named(raw: Path, tmp_path: Path, caps
     (folder / "broken.flac").write_bytes(b"fLaC")
     recording(folder / "bb.wav", [[1.0, 9.0]])
     recording(folder / "silent.flac", [])
+    recording(folder / "above.flac", [[0.0, 1.0]])
+    recording(folder / "above" / "below.flac", [[0.0, 1.0]])
     (folder / "nan.flac").write_bytes((folder / "bb.flac").read_bytes())
     (folder / "nan.json").write_text('{"voice_activity": [[NaN, 1]]}')
     (folder / "gone.json").write_text("{}")
     out = tmp_path / "out"
     assert main([str(raw), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "3 recordings cut into 2 clips" in printed.out
-    assert "8 file(s) left out" in printed.err
+    assert "3 recordings cut into 3 clips" in printed.out
+    assert "10 file(s) left out" in printed.err
     reasons = dict(line.split(": ", 1) for line in (out / "left_out.txt").read_text().splitlines())
     reasons = {Path(path).name: reason for path, reason in reasons.items()}
     assert reasons.pop("broken.flac")
@@ -121,6 +123,8 @@ def test_what_cannot_be_cut_is_counted_and_named(raw: Path, tmp_path: Path, caps
         "backwards.flac": "backwards.json has a stretch of voice_activity that begins before 0 or ends before it begins",
         "cut_off.flac": "10.0 of 100.0 s of speech are there: it is truncated, or the JSON file is another's",
         "gone.json": "there is no recording beside it",
+        "silent.flac": "its JSON file lists no speech",
+        "above.flac": "a folder with recordings has the same name",
         "bb.wav": f"{folder / 'bb.flac'} has the same name",
     }
 

@@ -173,7 +173,14 @@ def test_it_goes_on_where_it_was_stopped(
     torch.nn.init.zeros_(module.dense.weight)
     module.save_pretrained(Path("changed"))
     fails(capsys, 2, "changed", *asked[1:], says="out/results.json is of another checkpoint (")
-    fails(capsys, 2, *asked, "--model.head_dropout", "0.2", says="out/results.json is of another options")
+    fails(
+        capsys,
+        2,
+        *asked,
+        "--model.head_dropout",
+        "0.2",
+        says="out/results.json is of another --model.head_dropout (None, now 0.2)",
+    )
 
 
 def fails(capsys: pytest.CaptureFixture[str], status: int, *args: str, says: str) -> None:
@@ -192,7 +199,9 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     for more, says in (
         (["--tasks", "sst2", "sst3"], "error: --tasks sst3: choose from cola, sst2"),
         (["--tasks", "sst2", "cola"], "CoLA has no train as .tsv or .jsonl (no such folder)"),
-        (["--tasks", "sst2", "--rates", "0"], "--rates 0: a learning rate must be above 0"),
+        (["--tasks", "sst2", "--rates", "0"], "--rates 0: a learning rate must be a number above 0"),
+        (["--tasks", "sst2", "--rates", "1e-5", "nan"], "--rates nan: a learning rate must be a number above 0"),
+        (["--tasks", "sst2", "--seeds", "0", "-1"], "--seeds -1: a seed must be a whole number from 0 to 4294967295"),
         (["--tasks", "sst2", "--data.seed", "1"], "--data.seed: the command sets it for each run"),
         (["--tasks", "sst2", "--model.optimization.lr=1"], "--model.optimization.lr: give --rates"),
         (["--tasks", "sst2", "--data.text_columns", "[a"], "--data.text_columns [a: the value is not valid YAML"),
