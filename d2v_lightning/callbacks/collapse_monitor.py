@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from d2v_lightning.callbacks.collapse_statistics import measure
 from d2v_lightning.callbacks.objective_of import objective_of
-from d2v_lightning.callbacks.put_first import put_first
+from d2v_lightning.callbacks.order import put_first
 from d2v_lightning.callbacks.without_side_effects import without_side_effects
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl, rank_zero_info, rank_zero_only, rank_zero_warn

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from d2v_lightning.callbacks.put_first import put_first
+from d2v_lightning.callbacks.order import put_first
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl
 from d2v_lightning.support.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from d2v_lightning.callbacks.put_first import put_first
+from d2v_lightning.callbacks.order import put_first
 from d2v_lightning.flavour import pl
 
 ValidationStage = pl.loops.evaluation_loop.RestartStage

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from d2v_lightning.callbacks.order import put_last
 from d2v_lightning.callbacks.prediction_writer import PredictionWriter
 from d2v_lightning.configurable import Configurable
 from d2v_lightning.flavour import pl, rank_zero_info
@@ -59,10 +60,7 @@ class Preemption(Configurable, pl.Callback):
         self._replaced: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Only the last one in the list sees what all the others have made of a step.
-        # A new list, because Lightning is walking through the present one.
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        put_last(trainer, self)
 
         # The handlers are set where Lightning sets its own, and with them: its SIGTERM handler waits for other processes.
         connector: Any = trainer._signal_connector

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from d2v_lightning.callbacks.finite_loss import NonFiniteLossError
+from d2v_lightning.callbacks.order import put_last
 from d2v_lightning.flavour import pl
 
 
@@ -27,9 +28,7 @@ class SaveOnError(pl.Callback):
         self._whole = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Only the last one in the list sees what all the others have made of a step.
-        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
-        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        put_last(trainer, self)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

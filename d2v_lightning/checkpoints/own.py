@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from d2v_lightning.checkpoints.changed_settings import say_changed_model
+from d2v_lightning.checkpoints.model_differences import say_changed_model
 from d2v_lightning.checkpoints.stored_normalization import take_over_normalization
 from d2v_lightning.checkpoints.stored_tokenizer import refuse_another
 from d2v_lightning.checkpoints.training_state import refuse_training_state

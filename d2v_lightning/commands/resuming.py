@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from d2v_lightning.checkpoints.changed_settings import as_lists, describe_changes, differences
+from d2v_lightning.checkpoints.model_differences import as_lists, describe_changes, differences
 from d2v_lightning.checkpoints.own import RUN_KEY, is_trainer_setting, read_checkpoint, refuse_unfit, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
 from d2v_lightning.configurable import Tree, own_class, refuse_foreign

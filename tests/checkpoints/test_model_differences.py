@@ -10,7 +10,7 @@ import pytest
 from tiny import loader, tiny_image_model, tiny_model, trainer
 
 from d2v_lightning import Data2Vec
-from d2v_lightning.checkpoints.changed_settings import as_lists, describe_changes, differences, say_changed_model
+from d2v_lightning.checkpoints.model_differences import as_lists, describe_changes, differences, say_changed_model
 from d2v_lightning.configurable import build
 from datamodules import ImageDataModule
 
