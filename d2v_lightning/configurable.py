@@ -259,6 +259,15 @@ def refuse_foreign(tree: Any, root: type | None = None) -> None:
             _refuse_another_file(root if root is not None and node is tree else own_class(path), arguments)
 
 
+def is_known(tree: Any) -> bool:
+    """Whether a tree names only classes that `own_class` gives."""
+    try:
+        refuse_foreign(tree)
+    except UserError:
+        return False
+    return True
+
+
 def is_ours(tree: Any, root: type | None = None) -> bool:
     """Whether all classes of a stored tree are this project's, see `build`."""
     paths = [node["class_path"] for node in _nodes(tree) if "class_path" in node and not (root and node is tree)]

@@ -6,9 +6,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from d2v_lightning.configurable import own_class, refuse_foreign
+from d2v_lightning.configurable import is_known, own_class
 from d2v_lightning.flavour import rank_zero_warn
-from d2v_lightning.support.errors import UserError
 
 # They say how a step is computed, or where weights came from, not which model it is.
 _FREE = frozenset({"checkpoint", "compile", "gradient_checkpointing", "on_nonfinite"})
@@ -49,18 +48,17 @@ def as_lists(value: Any) -> Any:
 
 
 def say_changed_model(now: Any, stored: Any, name: str) -> None:
-    """Warn where a module goes on from a checkpoint of another one. Nothing that runs is changed.
+    """Warn where a module goes on from a checkpoint of another one. Nothing that runs is changed, and of a class that no
+    file finds nothing is said.
 
     Args:
         now: `config` of the module.
         stored: the tree in the checkpoint.
         name: what messages call the checkpoint.
     """
-    try:
-        refuse_foreign(stored)
-        changes = list(differences(now, stored, "model"))
-    except UserError:  # a class of the user's that no file finds, or no tree of ours: nothing can be said of it
+    if not (is_known(now) and is_known(stored)):  # a class of the user's that no file finds, or no tree of ours
         return
+    changes = list(differences(now, stored, "model"))
     if changes:
         rank_zero_warn(
             f"going on from {name} with another model: {describe_changes(changes)}. Make the module with "

@@ -11,7 +11,7 @@ from torch import Tensor
 from d2v_lightning.checkpoints.model_differences import as_lists, describe_changes, differences
 from d2v_lightning.checkpoints.own import RUN_KEY, is_trainer_setting, read_checkpoint, refuse_unfit, stored_settings
 from d2v_lightning.checkpoints.stored_tokenizer import StoredTokenizer
-from d2v_lightning.configurable import Tree, own_class, refuse_foreign
+from d2v_lightning.configurable import Tree, is_known, own_class, refuse_foreign
 from d2v_lightning.flavour import pl, rank_zero_warn
 from d2v_lightning.support.errors import UsageError, UserError, naming
 from d2v_lightning.support.stored_form import as_mapping
@@ -87,7 +87,7 @@ class StoreRun(pl.Callback):
 
     def __init__(self, data: Tree | None, trainer: dict[str, Any]) -> None:
         self.run = {
-            "data": data if data is not None and is_own(data) else None,
+            "data": data if data is not None and is_known(data) else None,
             "trainer": {name: value for name, value in trainer.items() if is_trainer_setting(name, value)},
         }
 
@@ -95,15 +95,6 @@ class StoreRun(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RUN_KEY] = self.run
-
-
-def is_own(tree: Tree) -> bool:
-    """Whether a tree names classes of this project only."""
-    try:
-        refuse_foreign(tree)
-    except ValueError:
-        return False
-    return True
 
 
 def changed_settings(now: dict[str, Any], stored: dict[str, Any], prefix: str) -> tuple[list[str], bool]:
